@@ -1,0 +1,390 @@
+// Package wire is how varve's processes talk: frames over TCP connections on which either side may
+// ask and answers come in any order.
+//
+// Dial and Serve make connections and do the handshake; Conn.Call, Start and CallMessage ask; a Handler
+// answers with Conn.Reply or ReplyMessage. An answer with an outcome other than OK is not an error of Call: errors mean
+// that it is not known whether the request was carried out (the connection broke, or ctx ended).
+//
+// All methods of Conn may be called at once. Each request is handled on a goroutine of its own, at most
+// Options.InFlight at a time for each connection: beyond that the connection is not read, so a peer that asks too much slows
+// itself down. Writes to a peer that does not read for Options.WriteTimeout end the connection.
+package wire
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"varve/internal/fserr"
+	"varve/internal/id"
+)
+
+// ErrClosed is what calls on a connection that has ended return, wrapped with the reason.
+var ErrClosed = errors.New("connection closed")
+
+// Frame is one message. A received frame's Body and Data are pooled buffers: Release gives them back.
+type Frame struct {
+	Type  Type
+	Class Class
+	Epoch id.Epoch
+	Code  fserr.Code // of an answer
+	Body  []byte
+	Data  []byte
+
+	id     uint64
+	pooled bool
+}
+
+// Release gives the buffers of a received frame back. The frame must not be used afterwards.
+// It does nothing for frames that were not received, and when called again.
+func (f *Frame) Release() {
+	if f == nil || !f.pooled {
+		return
+	}
+	f.pooled = false
+	Recycle(f.Body)
+	Recycle(f.Data)
+	f.Body, f.Data = nil, nil
+}
+
+// TakeData hands the data buffer over to the caller, who recycles it with Recycle.
+func (f *Frame) TakeData() []byte {
+	d := f.Data
+	f.Data = nil
+	return d
+}
+
+// Handler answers requests. Serve must call Reply or ReplyMessage exactly once for req, from any goroutine; the frame's
+// buffers are released by the connection after Serve returns and the reply was sent, unless taken.
+type Handler interface {
+	Serve(ctx context.Context, c *Conn, req *Frame)
+}
+
+// Options of a connection. The zero value works.
+type Options struct {
+	InFlight     int           // requests handled at once; default 256
+	WriteTimeout time.Duration // a peer that takes nothing for so long is cut off; default 10 s
+}
+
+// Call is a request under way.
+type Call struct {
+	Reply *Frame // set when done and Err is nil
+	Err   error
+	Tag   int // the caller's, untouched
+	id    uint64
+	done  chan *Call
+}
+
+// Conn is one connection after its handshake.
+type Conn struct {
+	nc      net.Conn
+	br      *bufio.Reader
+	handler Handler
+	timeout time.Duration
+	slots   chan struct{}
+	ctx     context.Context // ends with the connection; given to handlers
+	cancel  context.CancelFunc
+	serving sync.WaitGroup // handlers under way
+	readEnd chan struct{}  // closed when the reader has stopped
+
+	wmu  sync.Mutex
+	wbuf []byte // header and body of the frame being written
+
+	nextID atomic.Uint64
+
+	mu      sync.Mutex
+	pending map[uint64]*Call
+	err     error // why it ended
+
+	// Value is the server's own data about the peer, set in the handshake and not changed afterwards.
+	Value any
+}
+
+func newConn(nc net.Conn, br *bufio.Reader, o Options) *Conn {
+	if o.InFlight == 0 {
+		o.InFlight = 256
+	}
+	if o.WriteTimeout == 0 {
+		o.WriteTimeout = 10 * time.Second
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	return &Conn{
+		nc: nc, br: br, timeout: o.WriteTimeout, slots: make(chan struct{}, o.InFlight),
+		ctx: ctx, cancel: cancel, readEnd: make(chan struct{}), pending: make(map[uint64]*Call),
+	}
+}
+
+// start begins reading; h answers what comes.
+func (c *Conn) start(h Handler) {
+	c.handler = h
+	go c.readLoop()
+}
+
+// RemoteAddr returns the peer's address.
+func (c *Conn) RemoteAddr() string { return c.nc.RemoteAddr().String() }
+
+// LocalAddr returns this side's address.
+func (c *Conn) LocalAddr() string { return c.nc.LocalAddr().String() }
+
+// Done is closed when the connection has ended.
+func (c *Conn) Done() <-chan struct{} { return c.ctx.Done() }
+
+// Err returns why the connection ended, or nil while it lives.
+func (c *Conn) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
+}
+
+// Close ends the connection: calls under way fail, handlers' contexts end.
+func (c *Conn) Close() error {
+	c.fail(ErrClosed)
+	return nil
+}
+
+// Quiesce closes the connection and waits until every request that came on it has been handled.
+func (c *Conn) Quiesce() {
+	c.Close()
+	<-c.readEnd
+	c.serving.Wait()
+}
+
+func (c *Conn) fail(err error) {
+	c.mu.Lock()
+	if c.err != nil {
+		c.mu.Unlock()
+		return
+	}
+	if !errors.Is(err, ErrClosed) {
+		err = fmt.Errorf("%w: %w", ErrClosed, err)
+	}
+	c.err = err
+	pending := c.pending
+	c.pending = nil
+	c.mu.Unlock()
+	c.cancel()
+	c.nc.Close()
+	for _, call := range pending {
+		call.Err = err
+		call.done <- call
+	}
+}
+
+// Start sends req and returns at once; the call is sent to done when it has ended. done must have room for
+// every call that uses it. The connection does not touch req's buffers after Start has returned.
+func (c *Conn) Start(req *Frame, done chan *Call) *Call {
+	call := &Call{done: done, id: c.nextID.Add(1)}
+	c.mu.Lock()
+	if c.err != nil {
+		call.Err = c.err
+		c.mu.Unlock()
+		done <- call
+		return call
+	}
+	c.pending[call.id] = call
+	c.mu.Unlock()
+	if err := c.write(req, call.id, false); err != nil {
+		c.fail(err) // delivers the call, unless the reader already has
+	}
+	return call
+}
+
+// Abandon forgets a call: its answer, if one comes, is dropped. It reports whether the call was still under way; if not, it is
+// in its done channel.
+func (c *Conn) Abandon(call *Call) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.pending[call.id] != call {
+		return false
+	}
+	delete(c.pending, call.id)
+	return true
+}
+
+// Call sends req and waits for its answer, which the caller releases.
+func (c *Conn) Call(ctx context.Context, req *Frame) (*Frame, error) {
+	done := make(chan *Call, 1)
+	call := c.Start(req, done)
+	select {
+	case <-done:
+		return call.Reply, call.Err
+	case <-ctx.Done():
+		if !c.Abandon(call) {
+			<-done
+			return call.Reply, call.Err
+		}
+		return nil, fmt.Errorf("waiting for %s to answer request type %d: %w: %w", c.RemoteAddr(), req.Type, fserr.Timeout, ctx.Err())
+	}
+}
+
+// Message is a control message of package msg.
+type Message interface {
+	MarshalVT() ([]byte, error)
+	UnmarshalVT([]byte) error
+}
+
+// CallMessage asks with a control message and decodes the answer into reply, also when the outcome is not OK. reply
+// may be nil. Errors are failures of the connection or of ctx; outcomes are in the code.
+func (c *Conn) CallMessage(ctx context.Context, t Type, class Class, req, reply Message) (fserr.Code, error) {
+	body, err := req.MarshalVT()
+	if err != nil {
+		return 0, fmt.Errorf("encode request type %d: %w", t, err)
+	}
+	f, err := c.Call(ctx, &Frame{Type: t, Class: class, Body: body})
+	if err != nil {
+		return 0, err
+	}
+	defer f.Release()
+	if reply != nil && len(f.Body) > 0 {
+		if err := reply.UnmarshalVT(f.Body); err != nil {
+			return 0, fmt.Errorf("decode answer to request type %d: %w: %w", t, fserr.Protocol, err)
+		}
+	}
+	return f.Code, nil
+}
+
+// Reply answers req. body and data are not touched after it has returned. Errors mean that the connection has ended;
+// there is nothing left to do for the request.
+func (c *Conn) Reply(req *Frame, code fserr.Code, body, data []byte) error {
+	err := c.write(&Frame{Type: req.Type, Class: req.Class, Epoch: req.Epoch, Code: code, Body: body, Data: data}, req.id, true)
+	if err != nil {
+		c.fail(err)
+	}
+	return err
+}
+
+// ReplyMessage answers req with a control message, which may be nil.
+func (c *Conn) ReplyMessage(req *Frame, code fserr.Code, m Message) error {
+	var body []byte
+	if m != nil {
+		var err error
+		if body, err = m.MarshalVT(); err != nil {
+			return c.Reply(req, fserr.Protocol, nil, nil)
+		}
+	}
+	return c.Reply(req, code, body, nil)
+}
+
+func (c *Conn) write(f *Frame, reqID uint64, answer bool) error {
+	if len(f.Body) > MaxBody || len(f.Data) > MaxData {
+		return fmt.Errorf("frame type %d with body of %d and data of %d bytes is over the limit: %w", f.Type, len(f.Body), len(f.Data), fserr.Protocol)
+	}
+	h := header{
+		typ: f.Type, class: f.Class, answer: answer, id: reqID, epoch: f.Epoch, code: f.Code,
+		bodyLen: uint32(len(f.Body)), dataLen: uint32(len(f.Data)), bodyCRC: crc32.Checksum(f.Body, castagnoli),
+	}
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	c.wbuf = append(c.wbuf[:0], make([]byte, headerSize)...)
+	h.encode(c.wbuf)
+	c.wbuf = append(c.wbuf, f.Body...)
+	if err := c.nc.SetWriteDeadline(time.Now().Add(c.timeout)); err != nil {
+		return err
+	}
+	if len(f.Data) == 0 {
+		_, err := c.nc.Write(c.wbuf)
+		return err
+	}
+	bufs := net.Buffers{c.wbuf, f.Data}
+	_, err := bufs.WriteTo(c.nc)
+	return err
+}
+
+func (c *Conn) readLoop() {
+	defer close(c.readEnd)
+	for {
+		f, answer, err := readFrame(c.br, MaxBody)
+		if err != nil {
+			c.fail(err)
+			return
+		}
+		if answer {
+			c.deliver(f)
+			continue
+		}
+		if c.handler == nil {
+			f.Release()
+			c.fail(fmt.Errorf("unexpected request type %d: %w", f.Type, fserr.Protocol))
+			return
+		}
+		select {
+		case c.slots <- struct{}{}:
+		case <-c.ctx.Done():
+			f.Release()
+			return
+		}
+		c.serving.Add(1)
+		go c.serve(f)
+	}
+}
+
+func (c *Conn) serve(f *Frame) {
+	defer c.serving.Done()
+	defer func() { <-c.slots }()
+	defer f.Release()
+	c.handler.Serve(c.ctx, c, f)
+}
+
+func (c *Conn) deliver(f *Frame) {
+	c.mu.Lock()
+	call := c.pending[f.id]
+	delete(c.pending, f.id)
+	c.mu.Unlock()
+	if call == nil {
+		f.Release() // abandoned, or a second answer
+		return
+	}
+	call.Reply = f
+	call.done <- call
+}
+
+func readFrame(br *bufio.Reader, maxBody uint32) (*Frame, bool, error) {
+	b, err := br.Peek(headerSize)
+	if err != nil {
+		if len(b) > 0 && errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		return nil, false, err
+	}
+	var h header
+	if err := h.decode(b); err != nil {
+		return nil, false, err
+	}
+	if h.bodyLen > maxBody {
+		return nil, false, fmt.Errorf("frame type %d: body of %d bytes, limit %d here: %w", h.typ, h.bodyLen, maxBody, fserr.Protocol)
+	}
+	if _, err := br.Discard(headerSize); err != nil {
+		return nil, false, err
+	}
+	f := &Frame{Type: h.typ, Class: h.class, Epoch: h.epoch, Code: h.code, id: h.id, pooled: true}
+	f.Body = Buffer(int(h.bodyLen))
+	if _, err := io.ReadFull(br, f.Body); err != nil {
+		f.Release()
+		return nil, false, err
+	}
+	if got := crc32.Checksum(f.Body, castagnoli); got != h.bodyCRC {
+		f.Release()
+		return nil, false, fmt.Errorf("frame type %d: body checksum %08x, want %08x: %w", h.typ, got, h.bodyCRC, fserr.Protocol)
+	}
+	f.Data = Buffer(int(h.dataLen))
+	if _, err := io.ReadFull(br, f.Data); err != nil {
+		f.Release()
+		return nil, false, err
+	}
+	return f, h.answer, nil
+}
+
+// Preface returns the first four bytes that every varve connection starts with.
+func Preface() [4]byte {
+	var b [4]byte
+	binary.LittleEndian.PutUint32(b[:], magic)
+	return b
+}

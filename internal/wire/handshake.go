@@ -1,0 +1,219 @@
+package wire
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"varve/internal/fserr"
+	"varve/internal/wire/msg"
+)
+
+const (
+	handshakeTimeout = 5 * time.Second
+	// userTimeout bounds how long the kernel keeps a connection whose peer acknowledges nothing.
+	userTimeout = 10 * time.Second
+	readBuffer  = 64 << 10
+)
+
+func setUserTimeout(_, _ string, rc syscall.RawConn) error {
+	var err error
+	cerr := rc.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(userTimeout.Milliseconds()))
+	})
+	return errors.Join(cerr, err)
+}
+
+// Listen listens on a TCP address. Multipath TCP is off, since it hides the socket from eBPF.
+func Listen(ctx context.Context, addr string) (net.Listener, error) {
+	lc := net.ListenConfig{Control: setUserTimeout}
+	lc.SetMultipathTCP(false)
+	l, err := lc.Listen(ctx, "tcp", addr)
+	if err != nil {
+		if errors.Is(err, unix.EADDRINUSE) {
+			return nil, fmt.Errorf("listen on %s: the port is taken; stop the other process or choose another with -a: %w", addr, err)
+		}
+		return nil, fmt.Errorf("listen on %s: %w", addr, err)
+	}
+	return l, nil
+}
+
+// Dial connects to addr and says hello. h answers what the peer asks and may be nil. Errors wrap the
+// fserr.Code that the peer refused with, or fserr.Unavailable.
+func Dial(ctx context.Context, addr string, hello *msg.Hello, h Handler, o Options) (*Conn, *msg.HelloReply, error) {
+	d := net.Dialer{Timeout: handshakeTimeout, Control: setUserTimeout}
+	d.SetMultipathTCP(false)
+	nc, err := d.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: %w", fserr.Unavailable, err)
+	}
+	c := newConn(nc, bufio.NewReaderSize(nc, readBuffer), o)
+	reply, err := c.sayHello(ctx, hello)
+	if err != nil {
+		c.Close()
+		return nil, nil, fmt.Errorf("handshake with %s: %w", addr, err)
+	}
+	c.start(h)
+	return c, reply, nil
+}
+
+func (c *Conn) sayHello(ctx context.Context, hello *msg.Hello) (*msg.HelloReply, error) {
+	body, err := hello.MarshalVT()
+	if err != nil {
+		return nil, err
+	}
+	deadline := time.Now().Add(2 * handshakeTimeout) // the peer may have to quiesce an older connection
+	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
+		deadline = d
+	}
+	stop := context.AfterFunc(ctx, func() { c.nc.Close() })
+	defer stop()
+	if err := c.nc.SetReadDeadline(deadline); err != nil {
+		return nil, err
+	}
+	if err := c.write(&Frame{Type: Hello, Body: body}, 0, false); err != nil {
+		return nil, fmt.Errorf("%w: %w", fserr.Unavailable, err)
+	}
+	f, answer, err := readFrame(c.br, maxHello)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", fserr.Unavailable, err)
+	}
+	defer f.Release()
+	if !answer || f.Type != Hello {
+		return nil, fmt.Errorf("answer of type %d to hello: %w", f.Type, fserr.Protocol)
+	}
+	if f.Code != fserr.OK {
+		return nil, f.Code
+	}
+	reply := new(msg.HelloReply)
+	if err := reply.UnmarshalVT(f.Body); err != nil {
+		return nil, fmt.Errorf("%w: %w", fserr.Protocol, err)
+	}
+	return reply, c.nc.SetReadDeadline(time.Time{})
+}
+
+// Acceptor decides about a connection by its hello. It returns what will answer its requests, or an
+// outcome other than OK to refuse it. It may set c.Value. It may block (to quiesce an older connection).
+type Acceptor func(c *Conn, hello *msg.Hello) (Handler, *msg.HelloReply, fserr.Code)
+
+// Server accepts connections on a listener.
+type Server struct {
+	Accept  Acceptor
+	Options Options
+	Logger  *slog.Logger // default slog.Default()
+
+	mu     sync.Mutex
+	conns  map[*Conn]struct{}
+	closed bool
+	wg     sync.WaitGroup
+}
+
+// maxConns bounds the connections of a server, handshakes included.
+const maxConns = 8192
+
+// Serve accepts connections until l is closed. Garbage on a connection ends that connection only.
+func (s *Server) Serve(l net.Listener) error {
+	if s.Logger == nil {
+		s.Logger = slog.Default()
+	}
+	for {
+		nc, err := l.Accept()
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				return nil
+			}
+			if ne, ok := err.(net.Error); ok && ne.Timeout() || errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ECONNABORTED) {
+				s.Logger.Warn("accept failed, going on", "err", err)
+				time.Sleep(50 * time.Millisecond)
+				continue
+			}
+			return err
+		}
+		c := newConn(nc, bufio.NewReaderSize(nc, readBuffer), s.Options)
+		if !s.add(c) {
+			c.Close()
+			continue
+		}
+		go s.handshake(c)
+	}
+}
+
+func (s *Server) add(c *Conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed || len(s.conns) >= maxConns {
+		return false
+	}
+	if s.conns == nil {
+		s.conns = make(map[*Conn]struct{})
+	}
+	s.conns[c] = struct{}{}
+	s.wg.Add(1)
+	return true
+}
+
+func (s *Server) handshake(c *Conn) {
+	defer s.wg.Done()
+	defer func() {
+		s.mu.Lock()
+		delete(s.conns, c)
+		s.mu.Unlock()
+	}()
+	h, err := s.greet(c)
+	if err != nil {
+		s.Logger.Warn("connection refused", "peer", c.RemoteAddr(), "err", err)
+		c.Close()
+		close(c.readEnd) // nothing was ever read for a handler: Quiesce need not wait
+		return
+	}
+	c.start(h)
+	<-c.Done()
+	<-c.readEnd
+	c.serving.Wait()
+}
+
+func (s *Server) greet(c *Conn) (Handler, error) {
+	if err := c.nc.SetReadDeadline(time.Now().Add(handshakeTimeout)); err != nil {
+		return nil, err
+	}
+	f, answer, err := readFrame(c.br, maxHello)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Release()
+	if answer || f.Type != Hello || len(f.Data) > 0 {
+		return nil, fmt.Errorf("first frame has type %d, want hello: %w", f.Type, fserr.Protocol)
+	}
+	hello := new(msg.Hello)
+	if err := hello.UnmarshalVT(f.Body); err != nil {
+		return nil, fmt.Errorf("hello: %w: %w", fserr.Protocol, err)
+	}
+	if err := c.nc.SetReadDeadline(time.Time{}); err != nil {
+		return nil, err
+	}
+	h, reply, code := s.Accept(c, hello)
+	if code != fserr.OK {
+		_ = c.ReplyMessage(f, code, reply)
+		return nil, fmt.Errorf("hello of a %s: %w", hello.Role, code)
+	}
+	return h, c.ReplyMessage(f, fserr.OK, reply)
+}
+
+// Close ends all connections and waits for their handlers. Close the listener first.
+func (s *Server) Close() {
+	s.mu.Lock()
+	s.closed = true
+	for c := range s.conns {
+		c.Close()
+	}
+	s.mu.Unlock()
+	s.wg.Wait()
+}
