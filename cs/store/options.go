@@ -1,0 +1,82 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"varve/internal/disk"
+	"varve/internal/id"
+)
+
+// Options of a Store. FS, Dir and Cluster are required; every other field has a default.
+type Options struct {
+	// FS is the disk. Default: disk.OS.
+	FS disk.FS
+	// Dir is the directory that holds the chunks. It is made if it is missing.
+	Dir string
+	// Cluster is written into every file; a directory of another cluster is refused.
+	Cluster id.Cluster
+	// Logger takes state transitions and failures. Default: nothing is logged.
+	Logger *slog.Logger
+	// MaxOpen is the number of chunks of which the file is open and the table in memory (64 KiB
+	// each). Default: 1024.
+	MaxOpen int
+	// MaxActive is the number of chunks with active extents; a write to one more settles the
+	// quietest first. Default: three quarters of MaxOpen.
+	MaxActive int
+	// Buffered sends data through the page cache. Default: direct I/O where the filesystem has it.
+	Buffered bool
+	// SettleAfter is how long an extent must be quiet before it is flushed and no longer active.
+	// Default: 5 s.
+	SettleAfter time.Duration
+	// SettleEvery is the pause between two passes of settling. Default: 1 s. Negative: none.
+	SettleEvery time.Duration
+}
+
+// Defaults of Options.
+const (
+	defaultMaxOpen     = 1024
+	defaultSettleAfter = 5 * time.Second
+	defaultSettleEvery = time.Second
+)
+
+// settlePass is the most chunks that one pass of settling takes up, so that a pass does not crowd out
+// the writes of guests.
+const settlePass = 64
+
+func (o Options) withDefaults() (Options, error) {
+	if o.FS == nil {
+		o.FS = disk.OS{}
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.MaxOpen == 0 {
+		o.MaxOpen = defaultMaxOpen
+	}
+	if o.MaxActive == 0 {
+		o.MaxActive = max(1, o.MaxOpen*3/4)
+	}
+	if o.SettleAfter == 0 {
+		o.SettleAfter = defaultSettleAfter
+	}
+	if o.SettleEvery == 0 {
+		o.SettleEvery = defaultSettleEvery
+	}
+	var faults []error
+	if o.Dir == "" {
+		faults = append(faults, errors.New("store: no directory given"))
+	}
+	if o.Cluster.IsZero() {
+		faults = append(faults, errors.New("store: no cluster given"))
+	}
+	if o.MaxOpen < 0 || o.MaxActive < 0 || o.MaxActive > o.MaxOpen {
+		faults = append(faults, fmt.Errorf("store: MaxActive %d, MaxOpen %d: want 0 < MaxActive <= MaxOpen", o.MaxActive, o.MaxOpen))
+	}
+	if o.SettleAfter < 0 {
+		faults = append(faults, fmt.Errorf("store: SettleAfter %v is negative", o.SettleAfter))
+	}
+	return o, errors.Join(faults...)
+}
