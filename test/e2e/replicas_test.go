@@ -1,0 +1,81 @@
+package e2e
+
+import (
+	"fmt"
+	"time"
+
+	"varve/internal/wire"
+	"varve/internal/wire/msg"
+)
+
+// copyOf is one replica of a chunk as a server has it on disk.
+type copyOf struct {
+	server uint32
+	epoch  uint64
+	digest string
+}
+
+// checkReplicas waits until the cluster is whole, then reads every block of every chunk on every server, and fails
+// unless each chunk has exactly `norm` replicas of one epoch with equal checksum tables and no bad block.
+// Nothing may be writing.
+func (c *cluster) checkReplicas(norm int) {
+	c.t.Helper()
+	c.wait(90*time.Second, "the cluster to be whole", c.healthy)
+	c.wait(60*time.Second, "replicas to be equal", func() error { return c.compareReplicas(norm) })
+}
+
+func (c *cluster) compareReplicas(norm int) error {
+	st, err := c.status()
+	if err != nil {
+		return err
+	}
+	copies := make(map[uint64][]copyOf)
+	blocks := 0
+	for _, s := range st.Servers {
+		hello := &msg.Hello{Role: msg.Hello_ADMIN, Cluster: st.Cluster}
+		for after, last := uint64(0), false; !last; {
+			list := new(msg.ChunkListReply)
+			if err := ask(s.Addr, hello, wire.ChunkList, &msg.ChunkList{After: after, Max: 1000}, list); err != nil {
+				return fmt.Errorf("list of cs%d: %w", s.Server, err)
+			}
+			for _, ch := range list.Chunks {
+				after = ch.Id
+				if ch.Joining || ch.Unclean {
+					return fmt.Errorf("chunk %016x on cs%d is joining or unclean", ch.Id, s.Server)
+				}
+				v := new(msg.ChunkVerifyReply)
+				if err := ask(s.Addr, hello, wire.ChunkVerify, &msg.ChunkVerify{Chunk: ch.Id}, v); err != nil {
+					return fmt.Errorf("verify chunk %016x on cs%d: %w", ch.Id, s.Server, err)
+				}
+				if v.Bad > 0 {
+					return fmt.Errorf("chunk %016x on cs%d: %d of %d blocks are bad", ch.Id, s.Server, v.Bad, v.Blocks)
+				}
+				blocks += int(v.Blocks)
+				copies[ch.Id] = append(copies[ch.Id], copyOf{s.Server, ch.Epoch, string(v.Digest)})
+			}
+			last = list.Last || len(list.Chunks) == 0
+		}
+	}
+	if uint64(len(copies)) != st.Chunks {
+		return fmt.Errorf("servers hold %d different chunks, the metadata servers know %d", len(copies), st.Chunks)
+	}
+	for id, cs := range copies {
+		if len(cs) != norm {
+			return fmt.Errorf("chunk %016x has %d replicas, want %d: %v", id, len(cs), norm, servers(cs))
+		}
+		for _, x := range cs[1:] {
+			if x.digest != cs[0].digest {
+				return fmt.Errorf("chunk %016x differs between cs%d and cs%d", id, cs[0].server, x.server)
+			}
+		}
+	}
+	c.t.Logf("%d chunks with %d equal replicas each, %d blocks verified", len(copies), norm, blocks)
+	return nil
+}
+
+func servers(cs []copyOf) (out []string) {
+	for _, c := range cs {
+		out = append(out, fmt.Sprintf("cs%d@%d", c.server, c.epoch))
+	}
+	return out
+}
