@@ -1,0 +1,275 @@
+package journal
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"varve/internal/disk"
+	"varve/internal/id"
+)
+
+// Open recovers the journal in o.Dir, and makes it if there is none and o.ReadOnly is not set. It reads
+// the headers of all segments and the whole last one. What Last returns then is on stable media, unless
+// o.ReadOnly is set. Errors are ErrCorrupt, ErrNotFound (nothing there and ReadOnly) and those of the disk.
+func Open(o Options) (*Journal, error) {
+	o, err := o.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	j := &Journal{o: o, chain: newChainer()}
+	if err := j.open(); err != nil {
+		if j.file != nil {
+			j.file.Close()
+		}
+		return nil, err
+	}
+	return j, nil
+}
+
+func (j *Journal) open() error {
+	l, err := list(&j.o)
+	if err != nil {
+		return err
+	}
+	if len(l.segments) == 0 {
+		return j.openEmpty(l)
+	}
+	if !j.o.ReadOnly {
+		for _, name := range l.temporary {
+			if err := j.o.FS.Remove(filepath.Join(j.o.Dir, name)); err != nil {
+				return fmt.Errorf("%s: remove unfinished file: %w", name, err)
+			}
+		}
+	}
+	for _, first := range l.segments {
+		s, err := readSegment(&j.o, first)
+		if err != nil {
+			return err
+		}
+		j.segments = append(j.segments, s)
+	}
+	if err := j.recoverLast(); err != nil {
+		return err
+	}
+	return j.checkNewest(l)
+}
+
+func (j *Journal) openEmpty(l listing) error {
+	if len(l.checkpoints) > 0 {
+		return fmt.Errorf("%s: checkpoints without segments: %w", j.o.Dir, ErrCorrupt)
+	}
+	if j.o.ReadOnly {
+		return fmt.Errorf("%s: no segments: %w", j.o.Dir, ErrNotFound)
+	}
+	s, f, err := createSegment(&j.o, Position{}, false)
+	if err != nil {
+		return err
+	}
+	j.segments, j.file, j.stable = []*segment{s}, f, headerSize
+	return nil
+}
+
+// recoverLast reads the last segment, cuts off a torn tail, and makes what remains stable.
+func (j *Journal) recoverLast() error {
+	s := j.segments[len(j.segments)-1]
+	flag := disk.ReadWrite
+	if j.o.ReadOnly {
+		flag = disk.ReadOnly
+	}
+	f, err := j.o.FS.Open(s.path, flag)
+	if err != nil {
+		return err
+	}
+	j.file = f // closed by Open if this fails
+	at, end, torn, err := scanLast(s, f, func(m mark) { s.note(m) })
+	if err != nil {
+		return err
+	}
+	fileSize := s.size
+	s.size, j.last, j.stable = end, at, end
+	if j.o.ReadOnly {
+		j.file = nil
+		return f.Close()
+	}
+	if torn != nil {
+		j.o.Logger.Warn("journal: cut torn tail", "file", filepath.Base(s.path), "offset", end,
+			"bytes", fileSize-end, "last", at.Index, "cause", torn)
+		if err := f.Truncate(end); err != nil {
+			return fmt.Errorf("%s: cut at offset %d: %w", s.path, end, err)
+		}
+	}
+	// A process that was killed may have left records and names that are not on stable media.
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("%s: sync: %w", s.path, err)
+	}
+	return j.o.FS.SyncDir(j.o.Dir)
+}
+
+// scanLast reads the last segment from f and returns the position after its last whole record, where
+// that ends, and, if something follows, what is wrong with it.
+func scanLast(s *segment, f disk.File, note func(mark)) (at Position, end int64, torn, err error) {
+	var sc scanner
+	sc.reset(s.path, f, headerSize, s.size)
+	c := newChainer()
+	at = s.header.at
+	for {
+		off := sc.off
+		raw, err := sc.next()
+		if err == io.EOF {
+			return at, off, nil, nil
+		}
+		if errors.Is(err, ErrCorrupt) {
+			stable, rerr := wasStable(s.path, f, off, s.size, at.Index+1)
+			if rerr != nil {
+				return at, off, nil, rerr
+			}
+			if stable {
+				return at, off, nil, err
+			}
+			return at, off, err, nil
+		}
+		if err != nil {
+			return at, off, nil, err
+		}
+		if at, err = c.follow(s.path, off, at, raw); err != nil {
+			return at, off, nil, err
+		}
+		if note != nil {
+			note(mark{index: at.Index, offset: off, time: at.Time})
+		}
+	}
+}
+
+// checkNewest compares the newest checkpoint with the last record, and completes a Reset that was
+// interrupted after its checkpoint was stored.
+func (j *Journal) checkNewest(l listing) error {
+	if len(l.checkpoints) == 0 {
+		return nil
+	}
+	newest := l.checkpoints[len(l.checkpoints)-1]
+	if newest <= j.last.Index {
+		return nil
+	}
+	h, err := readCheckpointHeader(&j.o, newest)
+	if err != nil {
+		return err
+	}
+	if h.flags&flagForeign == 0 {
+		return fmt.Errorf("%s: journal ends early: want record %d, got %d as the last: %w",
+			checkpointName(newest), newest, j.last.Index, ErrCorrupt)
+	}
+	if j.o.ReadOnly {
+		return nil
+	}
+	return j.Reset(h.at)
+}
+
+// listing is what is in a directory, each ascending.
+type listing struct {
+	segments    []id.Index // by first index
+	checkpoints []id.Index
+	temporary   []string
+}
+
+// list reads the directory, which it makes unless o.ReadOnly is set. Files it does not know are ignored.
+func list(o *Options) (listing, error) {
+	var l listing
+	if !o.ReadOnly {
+		if err := o.FS.MkdirAll(o.Dir); err != nil {
+			return l, err
+		}
+	}
+	entries, err := o.FS.ReadDir(o.Dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return l, fmt.Errorf("%w: %w", err, ErrNotFound)
+	}
+	if err != nil {
+		return l, err
+	}
+	for _, e := range entries { // sorted by name, so by index
+		name := e.Name()
+		switch {
+		case strings.HasSuffix(name, tmpSuffix):
+			l.temporary = append(l.temporary, name)
+		case strings.HasSuffix(name, segSuffix):
+			err = addIndex(&l.segments, name, segSuffix)
+		case strings.HasSuffix(name, ckptSuffix):
+			err = addIndex(&l.checkpoints, name, ckptSuffix)
+		}
+		if err != nil {
+			return l, err
+		}
+	}
+	return l, nil
+}
+
+func addIndex(to *[]id.Index, name, suffix string) error {
+	digits := strings.TrimSuffix(name, suffix)
+	n, err := strconv.ParseUint(digits, 10, 64)
+	if err != nil || len(digits) != 20 {
+		return fmt.Errorf("%s: file name: want 20 digits and %s: %w", name, suffix, ErrCorrupt)
+	}
+	*to = append(*to, id.Index(n))
+	return nil
+}
+
+// readHeader reads and checks the header of a file and returns its size as well.
+func readHeader(o *Options, name, magic string) (header, int64, error) {
+	f, err := o.FS.Open(filepath.Join(o.Dir, name), disk.ReadOnly)
+	if err != nil {
+		return header{}, 0, err
+	}
+	defer f.Close()
+	size, err := f.Size()
+	if err != nil {
+		return header{}, 0, err
+	}
+	b := make([]byte, headerSize)
+	n, err := f.ReadAt(b, 0)
+	if n < len(b) && err != nil && !errors.Is(err, io.EOF) {
+		return header{}, 0, fmt.Errorf("%s: read header: %w", name, err)
+	}
+	h, err := decodeHeader(name, b[:n], magic)
+	if err != nil {
+		return header{}, 0, err
+	}
+	if o.Cluster.IsZero() {
+		o.Cluster = h.cluster
+	}
+	if h.cluster != o.Cluster {
+		return header{}, 0, fmt.Errorf("%s: offset 16: cluster: want %v, got %v", name, o.Cluster, h.cluster)
+	}
+	return h, size, nil
+}
+
+func readSegment(o *Options, first id.Index) (*segment, error) {
+	name := segmentName(first)
+	h, size, err := readHeader(o, name, segMagic)
+	if err != nil {
+		return nil, err
+	}
+	if got := h.at.Index + 1; got != first {
+		return nil, fmt.Errorf("%s: offset 32: first index: want %d, got %d: %w", name, first, got, ErrCorrupt)
+	}
+	return &segment{path: filepath.Join(o.Dir, name), header: h, size: size}, nil
+}
+
+func readCheckpointHeader(o *Options, index id.Index) (header, error) {
+	name := checkpointName(index)
+	h, size, err := readHeader(o, name, ckptMagic)
+	if err != nil {
+		return header{}, err
+	}
+	if h.at.Index != index {
+		return header{}, fmt.Errorf("%s: offset 32: index: want %d, got %d: %w", name, index, h.at.Index, ErrCorrupt)
+	}
+	if size < headerSize+ckptTrailer {
+		return header{}, fmt.Errorf("%s: size: want at least %d, got %d: %w", name, headerSize+ckptTrailer, size, ErrCorrupt)
+	}
+	return h, nil
+}
