@@ -20,7 +20,7 @@ import (
 	"varve/internal/wire/msg"
 )
 
-var binary string // the varve binary under test
+var varveBinary string // the binary under test
 
 func TestMain(m *testing.M) {
 	os.Exit(run(m))
@@ -36,8 +36,8 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	binary = filepath.Join(dir, "varve")
-	build := exec.Command("go", "build", "-o", binary, "varve/cmd/varve")
+	varveBinary = filepath.Join(dir, "varve")
+	build := exec.Command("go", "build", "-o", varveBinary, "varve/cmd/varve")
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build varve: %v\n%s", err, out)
 		return 1
@@ -140,7 +140,7 @@ func (c *cluster) keepLogs() {
 func (c *cluster) varve(limit time.Duration, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, binary, args...)
+	cmd := exec.CommandContext(ctx, varveBinary, args...)
 	var out, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &stderr
 	cmd.WaitDelay = time.Second

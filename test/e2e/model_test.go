@@ -1,0 +1,57 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"varve/test/fsx"
+	"varve/test/nsx"
+)
+
+// ops returns how many operations random tests do: VARVE_OPS, or usual.
+func ops(t *testing.T, usual int) int {
+	s := os.Getenv("VARVE_OPS")
+	if s == "" {
+		return usual
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil {
+		t.Fatalf("VARVE_OPS=%s: %v", s, err)
+	}
+	return n
+}
+
+// TestModel runs random file and namespace operations on one mount and on two mounts at once.
+func TestModel(t *testing.T) {
+	need(t)
+	c := up(t, 1, 3, 2, "3:2")
+	seed := uint64(time.Now().UnixNano())
+	for _, mounts := range [][]string{c.mounts[:1], c.mounts} {
+		t.Run(fmt.Sprintf("file/mounts=%d", len(mounts)), func(t *testing.T) {
+			begin, n := time.Now(), ops(t, 20000)
+			if err := fsx.Run(fsx.Options{Dirs: mounts, Name: "fsx", Ops: n, Seed: seed}); err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("%d operations, seed %d, %v", n, seed, time.Since(begin).Round(time.Second))
+		})
+		t.Run(fmt.Sprintf("namespace/mounts=%d", len(mounts)), func(t *testing.T) {
+			dirs := make([]string, len(mounts))
+			for i, m := range mounts {
+				dirs[i] = filepath.Join(m, fmt.Sprintf("ns%d", len(mounts)))
+			}
+			if err := os.Mkdir(dirs[0], 0o755); err != nil {
+				t.Fatal(err)
+			}
+			begin, n := time.Now(), ops(t, 20000)/2
+			if err := nsx.Run(nsx.Options{Reference: t.TempDir(), Dirs: dirs, Ops: n, Seed: seed, Compare: 1000}); err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("%d operations, seed %d, %v", n, seed, time.Since(begin).Round(time.Second))
+		})
+	}
+	c.checkReplicas(3)
+}
