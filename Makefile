@@ -1,0 +1,58 @@
+# `make` lists the targets. Everything a target needs beside Go and make is installed by .ci/deps.
+SHELL      := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+# Times are for two cores; the whole of `make test` fits twenty minutes.
+UNIT_TIMEOUT := 8m
+E2E_TIMEOUT  := 9m
+
+.PHONY: help build test deps check unit e2e bench soak dev generate clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+build: ## the one static binary, as ./varve
+	CGO_ENABLED=0 go build -trimpath -o varve ./cmd/varve
+
+test: ## all that must pass: tools, check, unit tests with the race detector, end to end (as root)
+	.ci/deps
+	$(MAKE) --no-print-directory check
+	$(MAKE) --no-print-directory unit
+	$(MAKE) --no-print-directory e2e
+
+deps: ## install what the tests need (Debian, as root)
+	.ci/deps
+
+check: ## gofmt, go vet, staticcheck, and that generated code is what `make generate` makes
+	@bad=$$(git ls-files -co --exclude-standard '*.go' | xargs -r ls -d 2>/dev/null | xargs -r gofmt -l); \
+	if [ -n "$$bad" ]; then echo "gofmt -w these:"; echo "$$bad"; exit 1; fi
+	go vet ./...
+	go run $(STATICCHECK) ./...
+	.ci/generate --check
+
+unit: ## unit tests with the race detector
+	go test -race -timeout $(UNIT_TIMEOUT) ./...
+
+e2e: ## the end-to-end suite: real processes, real mounts, real guests (as root)
+	@if [ ! -d test/e2e ]; then echo "end to end: no suite in this tree"; \
+	elif [ "$$(id -u)" != 0 ]; then echo "end to end: skipped, it mounts and so needs root"; \
+	else VARVE_E2E=1 go test -count=1 -timeout $(E2E_TIMEOUT) ./test/e2e/...; fi
+
+bench: ## the benchmarks of the packages (BENCH=pattern, COUNT=10 for benchstat)
+	go test -run '^$$' -bench '$(or $(BENCH),.)' -benchmem -count $(or $(COUNT),1) -timeout 60m ./...
+
+soak: ## the tests over and over until one fails or FOR (default 1h) is over
+	@end=$$((SECONDS + $$(echo '$(or $(FOR),1h)' | sed -E 's/^([0-9]+)h$$/\1*3600/; s/^([0-9]+)m$$/\1*60/; s/^([0-9]+)s$$/\1/'))); n=0; \
+	while [ $$SECONDS -lt $$end ]; do n=$$((n+1)); echo "soak: round $$n"; \
+	go test -race -count=1 -shuffle=on -timeout $(UNIT_TIMEOUT) ./...; $(MAKE) --no-print-directory e2e; done
+
+dev: ## an embedded cluster on this machine, mounted on ./varve-mnt; Ctrl-C stops it
+	go run ./cmd/varve dev
+
+generate: ## make the protobuf code again (protoc 3.21.12 of Debian 12, pinned plugins)
+	.ci/generate
+
+clean: ## remove what was built
+	rm -rf varve build
