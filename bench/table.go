@@ -1,0 +1,77 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"text/tabwriter"
+	"time"
+
+	"github.com/dustin/go-humanize"
+)
+
+// sample is one measurement.
+type sample struct {
+	Value float64       `json:"value"`            // in the row's unit
+	P99   time.Duration `json:"p99_ns,omitempty"` // of data operations
+	CPU   time.Duration `json:"cpu_ns,omitempty"` // of the serving processes, per operation
+}
+
+// row holds all samples of one figure by target.
+type row struct {
+	Name    string              `json:"name"`
+	Unit    string              `json:"unit"`
+	Samples map[string][]sample `json:"samples"`
+}
+
+type table struct {
+	targets []target
+	rows    []*row
+}
+
+func newTable(targets []target) *table { return &table{targets: targets} }
+
+func (t *table) add(name, unit, target string, s sample) {
+	i := slices.IndexFunc(t.rows, func(r *row) bool { return r.Name == name })
+	if i < 0 {
+		i = len(t.rows)
+		t.rows = append(t.rows, &row{Name: name, Unit: unit, Samples: make(map[string][]sample)})
+	}
+	t.rows[i].Samples[target] = append(t.rows[i].Samples[target], s)
+}
+
+// median of the samples by value.
+func median(s []sample) sample {
+	if len(s) == 0 {
+		return sample{}
+	}
+	s = slices.Clone(s)
+	slices.SortFunc(s, func(a, b sample) int {
+		switch {
+		case a.Value < b.Value:
+			return -1
+		case a.Value > b.Value:
+			return 1
+		}
+		return 0
+	})
+	return s[len(s)/2]
+}
+
+// print writes a Markdown table: a column a target, the ratio of the last to the first, p99 and CPU of the last.
+func (t *table) print(w io.Writer) {
+	tw := tabwriter.NewWriter(w, 0, 0, 1, ' ', 0)
+	first, last := t.targets[0].name, t.targets[len(t.targets)-1].name
+	fmt.Fprintf(tw, "| figure\t| unit\t| %s\t| %s\t| ratio\t| %s p99\t| %s CPU per op\t|\n", first, last, last, last)
+	fmt.Fprintf(tw, "| ---\t| ---\t| --:\t| --:\t| --:\t| --:\t| --:\t|\n")
+	for _, r := range t.rows {
+		a, b := median(r.Samples[first]), median(r.Samples[last])
+		p99 := ""
+		if b.P99 > 0 {
+			p99 = b.P99.Round(time.Microsecond).String()
+		}
+		fmt.Fprintf(tw, "| %s\t| %s\t| %s\t| %s\t| %.2f\t| %s\t| %s\t|\n", r.Name, r.Unit,
+			humanize.Comma(int64(a.Value)), humanize.Comma(int64(b.Value)), b.Value/max(a.Value, 1), p99, b.CPU.Round(time.Microsecond))
+	}
+	tw.Flush()
+}
