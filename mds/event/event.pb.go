@@ -834,7 +834,7 @@ func (x *ClusterInit) GetGid() uint32 {
 	return 0
 }
 
-// A client is connected. id is higher than any before. nonce makes a repeated request find its session.
+// A client is connected. id was never used before. nonce makes a repeated request find its session.
 type SessionOpen struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2226,7 +2226,7 @@ func (x *Settled) GetIno() uint64 {
 	return 0
 }
 
-// A chunk server is a member. id is higher than any before.
+// A chunk server is a member. id was never used before.
 type ServerAdd struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2433,7 +2433,7 @@ func (x *ServerRetire) GetId() uint32 {
 	return 0
 }
 
-// A metadata server is known under the id, which is higher than any before.
+// A metadata server is known under the id, which was never used before.
 type MetaAdd struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`

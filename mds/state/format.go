@@ -1,11 +1,70 @@
 package state
 
 import (
-	"crypto/sha256"
 	"errors"
-	"io"
 
 	"varve/internal/chunk"
+)
+
+// A checkpoint is a header, blocks and a trailer. All integers outside of block bodies are little-endian.
+//
+//	header   0  8  magic "varvCKPT"
+//	         8  4  version
+//	        12  4  zero
+//	block    0  4  length of the body, 1 to maxBlock
+//	         4  4  CRC32C of the body
+//	         8     body: whole records
+//	trailer  0  4  zero
+//	         4  4  CRC32C of the digest
+//	         8 32  digest: SHA-256 over the bodies of all blocks in order
+//
+// The bodies together are the canonical encoding of the state, so the digest of a checkpoint is the digest
+// of the state. Integers in them are unsigned varints (signed ones zigzag), strings a length and the bytes.
+// A record starts with its kind, one byte. Kinds come in the order below, records of a kind in the order of
+// their keys, each key once. Where blocks end is of no meaning, but the writer ends one when it has
+// reached blockTarget, so equal states have equal checkpoints.
+//
+//	1 cluster    index, uuid (16 bytes), name, highest ino, chunk, session, server, metadata server used (one record)
+//	2 setting    key, value
+//	3 metadata server  id, uuid, addr
+//	4 chunk server     id, uuid, addr, host, rack, tier, index added, retired
+//	5 session    id, host, pid, mount, nonce, index opened, time, fenced
+//	6 inode      ino, mode (bit 15 unsettled, 14..12 type, permissions), parent, size, atime, mtime, ctime, btime, uid, gid,
+//	             links (0 for directories), chunks or subdirectories, has rare part;
+//	             rare: rdev, target, policy norm, min, pending punch, its index, from, count of xattrs, (name, value)...
+//	7 dentry     parent, name, ino, cookie, type
+//	8 chunk      ino, index, id, epoch, norm, count of replicas, (server, joining)...
+//	9 lease      ino, session, want, index
+//	10 results   session, floor, count, (seq, ino, index, value)...
+//	11 locks     ino, twice (posix, flock): count, (session, owner, pid, write, start, end)...
+//	12 garbage   server, chunk
+//
+// Versions: 1, the first.
+//
+// A torn, short or changed checkpoint is refused as a whole (ErrCorrupt); the caller takes the one before it and replays. Nothing
+// is assumed of the disk. What can be derived (indexes by session, degraded chunks, ...) is not stored.
+const (
+	magic   = "varvCKPT"
+	version = 1
+
+	headerSize  = 16
+	blockTarget = 256 << 10
+	maxBlock    = 32 << 20 // the largest record, a file with as many locks as it may have, is well below
+)
+
+const (
+	kindCluster = iota + 1
+	kindSetting
+	kindMeta
+	kindServer
+	kindSession
+	kindInode
+	kindDentry
+	kindChunk
+	kindLease
+	kindResults
+	kindLocks
+	kindGarbage
 )
 
 // maxChunks is the number of chunks of the largest file.
@@ -13,12 +72,3 @@ const maxChunks = chunk.MaxFileSize / chunk.Size
 
 // ErrCorrupt is what Read returns for anything that Write did not write.
 var ErrCorrupt = errors.New("state: corrupt checkpoint")
-
-// Write writes a checkpoint of the state.
-func (s *State) Write(w io.Writer) error { return nil }
-
-// Read reads what Write wrote.
-func Read(r io.Reader) (*State, error) { return nil, ErrCorrupt }
-
-// Digest names the state: SHA-256 over the body of a checkpoint, which is canonical.
-func (s *State) Digest() [sha256.Size]byte { return [sha256.Size]byte{} }

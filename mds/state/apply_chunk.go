@@ -1,0 +1,286 @@
+package state
+
+import (
+	"varve/internal/chunk"
+	"varve/internal/id"
+	"varve/mds/event"
+)
+
+// truncate frees the chunks of n beyond size, marks the tail of one that size cuts into, and returns
+// n as it is then, but for the size.
+func (s *State) truncate(n *Inode, size uint64) *Inode {
+	if !n.IsRegular() || size > chunk.MaxFileSize {
+		s.misfit("truncate: %v %v to %d bytes", n.Type(), n.Ino, size)
+	}
+	index, from := uint32(size/chunk.Size), uint32(size%chunk.Size)
+	keep := index
+	if from != 0 {
+		keep++
+	}
+	if n.Chunks() > 0 {
+		freed := s.freeFrom(n.Ino, keep)
+		c := *n
+		c.count -= freed
+		n = &c
+	}
+	punch, pending := n.Punch()
+	if pending && punch.Index >= keep {
+		pending = false
+	}
+	if _, ok := s.Chunk(n.Ino, index); ok && from != 0 {
+		if pending && punch.Index != index {
+			s.misfit("truncate of %v to %d: the tail of chunk %d is not punched yet", n.Ino, size, punch.Index)
+		}
+		if !pending || from < punch.From {
+			punch = PendingPunch{Index: index, From: from}
+		}
+		pending = true
+	}
+	return s.setPunch(n, punch, pending)
+}
+
+// setPunch returns n with that pending punch, and keeps the index of such inodes.
+func (s *State) setPunch(n *Inode, p PendingPunch, pending bool) *Inode {
+	if old, ok := n.Punch(); ok == pending && (!ok || old == p) {
+		return n
+	}
+	if pending {
+		s.punching.ReplaceOrInsert(n.Ino)
+	} else {
+		s.punching.Delete(n.Ino)
+		p = PendingPunch{}
+	}
+	return n.withRare(func(r *rare) { r.punch, r.punchy = p, pending })
+}
+
+func (s *State) punchDone(ino id.Ino) {
+	n := s.must(ino, "punch done")
+	s.inodes.ReplaceOrInsert(s.setPunch(n, PendingPunch{}, false))
+}
+
+func (s *State) settled(ino id.Ino) {
+	c := *s.must(ino, "settled")
+	c.mode &^= unsettledBit
+	s.inodes.ReplaceOrInsert(&c)
+	s.unsettled.Delete(ino)
+}
+
+// freeFrom frees the chunks of the file from index first on and returns how many there were.
+func (s *State) freeFrom(ino id.Ino, first uint32) uint32 {
+	var list []*Chunk
+	s.Chunks(ino, first, maxChunks, func(c *Chunk) bool {
+		list = append(list, c)
+		return true
+	})
+	for _, c := range list {
+		s.chunks.Delete(c)
+		s.byID.Delete(c)
+		s.account(c, -1)
+		for i := range c.Len() {
+			s.addGarbage(c.Replica(i).Server, c.ID)
+		}
+	}
+	return uint32(len(list))
+}
+
+func (s *State) addGarbage(server id.ServerID, c id.ChunkID) {
+	if r, ok := s.Server(server); ok && !r.Retired {
+		s.garbage.ReplaceOrInsert(garbageKey{server, c})
+	}
+}
+
+// account keeps what is derived from chunks, for one that comes (1) or goes (-1).
+func (s *State) account(c *Chunk, n int) {
+	s.joining += n * c.Joining()
+	if !c.Degraded() {
+		return
+	}
+	k := degradedKey{sync: uint8(c.InSync()), chunk: c.ID}
+	if n > 0 {
+		s.degraded.ReplaceOrInsert(k)
+	} else {
+		s.degraded.Delete(k)
+	}
+}
+
+// replaceChunk puts c in the place of old.
+func (s *State) replaceChunk(old, c *Chunk) {
+	s.account(old, -1)
+	s.chunks.ReplaceOrInsert(c)
+	s.byID.ReplaceOrInsert(c)
+	s.account(c, 1)
+}
+
+func (s *State) chunkAlloc(b *event.ChunkAlloc) {
+	n := *s.must(id.Ino(b.Ino), "alloc")
+	if !n.IsRegular() {
+		s.misfit("alloc: inode %v is a %v", n.Ino, n.Type())
+	}
+	if b.Norm == 0 || b.Norm > MaxReplicas {
+		s.misfit("alloc for %v: norm %d", n.Ino, b.Norm)
+	}
+	for _, e := range b.Chunks {
+		if e.Index >= maxChunks || e.Id == 0 || len(e.Servers) == 0 || len(e.Servers) > MaxReplicas {
+			s.misfit("alloc for %v: chunk %d with id %d on %v", n.Ino, e.Index, e.Id, e.Servers)
+		}
+		c := &Chunk{ID: id.ChunkID(e.Id), Ino: n.Ino, Epoch: id.Epoch(e.Epoch), at: e.Index<<8 | b.Norm}
+		for _, v := range e.Servers {
+			s.mustServer(id.ServerID(v))
+			if _, twice := c.Find(id.ServerID(v)); twice {
+				s.misfit("alloc for %v: chunk %d twice on %d", n.Ino, e.Index, v)
+			}
+			c.with(id.ServerID(v), false)
+		}
+		if old, ok := s.chunks.ReplaceOrInsert(c); ok {
+			s.misfit("alloc for %v: chunk %d is there, %v", n.Ino, e.Index, old.ID)
+		}
+		if old, ok := s.byID.ReplaceOrInsert(c); ok {
+			s.misfit("alloc for %v: id %v is used, by inode %v", n.Ino, c.ID, old.Ino)
+		}
+		s.account(c, 1)
+		s.lastChunk = max(s.lastChunk, c.ID)
+		n.count++
+	}
+	s.inodes.ReplaceOrInsert(&n)
+}
+
+func (s *State) replicaDrop(b *event.ReplicaDrop) {
+	for _, e := range b.Chunks {
+		old, ok := s.Chunk(id.Ino(b.Ino), e.Index)
+		if !ok {
+			s.misfit("replica drop: inode %d has no chunk %d", b.Ino, e.Index)
+		}
+		r, ok := old.Find(id.ServerID(b.Server))
+		if !ok || !r.Joining && old.InSync() == 1 {
+			s.misfit("replica drop: %d from chunk %v, which has %d in sync, %v", b.Server, old.ID, old.InSync(), old.servers)
+		}
+		c := *old
+		c.without(r.Server)
+		s.nextEpoch(&c, e.Epoch, "replica drop")
+		s.replaceChunk(old, &c)
+	}
+}
+
+// nextEpoch raises the epoch of c, which has to become the given one.
+func (s *State) nextEpoch(c *Chunk, epoch uint64, what string) {
+	c.Epoch++
+	if uint64(c.Epoch) != epoch {
+		s.misfit("%s: chunk %v: next epoch is %v, want %d", what, c.ID, c.Epoch, epoch)
+	}
+}
+
+func (s *State) mustChunk(c uint64, what string) *Chunk {
+	old, ok := s.ChunkByID(id.ChunkID(c))
+	if !ok {
+		s.misfit("%s: chunk %v does not exist", what, id.ChunkID(c))
+	}
+	return old
+}
+
+func (s *State) replicaJoin(b *event.ReplicaJoin) {
+	old, server := s.mustChunk(b.Chunk, "replica join"), id.ServerID(b.Server)
+	s.mustServer(server)
+	c := *old
+	c.without(server)
+	if c.InSync() == 0 || c.Len() == MaxReplicas {
+		s.misfit("replica join: %v to chunk %v: %v", server, old.ID, old.servers)
+	}
+	c.with(server, true)
+	s.nextEpoch(&c, b.Epoch, "replica join")
+	s.replaceChunk(old, &c)
+}
+
+func (s *State) replicaSync(b *event.ReplicaSync) {
+	old, server := s.mustChunk(b.Chunk, "replica sync"), id.ServerID(b.Server)
+	r, ok := old.Find(server)
+	if !ok || !r.Joining || uint64(old.Epoch) != b.Epoch {
+		s.misfit("replica sync: %v at epoch %d: chunk %v has epoch %v, %v", server, b.Epoch, old.ID, old.Epoch, old.servers)
+	}
+	c := *old
+	c.without(server)
+	c.with(server, false)
+	s.replaceChunk(old, &c)
+}
+
+// dropServer takes the server out of the replica sets in which another one is in sync.
+func (s *State) dropServer(server id.ServerID) {
+	s.mustServer(server)
+	var list []*Chunk
+	s.ChunksOf(server, func(c *Chunk) bool {
+		if r, _ := c.Find(server); r.Joining || c.InSync() > 1 {
+			list = append(list, c)
+		}
+		return true
+	})
+	for _, old := range list {
+		c := *old
+		c.without(server)
+		c.Epoch++
+		s.replaceChunk(old, &c)
+	}
+}
+
+func (s *State) purged(b *event.Purged) {
+	for _, c := range b.Chunks {
+		s.garbage.Delete(garbageKey{id.ServerID(b.Server), id.ChunkID(c)})
+	}
+}
+
+func (s *State) mustServer(server id.ServerID) *Server {
+	r, ok := s.Server(server)
+	if !ok {
+		s.misfit("%v does not exist", server)
+	}
+	return r
+}
+
+func (s *State) serverAdd(b *event.ServerAdd) {
+	r := &Server{ID: id.ServerID(b.Id), UUID: string(b.Uuid), Addr: b.Addr, Host: b.Host, Rack: b.Rack, Tier: b.Tier, Added: s.index}
+	if b.Id == 0 || b.Id >= joiningBit {
+		s.misfit("add %v: no such id", r.ID)
+	}
+	if old, ok := s.servers.ReplaceOrInsert(r); ok {
+		s.misfit("add %v: it is there, at %s", r.ID, old.Addr)
+	}
+	s.lastServer = max(s.lastServer, r.ID)
+}
+
+func (s *State) serverUpdate(b *event.ServerUpdate) {
+	r := *s.mustServer(id.ServerID(b.Id))
+	r.Addr, r.Host, r.Rack, r.Tier = b.Addr, b.Host, b.Rack, b.Tier
+	s.servers.ReplaceOrInsert(&r)
+}
+
+func (s *State) serverRetire(server id.ServerID) {
+	r := *s.mustServer(server)
+	r.Retired = true
+	s.servers.ReplaceOrInsert(&r)
+	s.dropServer(server)
+	for _, c := range s.Garbage(server, s.garbage.Len()) {
+		s.garbage.Delete(garbageKey{server, c})
+	}
+}
+
+func (s *State) metaAdd(b *event.MetaAdd) {
+	m := &Meta{ID: id.MetaID(b.Id), UUID: string(b.Uuid), Addr: b.Addr}
+	if old, ok := s.metas.ReplaceOrInsert(m); ok || m.ID == 0 {
+		s.misfit("add %v: it is there, at %s", m.ID, old.Addr)
+	}
+	s.lastMeta = max(s.lastMeta, m.ID)
+}
+
+func (s *State) metaUpdate(b *event.MetaUpdate) {
+	old, ok := s.Meta(id.MetaID(b.Id))
+	if !ok {
+		s.misfit("update mds%d: it does not exist", b.Id)
+	}
+	m := *old
+	m.Addr = b.Addr
+	s.metas.ReplaceOrInsert(&m)
+}
+
+func (s *State) metaRemove(meta id.MetaID) {
+	if _, ok := s.metas.Delete(&Meta{ID: meta}); !ok {
+		s.misfit("remove %v: it does not exist", meta)
+	}
+}

@@ -1,0 +1,241 @@
+package state
+
+import (
+	"slices"
+
+	"varve/internal/id"
+	"varve/internal/wire/msg"
+	"varve/mds/event"
+)
+
+func (s *State) sessionOpen(ev *event.Event, b *event.SessionOpen) {
+	x := &Session{
+		ID: id.SessionID(b.Id), Host: b.Host, PID: b.Pid, Mount: b.Mount, Nonce: string(b.Nonce), Opened: s.index, Time: ev.Time,
+	}
+	if _, ok := s.sessions.ReplaceOrInsert(x); ok || x.ID == 0 {
+		s.misfit("session %v is there", x.ID)
+	}
+	s.results.ReplaceOrInsert(&results{session: x.ID, owner: s.owner})
+	s.lastSession = max(s.lastSession, x.ID)
+}
+
+func (s *State) sessionClose(b *event.SessionClose) {
+	old, ok := s.Session(id.SessionID(b.Id))
+	if !ok || old.Fenced {
+		s.misfit("close of session %d, which is not open", b.Id)
+	}
+	clean := b.Kind == event.SessionClose_CLEAN
+	var held []Lease
+	s.LeasesOf(old.ID, func(l Lease) bool {
+		held = append(held, l)
+		return true
+	})
+	for _, l := range held {
+		if l.Want == msg.Want_WANT_WRITE && !clean {
+			s.unsettle(l.Ino)
+		}
+		s.dropLease(l)
+	}
+	s.dropLocks(old.ID)
+	s.results.Delete(&results{session: old.ID})
+	if clean {
+		s.sessions.Delete(old)
+		return
+	}
+	x := *old
+	x.Fenced = true
+	s.sessions.ReplaceOrInsert(&x)
+}
+
+// unsettle marks the inode whose writer is gone: its replicas may differ.
+func (s *State) unsettle(ino id.Ino) {
+	n := s.must(ino, "session close")
+	if n.Chunks() == 0 || n.Unsettled() {
+		return
+	}
+	c := *n
+	c.mode |= unsettledBit
+	s.inodes.ReplaceOrInsert(&c)
+	s.unsettled.ReplaceOrInsert(ino)
+}
+
+func (s *State) dropLocks(session id.SessionID) {
+	var list []*fileLocks
+	s.locks.Ascend(func(f *fileLocks) bool {
+		has := func(l Lock) bool { return l.Owner.Session == session }
+		if slices.ContainsFunc(f.posix, has) || slices.ContainsFunc(f.flock, has) {
+			list = append(list, f)
+		}
+		return true
+	})
+	for _, f := range list {
+		s.putLocks(&fileLocks{ino: f.ino, posix: dropSession(f.posix, session), flock: dropSession(f.flock, session)})
+	}
+}
+
+func (s *State) putLocks(f *fileLocks) {
+	if len(f.posix)+len(f.flock) == 0 {
+		s.locks.Delete(f)
+	} else {
+		s.locks.ReplaceOrInsert(f)
+	}
+}
+
+func (s *State) sessionForgotten(b *event.SessionForgotten) {
+	old, ok := s.Session(id.SessionID(b.Id))
+	if !ok || !old.Fenced {
+		s.misfit("session %d forgotten, which is not fenced", b.Id)
+	}
+	s.sessions.Delete(old)
+}
+
+func (s *State) leaseSet(ev *event.Event, b *event.LeaseSet) {
+	if b.Attr != nil {
+		s.setAttr(ev, b.Attr)
+	}
+	for _, e := range b.Entries {
+		s.setLease(id.Ino(e.Ino), id.SessionID(e.Session), msg.Want(e.Want))
+	}
+}
+
+// setLease records that the session holds the inode for want. To drop what is not held changes nothing.
+func (s *State) setLease(ino id.Ino, session id.SessionID, want msg.Want) {
+	old, had := s.Lease(ino, session)
+	if want == msg.Want_WANT_NONE {
+		if had {
+			s.dropLease(old)
+		}
+		return
+	}
+	if n := s.must(ino, "lease"); !n.IsRegular() {
+		s.misfit("lease: inode %v is a %v", ino, n.Type())
+	}
+	if x, ok := s.Session(session); !ok || x.Fenced {
+		s.misfit("lease on %v for session %v, which is not open", ino, session)
+	}
+	l := Lease{Ino: ino, Session: session, Want: want, Index: s.index}
+	if had && want <= old.Want {
+		l.Index = old.Index
+	}
+	s.leases.ReplaceOrInsert(l)
+	if !had {
+		s.held.ReplaceOrInsert(leaseKey{session, ino})
+	}
+}
+
+func (s *State) dropLease(l Lease) {
+	s.leases.Delete(l)
+	s.held.Delete(leaseKey{l.Session, l.Ino})
+	s.reap(s.must(l.Ino, "lease"))
+}
+
+func (s *State) lockSet(b *event.LockSet) {
+	ino, session := id.Ino(b.Ino), id.SessionID(b.Session)
+	s.must(ino, "lock")
+	typ := msg.LockType(b.Type)
+	if x, ok := s.Session(session); typ != msg.LockType_UNLOCK && (!ok || x.Fenced) {
+		s.misfit("lock on %v for session %v, which is not open", ino, session)
+	}
+	l := Lock{Owner: Owner{session, b.Owner}, PID: b.Pid, Start: b.Start, End: b.End}
+	f := &fileLocks{ino: ino, posix: s.Locks(ino, false), flock: s.Locks(ino, true)}
+	list := &f.posix
+	if b.Flock {
+		list = &f.flock
+	}
+	*list = SetLock(*list, l, typ)
+	s.putLocks(f)
+}
+
+// ResultOf returns the outcome that an applied event is for the request which caused it.
+func ResultOf(ev *event.Event) Result {
+	r := Result{Seq: ev.Cause.GetSeq(), Index: id.Index(ev.Index)}
+	switch b := ev.Body.(type) {
+	case *event.Event_Create:
+		r.Ino = id.Ino(b.Create.Ino)
+	case *event.Event_Link:
+		r.Ino = id.Ino(b.Link.Ino)
+	case *event.Event_Remove:
+		r.Ino = id.Ino(b.Remove.Ino)
+	case *event.Event_Rename:
+		r.Ino = id.Ino(b.Rename.Ino)
+	case *event.Event_SetAttr:
+		r.Ino, r.Value = id.Ino(b.SetAttr.Ino), b.SetAttr.GetOffset()
+	case *event.Event_SetXattr:
+		r.Ino = id.Ino(b.SetXattr.Ino)
+	case *event.Event_RemoveXattr:
+		r.Ino = id.Ino(b.RemoveXattr.Ino)
+	case *event.Event_LeaseSet:
+		for _, e := range b.LeaseSet.Entries {
+			if e.Session == ev.Cause.GetSession() {
+				r.Ino = id.Ino(e.Ino)
+			}
+		}
+	case *event.Event_LockSet:
+		r.Ino = id.Ino(b.LockSet.Ino)
+	case *event.Event_PolicySet:
+		r.Ino = id.Ino(b.PolicySet.Ino)
+	case *event.Event_ChunkAlloc:
+		r.Ino = id.Ino(b.ChunkAlloc.Ino)
+	case *event.Event_ReplicaDrop:
+		r.Ino = id.Ino(b.ReplicaDrop.Ino)
+	case *event.Event_PunchDone:
+		r.Ino = id.Ino(b.PunchDone.Ino)
+	}
+	return r
+}
+
+// remember keeps the outcome of the request that caused ev, and forgets what its session has acknowledged.
+func (s *State) remember(ev *event.Event) {
+	c := ev.Cause
+	if c.GetSession() == 0 || c.GetSeq() == 0 {
+		return
+	}
+	r, ok := s.results.Get(&results{session: id.SessionID(c.Session)})
+	if !ok {
+		return // the session is over, nobody will ask
+	}
+	if r.owner != s.owner {
+		r = &results{session: r.session, owner: s.owner, floor: r.floor, list: slices.Clone(r.list)}
+		s.results.ReplaceOrInsert(r)
+	}
+	r.forget(c.Acked)
+	if c.Seq <= r.floor {
+		return // overtaken by MaxResults others; a repeat is refused
+	}
+	i, dup := r.find(c.Seq)
+	if dup {
+		s.misfit("session %d, seq %d: done before, by event %v", c.Session, c.Seq, r.list[i].Index)
+	}
+	r.list = slices.Insert(r.list, i, ResultOf(ev))
+	if len(r.list) > MaxResults {
+		r.forget(r.list[0].Seq)
+	}
+}
+
+// forget drops the outcomes up to seq.
+func (r *results) forget(seq uint64) {
+	if seq <= r.floor {
+		return
+	}
+	r.floor = seq
+	i, found := r.find(seq)
+	if found {
+		i++
+	}
+	r.list = slices.Delete(r.list, 0, i)
+}
+
+func (r *results) find(seq uint64) (int, bool) {
+	if n := len(r.list); n == 0 || r.list[n-1].Seq < seq {
+		return n, false // the usual case: seq rises
+	}
+	return slices.BinarySearchFunc(r.list, seq, func(a Result, seq uint64) int {
+		switch {
+		case a.Seq < seq:
+			return -1
+		case a.Seq > seq:
+			return 1
+		}
+		return 0
+	})
+}

@@ -1,0 +1,303 @@
+package state
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"math"
+
+	"varve/internal/id"
+	"varve/internal/wire/msg"
+
+	"github.com/google/btree"
+)
+
+// Limits of what a record may hold, so that a decoder never allocates by a number it was given.
+const (
+	maxString = 1 << 20
+	maxList   = 1 << 20
+)
+
+// decoder takes records out of the body of one block.
+type decoder struct {
+	s    *State
+	buf  []byte
+	bad  string // what is wrong, "" while all is well
+	last byte   // kind of the record before
+}
+
+func (d *decoder) fail(what string) {
+	if d.bad == "" {
+		d.bad = what
+	}
+	d.buf = nil
+}
+
+func (d *decoder) u(limit uint64) uint64 {
+	v, n := binary.Uvarint(d.buf)
+	if n <= 0 || v > limit || n > 1 && d.buf[n-1] == 0 {
+		d.fail("number out of its range")
+		return 0
+	}
+	d.buf = d.buf[n:]
+	return v
+}
+
+func (d *decoder) u64() uint64 { return d.u(math.MaxUint64) }
+func (d *decoder) u32() uint32 { return uint32(d.u(math.MaxUint32)) }
+
+func (d *decoder) i() int64 {
+	v := d.u64()
+	return int64(v>>1) ^ -int64(v&1)
+}
+
+func (d *decoder) flag() bool { return d.u(1) == 1 }
+
+func (d *decoder) raw(n uint64) []byte {
+	if n > uint64(len(d.buf)) {
+		d.fail("record cut off")
+		return nil
+	}
+	p := d.buf[:n]
+	d.buf = d.buf[n:]
+	return p
+}
+
+func (d *decoder) str() string { return string(d.raw(d.u(maxString))) }
+
+// Read reads what Write wrote. It returns an error of r, or one that wraps ErrCorrupt and says where.
+func Read(r io.Reader) (*State, error) {
+	var h [headerSize]byte
+	if _, err := io.ReadFull(r, h[:]); err != nil {
+		return nil, readError("header", err)
+	}
+	if string(h[:8]) != magic || binary.LittleEndian.Uint32(h[12:]) != 0 {
+		return nil, fmt.Errorf("header %x: %w", h, ErrCorrupt)
+	}
+	if v := binary.LittleEndian.Uint32(h[8:]); v != version {
+		return nil, fmt.Errorf("version %d, know %d: %w", v, version, ErrCorrupt)
+	}
+	d := &decoder{s: New()}
+	sum, at := sha256.New(), int64(headerSize)
+	var body bytes.Buffer
+	for {
+		var b [8]byte
+		if _, err := io.ReadFull(r, b[:]); err != nil {
+			return nil, readError(fmt.Sprintf("offset %d: block header", at), err)
+		}
+		length, crc := binary.LittleEndian.Uint32(b[:]), binary.LittleEndian.Uint32(b[4:])
+		size := int64(length)
+		if length == 0 {
+			size = sha256.Size
+		}
+		if size > maxBlock {
+			return nil, fmt.Errorf("offset %d: block of %d bytes, at most %d: %w", at, size, maxBlock, ErrCorrupt)
+		}
+		body.Reset()
+		if _, err := io.CopyN(&body, r, size); err != nil {
+			return nil, readError(fmt.Sprintf("offset %d: block of %d bytes", at, size), err)
+		}
+		if got := crc32.Checksum(body.Bytes(), castagnoli); got != crc {
+			return nil, fmt.Errorf("offset %d: checksum: want %08x, got %08x: %w", at, crc, got, ErrCorrupt)
+		}
+		if length == 0 {
+			if got := sum.Sum(nil); !bytes.Equal(got, body.Bytes()) {
+				return nil, fmt.Errorf("digest: want %x, got %x: %w", body.Bytes(), got, ErrCorrupt)
+			}
+			break
+		}
+		sum.Write(body.Bytes())
+		if bad := d.block(body.Bytes()); bad != "" {
+			return nil, fmt.Errorf("offset %d: %s: %w", at, bad, ErrCorrupt)
+		}
+		at += 8 + size
+	}
+	if d.last == 0 {
+		return nil, fmt.Errorf("no records: %w", ErrCorrupt)
+	}
+	d.s.policy = d.s.configPolicy()
+	return d.s, nil
+}
+
+func readError(what string, err error) error {
+	if err == io.EOF || err == io.ErrUnexpectedEOF {
+		return fmt.Errorf("%s: cut off: %w", what, ErrCorrupt)
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+// block decodes the records of one block; it returns what is wrong or "".
+func (d *decoder) block(body []byte) string {
+	d.buf = body
+	for len(d.buf) > 0 {
+		k := d.buf[0]
+		d.buf = d.buf[1:]
+		if k < d.last || (d.last == 0) != (k == kindCluster) || k == d.last && k == kindCluster {
+			return fmt.Sprintf("record of kind %d after %d", k, d.last)
+		}
+		d.last = k
+		d.record(k)
+		if d.bad != "" {
+			return fmt.Sprintf("record of kind %d: %s", k, d.bad)
+		}
+	}
+	return ""
+}
+
+func (d *decoder) record(k byte) {
+	switch k {
+	case kindCluster:
+		d.cluster()
+	case kindSetting:
+		add(d, d.s.config, Setting{Key: d.str(), Value: d.str()})
+	case kindMeta:
+		add(d, d.s.metas, &Meta{ID: id.MetaID(d.u32()), UUID: d.str(), Addr: d.str()})
+	case kindServer:
+		add(d, d.s.servers, &Server{
+			ID: id.ServerID(d.u(joiningBit - 1)), UUID: d.str(), Addr: d.str(), Host: d.str(), Rack: d.str(), Tier: d.u32(),
+			Added: id.Index(d.u64()), Retired: d.flag(),
+		})
+	case kindSession:
+		add(d, d.s.sessions, &Session{
+			ID: id.SessionID(d.u64()), Host: d.str(), PID: d.u32(), Mount: d.str(), Nonce: d.str(),
+			Opened: id.Index(d.u64()), Time: d.i(), Fenced: d.flag(),
+		})
+	case kindInode:
+		d.inode()
+	case kindDentry:
+		x := &Dentry{Parent: id.Ino(d.u64()), Name: d.str(), Ino: id.Ino(d.u64()), Cookie: d.u64(), Type: msg.FileType(d.u(7))}
+		add(d, d.s.dentries, x)
+		d.s.cookies.ReplaceOrInsert(x)
+	case kindChunk:
+		d.chunk()
+	case kindLease:
+		l := Lease{Ino: id.Ino(d.u64()), Session: id.SessionID(d.u64()), Want: msg.Want(d.u(2)), Index: id.Index(d.u64())}
+		add(d, d.s.leases, l)
+		d.s.held.ReplaceOrInsert(leaseKey{l.Session, l.Ino})
+	case kindResults:
+		d.results()
+	case kindLocks:
+		add(d, d.s.locks, &fileLocks{ino: id.Ino(d.u64()), posix: d.locks(), flock: d.locks()})
+	case kindGarbage:
+		add(d, d.s.garbage, garbageKey{id.ServerID(d.u32()), id.ChunkID(d.u64())})
+	default:
+		d.fail("unknown kind")
+	}
+}
+
+// add adds a record whose key must be new.
+func add[T any](d *decoder, t *btree.BTreeG[T], v T) {
+	if d.bad != "" {
+		return
+	}
+	if _, twice := t.ReplaceOrInsert(v); twice {
+		d.fail("key twice")
+	}
+}
+
+func (d *decoder) cluster() {
+	s := d.s
+	s.index = id.Index(d.u64())
+	copy(s.cluster[:], d.raw(uint64(len(s.cluster))))
+	s.name = d.str()
+	s.lastIno, s.lastChunk = id.Ino(d.u64()), id.ChunkID(d.u64())
+	s.lastSession, s.lastServer, s.lastMeta = id.SessionID(d.u64()), id.ServerID(d.u32()), id.MetaID(d.u32())
+}
+
+func (d *decoder) inode() {
+	n := &Inode{
+		Ino: id.Ino(d.u64()), mode: uint16(d.u(math.MaxUint16)), Parent: id.Ino(d.u64()), Size: d.u64(),
+		Atime: d.i(), Mtime: d.i(), Ctime: d.i(), Btime: d.i(),
+		UID: d.u32(), GID: d.u32(), links: uint16(d.u(maxLinks)), count: d.u32(),
+	}
+	if d.flag() {
+		n.rare = d.rare()
+	}
+	if d.bad == "" && (n.Type() == 0 || n.IsDir() && n.links != 0) {
+		d.fail("inode of no type, or directory with links")
+	}
+	add(d, d.s.inodes, n)
+	if d.bad != "" {
+		return
+	}
+	if n.Nlink() == 0 {
+		d.s.orphans.ReplaceOrInsert(n.Ino)
+	}
+	if n.Unsettled() {
+		d.s.unsettled.ReplaceOrInsert(n.Ino)
+	}
+	if _, ok := n.Punch(); ok {
+		d.s.punching.ReplaceOrInsert(n.Ino)
+	}
+}
+
+func (d *decoder) rare() *rare {
+	r := &rare{rdev: d.u32(), target: d.str(), policy: Policy{Norm: uint32(d.u(MaxReplicas)), Min: uint32(d.u(MaxReplicas))}}
+	r.punchy = d.flag()
+	r.punch = PendingPunch{Index: d.u32(), From: d.u32()}
+	for range d.u(maxList) {
+		if x := (Xattr{Name: d.str(), Value: d.str()}); d.bad == "" {
+			r.xattrs = append(r.xattrs, x)
+		} else {
+			return r
+		}
+	}
+	for i := 1; i < len(r.xattrs); i++ {
+		if r.xattrs[i-1].Name >= r.xattrs[i].Name {
+			d.fail("xattrs out of order")
+		}
+	}
+	if d.bad == "" && r.empty() {
+		d.fail("empty rare part")
+	}
+	return r
+}
+
+func (d *decoder) chunk() {
+	c := &Chunk{Ino: id.Ino(d.u64()), at: uint32(d.u(maxChunks-1)) << 8, ID: id.ChunkID(d.u64()), Epoch: id.Epoch(d.u64())}
+	c.at |= uint32(d.u(MaxReplicas))
+	for range d.u(MaxReplicas) {
+		v := Replica{Server: id.ServerID(d.u(joiningBit - 1)), Joining: d.flag()}
+		if _, twice := c.Find(v.Server); twice || v.Server == 0 || !v.Joining && c.Joining() > 0 {
+			d.fail("replicas out of order")
+			return
+		}
+		c.with(v.Server, v.Joining)
+	}
+	add(d, d.s.chunks, c)
+	add(d, d.s.byID, c)
+	if d.bad == "" {
+		d.s.account(c, 1)
+	}
+}
+
+func (d *decoder) results() {
+	r := &results{session: id.SessionID(d.u64()), floor: d.u64(), owner: d.s.owner}
+	for range d.u(MaxResults) {
+		v := Result{Seq: d.u64(), Ino: id.Ino(d.u64()), Index: id.Index(d.u64()), Value: d.u64()}
+		if n := len(r.list); v.Seq <= r.floor || n > 0 && v.Seq <= r.list[n-1].Seq {
+			d.fail("results out of order")
+			return
+		}
+		r.list = append(r.list, v)
+	}
+	add(d, d.s.results, r)
+}
+
+func (d *decoder) locks() []Lock {
+	var list []Lock
+	for range d.u(maxList) {
+		l := Lock{
+			Owner: Owner{id.SessionID(d.u64()), d.u64()}, PID: d.u32(), Write: d.flag(), Start: d.u64(), End: d.u64(),
+		}
+		if n := len(list); d.bad != "" || l.Start > l.End || n > 0 && compareLocks(list[n-1], l) >= 0 {
+			d.fail("locks out of order")
+			return nil
+		}
+		list = append(list, l)
+	}
+	return list
+}
