@@ -53,10 +53,29 @@ func (j *Journal) open() error {
 		}
 		j.segments = append(j.segments, s)
 	}
+	if err := j.dropEmpty(); err != nil {
+		return err
+	}
 	if err := j.recoverLast(); err != nil {
 		return err
 	}
 	return j.checkNewest(l)
+}
+
+// dropEmpty forgets the empty segment that a Reset had no time to remove.
+func (j *Journal) dropEmpty() error {
+	first := j.segments[0]
+	if len(j.segments) == 1 || first.size > headerSize || !j.segments[1].gap() {
+		return nil
+	}
+	j.segments = j.segments[1:]
+	if j.o.ReadOnly {
+		return nil
+	}
+	if err := j.o.FS.Remove(first.path); err != nil {
+		return fmt.Errorf("%s: remove empty segment: %w", first.path, err)
+	}
+	return nil
 }
 
 func (j *Journal) openEmpty(l listing) error {

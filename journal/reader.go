@@ -33,14 +33,19 @@ func (j *Journal) Reader(from id.Index) (*Reader, error) {
 		r.Close()
 		return nil, err
 	}
-	if r.want != from { // the segment ends before it
-		_, next, err := j.extent(s)
+	if r.off < r.end {
+		return r, nil
+	}
+	// The segment ends here: from is the next one's first, in a hole, or missing.
+	_, next, err := j.extent(s)
+	switch {
+	case err == nil && next != nil && next.gap():
+		err = &GapError{Last: r.want - 1, Next: next.first()}
+	case err == nil && r.want != from:
+		err = fmt.Errorf("%s: offset %d: segment ends: want record %d, got %d as the last: %w", s.path, r.off, from, r.want-1, ErrCorrupt)
+	}
+	if err != nil {
 		r.Close()
-		if err == nil && next != nil && next.gap() {
-			err = &GapError{Last: r.want - 1, Next: next.first()}
-		} else if err == nil {
-			err = fmt.Errorf("%s: offset %d: segment ends: want record %d, got %d as the last: %w", s.path, r.off, from, r.want-1, ErrCorrupt)
-		}
 		return nil, err
 	}
 	return r, nil

@@ -23,9 +23,6 @@ type scanner struct {
 
 // reset starts at offset off of file, reusing the buffer.
 func (s *scanner) reset(name string, file disk.File, off, end int64) {
-	if s.buf == nil {
-		s.buf = make([]byte, readBuffer)
-	}
 	s.name, s.file, s.off, s.end, s.pos, s.n = name, file, off, end, 0, 0
 }
 
@@ -69,13 +66,14 @@ func (s *scanner) fill(want int) error {
 	if left := s.end - s.off; left < int64(want) {
 		return fmt.Errorf("%s: offset %d: record: want %d bytes, got %d: %w", s.name, s.off, want, left, ErrCorrupt)
 	}
-	have := copy(s.buf, s.buf[s.pos:s.n])
-	s.pos, s.n = 0, have
-	if want > len(s.buf) {
-		buf := make([]byte, want+readBuffer)
-		copy(buf, s.buf[:have])
-		s.buf = buf
+	// A reader that follows the end of the journal needs no large buffer.
+	size := int(min(int64(max(want, readBuffer)), s.end-s.off))
+	to := s.buf
+	if len(to) < size {
+		to = make([]byte, size)
 	}
+	have := copy(to, s.buf[s.pos:s.n])
+	s.buf, s.pos, s.n = to, 0, have
 	limit := int(min(int64(len(s.buf)), s.end-s.off))
 	n, err := s.file.ReadAt(s.buf[have:limit], s.off+int64(have))
 	s.n += n

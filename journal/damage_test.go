@@ -1,0 +1,253 @@
+package journal
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"varve/internal/id"
+)
+
+// smallJournal makes a journal with several small segments and two checkpoints, and closes it. Every
+// record but those of the last append is known to be stable to a later one.
+func smallJournal(t *testing.T) Options {
+	t.Helper()
+	o := testOptions(t.TempDir())
+	j := mustOpen(t, o)
+	j.o.SegmentBytes = 800
+	for i := id.Index(1); i <= 12; i++ {
+		mustAppend(t, j, records(i, i))
+		ok(t, j.Sync())
+		if i%5 == 0 {
+			ok(t, j.WriteCheckpoint(j.Last(), func(w io.Writer) error {
+				_, err := fmt.Fprintf(w, "state at %d", i)
+				return err
+			}))
+		}
+	}
+	if n := len(j.segments); n < 3 {
+		t.Fatalf("want 3 segments or more, got %d", n)
+	}
+	ok(t, j.Close())
+	return o
+}
+
+func files(t *testing.T, dir string) []string {
+	t.Helper()
+	paths, err := filepath.Glob(filepath.Join(dir, "*"))
+	ok(t, err)
+	return paths
+}
+
+// TestFlippedBit flips one bit of every byte of a journal.
+func TestFlippedBit(t *testing.T) {
+	o := smallJournal(t)
+	whole, err := Verify(o, nil)
+	ok(t, err)
+	if whole.Torn != 0 || whole.Checkpoints != 2 {
+		t.Fatalf("untouched: got %+v", whole)
+	}
+	torn := 0
+	for _, path := range files(t, o.Dir) {
+		data, err := os.ReadFile(path)
+		ok(t, err)
+		for i := range data {
+			data[i] ^= 1 << (i % 8)
+			ok(t, os.WriteFile(path, data, 0o600))
+			data[i] ^= 1 << (i % 8)
+			rep, err := Verify(o, nil)
+			if err == nil && rep.Torn > 0 {
+				torn++
+				continue
+			}
+			if !errors.Is(err, ErrCorrupt) {
+				t.Fatalf("%s: byte %d: want ErrCorrupt, got %+v, %v", path, i, rep, err)
+			}
+		}
+		ok(t, os.WriteFile(path, data, 0o600))
+	}
+	// Only damage to the very last record looks as if it had been torn.
+	if last := record(12); int64(torn) > recordSize(&last) {
+		t.Fatalf("damage at %d offsets was taken for a torn tail; the last record has %d bytes", torn, recordSize(&last))
+	}
+}
+
+// TestTornTail cuts the last record at every byte, or makes its end zeros or noise.
+func TestTornTail(t *testing.T) {
+	o := testOptions(t.TempDir())
+	j := mustOpen(t, o)
+	mustAppend(t, j, records(1, 3))
+	before := j.Last()
+	start := int(j.active().size)
+	mustAppend(t, j, records(4, 4))
+	ok(t, j.Close())
+	path := filepath.Join(o.Dir, segmentName(1))
+	whole, err := os.ReadFile(path)
+	ok(t, err)
+	for _, fill := range []string{"cut", "zeros", "noise"} {
+		for cut := start; cut < len(whole); cut++ {
+			data := slices.Clone(whole)
+			switch fill {
+			case "cut":
+				data = data[:cut]
+			case "zeros":
+				clear(data[cut:])
+			case "noise":
+				for i := cut; i < len(data); i++ {
+					data[i] ^= byte(i*i) | 1
+				}
+			}
+			ok(t, os.WriteFile(path, data, 0o600))
+			if bytes.Equal(data, whole) {
+				continue // the tail was zeros already
+			}
+
+			ro := o
+			ro.ReadOnly = true
+			j := mustOpen(t, ro)
+			if j.Last() != before {
+				t.Fatalf("%s at %d, read-only: want %+v, got %+v", fill, cut, before, j.Last())
+			}
+			wantAll(t, j, 1, 3)
+			j.Close()
+			if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, data) {
+				t.Fatalf("%s at %d: read-only open changed the file", fill, cut)
+			}
+
+			j = mustOpen(t, o)
+			if j.Last() != before {
+				t.Fatalf("%s at %d: want %+v, got %+v", fill, cut, before, j.Last())
+			}
+			mustAppend(t, j, records(4, 6))
+			wantAll(t, j, 1, 6)
+			ok(t, j.Close())
+			if rep, err := Verify(o, nil); err != nil || rep.Records != 6 || rep.Torn != 0 {
+				t.Fatalf("%s at %d: after appending again: got %+v, %v", fill, cut, rep, err)
+			}
+		}
+	}
+}
+
+// TestRearranged removes, repeats and swaps whole records, in a sealed and in the last segment.
+func TestRearranged(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		change func(recs [][]byte) [][]byte
+	}{
+		{"remove first", func(r [][]byte) [][]byte { return r[1:] }},
+		{"remove middle", func(r [][]byte) [][]byte { return slices.Delete(r, 1, 2) }},
+		{"repeat", func(r [][]byte) [][]byte { return slices.Insert(r, 1, r[0]) }},
+		{"repeat last", func(r [][]byte) [][]byte { return append(r, r[len(r)-1]) }},
+		{"swap", func(r [][]byte) [][]byte { r[0], r[1] = r[1], r[0]; return r }},
+		{"forge", func(r [][]byte) [][]byte { // a valid record with another payload
+			rec := frameRecord(r[1])
+			rec.Payload = slices.Clone(rec.Payload)
+			rec.Payload[0]++
+			b := appendBody(nil, &rec)
+			r[1] = appendTrailer(b, 0, 0, newChainer().next(frameChain(r[0]), b))
+			return r
+		}},
+	} {
+		for _, which := range []string{"first", "last"} {
+			t.Run(tt.name+" in "+which+" segment", func(t *testing.T) {
+				o := testOptions(t.TempDir())
+				j := mustOpen(t, o)
+				j.o.SegmentBytes = 900
+				mustAppend(t, j, records(1, 3))
+				ok(t, j.begin(j.last, false))
+				mustAppend(t, j, records(4, 6))
+				ok(t, j.Close())
+				path := filepath.Join(o.Dir, segmentName(1))
+				if which == "last" {
+					path = filepath.Join(o.Dir, segmentName(4))
+				}
+				data, err := os.ReadFile(path)
+				ok(t, err)
+				var recs [][]byte
+				for rest := data[headerSize:]; len(rest) > 0; {
+					n, err := frameSize("", 0, rest)
+					ok(t, err)
+					recs = append(recs, rest[:n])
+					rest = rest[n:]
+				}
+				ok(t, os.WriteFile(path, bytes.Join(append([][]byte{data[:headerSize]}, tt.change(recs)...), nil), 0o600))
+				if rep, err := Verify(o, nil); !errors.Is(err, ErrCorrupt) {
+					t.Fatalf("want ErrCorrupt, got %+v, %v", rep, err)
+				}
+			})
+		}
+	}
+}
+
+func TestRemovedFiles(t *testing.T) {
+	for n := range 10 {
+		o := smallJournal(t)
+		paths := files(t, o.Dir)
+		if n >= len(paths) {
+			break
+		}
+		name := filepath.Base(paths[n])
+		ok(t, os.Remove(paths[n]))
+		_, err := Verify(o, nil)
+		switch {
+		case filepath.Ext(name) == ckptSuffix, name == segmentName(1): // may have been trimmed
+			ok(t, err)
+		case n == len(paths)-1: // the last segment: no trace of it is left
+			ok(t, err)
+		case !errors.Is(err, ErrCorrupt):
+			t.Fatalf("without %s: want ErrCorrupt, got %v", name, err)
+		}
+	}
+}
+
+// TestDamageBelowStable checks that recovery does not cut off records that had been synced.
+func TestDamageBelowStable(t *testing.T) {
+	for _, synced := range []bool{true, false} {
+		o := testOptions(t.TempDir())
+		j := mustOpen(t, o)
+		mustAppend(t, j, records(1, 4))
+		if synced {
+			ok(t, j.Sync())
+		}
+		mustAppend(t, j, records(5, 6))
+		ok(t, j.Close())
+		path := filepath.Join(o.Dir, segmentName(1))
+		data, err := os.ReadFile(path)
+		ok(t, err)
+		data[headerSize] ^= 0x40 // the length of record 1
+		ok(t, os.WriteFile(path, data, 0o600))
+		j, err = Open(o)
+		if synced && !errors.Is(err, ErrCorrupt) {
+			t.Fatalf("synced: want ErrCorrupt, got %v", err)
+		}
+		if !synced {
+			ok(t, err)
+			if j.Last() != (Position{}) {
+				t.Fatalf("not synced: want an empty journal, got %+v", j.Last())
+			}
+			ok(t, j.Close())
+		}
+	}
+}
+
+// TestCheckpointHoldsRecords checks that a journal is not recovered to before its newest checkpoint.
+func TestCheckpointHoldsRecords(t *testing.T) {
+	o := testOptions(t.TempDir())
+	j := mustOpen(t, o)
+	mustAppend(t, j, records(1, 4))
+	ok(t, j.WriteCheckpoint(j.Last(), func(io.Writer) error { return nil }))
+	ok(t, j.Close())
+	path := filepath.Join(o.Dir, segmentName(1))
+	ok(t, os.Truncate(path, headerSize+recOverhead))
+	if _, err := Open(o); !errors.Is(err, ErrCorrupt) {
+		t.Fatalf("want ErrCorrupt, got %v", err)
+	}
+	if _, err := Verify(o, nil); !errors.Is(err, ErrCorrupt) {
+		t.Fatalf("verify: want ErrCorrupt, got %v", err)
+	}
+}
