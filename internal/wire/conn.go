@@ -23,6 +23,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"varve/internal/fserr"
 	"varve/internal/id"
 )
@@ -41,6 +43,8 @@ type Frame struct {
 
 	id     uint64
 	pooled bool
+	budget *semaphore.Weighted // holds len(Data), or nil
+	held   int64
 }
 
 // Release gives the buffers of a received frame back. The frame must not be used afterwards.
@@ -53,6 +57,10 @@ func (f *Frame) Release() {
 	Recycle(f.Body)
 	Recycle(f.Data)
 	f.Body, f.Data = nil, nil
+	if f.budget != nil {
+		f.budget.Release(f.held)
+		f.budget = nil
+	}
 }
 
 // TakeData hands the data buffer over to the caller, who recycles it with Recycle.
@@ -62,8 +70,9 @@ func (f *Frame) TakeData() []byte {
 	return d
 }
 
-// Handler answers requests. Serve must call Reply or ReplyMessage exactly once for req, from any goroutine; the frame's
-// buffers are released by the connection after Serve returns and the reply was sent, unless taken.
+// Handler answers requests. Serve calls Reply or ReplyMessage exactly once for req before it returns: then the frame's
+// buffers, unless taken, are released, and Quiesce no longer waits for the request. Serve must not wait for a call that it
+// makes on c itself, since answers are not read while as many requests as Options.InFlight are under way.
 type Handler interface {
 	Serve(ctx context.Context, c *Conn, req *Frame)
 }
@@ -106,6 +115,9 @@ type Conn struct {
 
 	// Value is the server's own data about the peer, set in the handshake and not changed afterwards.
 	Value any
+	// Budget, if set in the handshake, bounds the bytes of data of requests in memory: while it is used up the connection
+	// is not read. It is shared by connections. Its size must be at least MaxData.
+	Budget *semaphore.Weighted
 }
 
 func newConn(nc net.Conn, br *bufio.Reader, o Options) *Conn {
@@ -182,6 +194,11 @@ func (c *Conn) fail(err error) {
 // every call that uses it. The connection does not touch req's buffers after Start has returned.
 func (c *Conn) Start(req *Frame, done chan *Call) *Call {
 	call := &Call{done: done, id: c.nextID.Add(1)}
+	if err := req.checkSize(); err != nil {
+		call.Err = err // the caller's fault: the connection lives on
+		done <- call
+		return call
+	}
 	c.mu.Lock()
 	if c.err != nil {
 		call.Err = c.err
@@ -254,7 +271,11 @@ func (c *Conn) CallMessage(ctx context.Context, t Type, class Class, req, reply 
 // Reply answers req. body and data are not touched after it has returned. Errors mean that the connection has ended;
 // there is nothing left to do for the request.
 func (c *Conn) Reply(req *Frame, code fserr.Code, body, data []byte) error {
-	err := c.write(&Frame{Type: req.Type, Class: req.Class, Epoch: req.Epoch, Code: code, Body: body, Data: data}, req.id, true)
+	answer := Frame{Type: req.Type, Class: req.Class, Epoch: req.Epoch, Code: code, Body: body, Data: data}
+	if err := answer.checkSize(); err != nil {
+		answer.Code, answer.Body, answer.Data = fserr.Protocol, nil, nil // the peer must not wait for ever
+	}
+	err := c.write(&answer, req.id, true)
 	if err != nil {
 		c.fail(err)
 	}
@@ -273,16 +294,27 @@ func (c *Conn) ReplyMessage(req *Frame, code fserr.Code, m Message) error {
 	return c.Reply(req, code, body, nil)
 }
 
-func (c *Conn) write(f *Frame, reqID uint64, answer bool) error {
+func (f *Frame) checkSize() error {
 	if len(f.Body) > MaxBody || len(f.Data) > MaxData {
 		return fmt.Errorf("frame type %d with body of %d and data of %d bytes is over the limit: %w", f.Type, len(f.Body), len(f.Data), fserr.Protocol)
 	}
+	return nil
+}
+
+// keepWriteBuffer bounds what a connection keeps of its write buffer between frames, in bytes.
+const keepWriteBuffer = 64 << 10
+
+// write sends f, whose size was checked.
+func (c *Conn) write(f *Frame, reqID uint64, answer bool) error {
 	h := header{
 		typ: f.Type, class: f.Class, answer: answer, id: reqID, epoch: f.Epoch, code: f.Code,
 		bodyLen: uint32(len(f.Body)), dataLen: uint32(len(f.Data)), bodyCRC: crc32.Checksum(f.Body, castagnoli),
 	}
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
+	if cap(c.wbuf) > keepWriteBuffer {
+		c.wbuf = nil
+	}
 	c.wbuf = append(c.wbuf[:0], make([]byte, headerSize)...)
 	h.encode(c.wbuf)
 	c.wbuf = append(c.wbuf, f.Body...)
@@ -301,7 +333,7 @@ func (c *Conn) write(f *Frame, reqID uint64, answer bool) error {
 func (c *Conn) readLoop() {
 	defer close(c.readEnd)
 	for {
-		f, answer, err := readFrame(c.br, MaxBody)
+		f, answer, err := readFrame(c.ctx, c.br, MaxBody, MaxData, c.Budget)
 		if err != nil {
 			c.fail(err)
 			return
@@ -346,7 +378,9 @@ func (c *Conn) deliver(f *Frame) {
 	call.done <- call
 }
 
-func readFrame(br *bufio.Reader, maxBody uint32) (*Frame, bool, error) {
+// readFrame reads one frame and whether it is an answer. Nothing is allocated for a length over its limit, nor for the data of a
+// request before it has its share of budget, if that is given. ctx bounds only that wait.
+func readFrame(ctx context.Context, br *bufio.Reader, maxBody, maxData uint32, budget *semaphore.Weighted) (*Frame, bool, error) {
 	b, err := br.Peek(headerSize)
 	if err != nil {
 		if len(b) > 0 && errors.Is(err, io.EOF) {
@@ -358,8 +392,8 @@ func readFrame(br *bufio.Reader, maxBody uint32) (*Frame, bool, error) {
 	if err := h.decode(b); err != nil {
 		return nil, false, err
 	}
-	if h.bodyLen > maxBody {
-		return nil, false, fmt.Errorf("frame type %d: body of %d bytes, limit %d here: %w", h.typ, h.bodyLen, maxBody, fserr.Protocol)
+	if h.bodyLen > maxBody || h.dataLen > maxData {
+		return nil, false, fmt.Errorf("frame type %d: body of %d and data of %d bytes, limits %d and %d here: %w", h.typ, h.bodyLen, h.dataLen, maxBody, maxData, fserr.Protocol)
 	}
 	if _, err := br.Discard(headerSize); err != nil {
 		return nil, false, err
@@ -373,6 +407,13 @@ func readFrame(br *bufio.Reader, maxBody uint32) (*Frame, bool, error) {
 	if got := crc32.Checksum(f.Body, castagnoli); got != h.bodyCRC {
 		f.Release()
 		return nil, false, fmt.Errorf("frame type %d: body checksum %08x, want %08x: %w", h.typ, got, h.bodyCRC, fserr.Protocol)
+	}
+	if budget != nil && h.dataLen > 0 && !h.answer {
+		if err := budget.Acquire(ctx, int64(h.dataLen)); err != nil {
+			f.Release()
+			return nil, false, err
+		}
+		f.budget, f.held = budget, int64(h.dataLen)
 	}
 	f.Data = Buffer(int(h.dataLen))
 	if _, err := io.ReadFull(br, f.Data); err != nil {

@@ -85,7 +85,7 @@ const (
 	Punch Type = 62
 	Flush Type = 63
 
-	// To a chunk server: protobuf.
+	// To a chunk server: protobuf. ChunkSeek carries the chunk's epoch in the frame header.
 	ChunkTable  Type = 70
 	ChunkSeek   Type = 71
 	ChunkList   Type = 72

@@ -82,7 +82,7 @@ func (c *Conn) sayHello(ctx context.Context, hello *msg.Hello) (*msg.HelloReply,
 	if err := c.write(&Frame{Type: Hello, Body: body}, 0, false); err != nil {
 		return nil, fmt.Errorf("%w: %w", fserr.Unavailable, err)
 	}
-	f, answer, err := readFrame(c.br, maxHello)
+	f, answer, err := readFrame(ctx, c.br, maxHello, 0, nil)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", fserr.Unavailable, err)
 	}
@@ -101,7 +101,7 @@ func (c *Conn) sayHello(ctx context.Context, hello *msg.Hello) (*msg.HelloReply,
 }
 
 // Acceptor decides about a connection by its hello. It returns what will answer its requests, or an
-// outcome other than OK to refuse it. It may set c.Value. It may block (to quiesce an older connection).
+// outcome other than OK to refuse it. It may set c.Value and c.Budget. It may block (to quiesce an older connection).
 type Acceptor func(c *Conn, hello *msg.Hello) (Handler, *msg.HelloReply, fserr.Code)
 
 // Server accepts connections on a listener.
@@ -184,12 +184,12 @@ func (s *Server) greet(c *Conn) (Handler, error) {
 	if err := c.nc.SetReadDeadline(time.Now().Add(handshakeTimeout)); err != nil {
 		return nil, err
 	}
-	f, answer, err := readFrame(c.br, maxHello)
+	f, answer, err := readFrame(c.ctx, c.br, maxHello, 0, nil)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Release()
-	if answer || f.Type != Hello || len(f.Data) > 0 {
+	if answer || f.Type != Hello {
 		return nil, fmt.Errorf("first frame has type %d, want hello: %w", f.Type, fserr.Protocol)
 	}
 	hello := new(msg.Hello)
