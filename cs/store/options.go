@@ -42,6 +42,12 @@ const (
 	defaultSettleEvery = time.Second
 )
 
+// maxStages is the number of staging buffers of 1 MiB that are kept for reuse.
+const maxStages = 32
+
+// ahead is the number of extents that are marked together when writes come in sequence.
+const ahead = 8
+
 // settlePass is the most chunks that one pass of settling takes up, so that a pass does not crowd out
 // the writes of guests.
 const settlePass = 64
@@ -74,6 +80,9 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.MaxOpen < 0 || o.MaxActive < 0 || o.MaxActive > o.MaxOpen {
 		faults = append(faults, fmt.Errorf("store: MaxActive %d, MaxOpen %d: want 0 < MaxActive <= MaxOpen", o.MaxActive, o.MaxOpen))
+	}
+	if o.MaxActive > maxActiveChunks/2 {
+		faults = append(faults, fmt.Errorf("store: MaxActive %d: limit %d", o.MaxActive, maxActiveChunks/2))
 	}
 	if o.SettleAfter < 0 {
 		faults = append(faults, fmt.Errorf("store: SettleAfter %v is negative", o.SettleAfter))

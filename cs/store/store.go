@@ -1,116 +1,639 @@
-// Package store keeps the chunks of one chunk server on disk.
+// Package store keeps the chunks of one chunk server on a disk: a file for each chunk with its data in
+// place and a table of block checksums, and a log that says which extents a crash would leave open.
+//
+// Use: Open a directory; Create, Write, Read, Punch, Flush and Delete chunks by id; Close. Every
+// operation carries the epoch of the chunk and obeys package repl. Check and Dump are for people.
+//
+// Guarantees. What Flush, Create, Delete, Adopt, Join, Promote and Accept did before they returned
+// survives a crash. A block that Read returns has the checksum that was written with it, or, after a
+// crash and only in extents that were active, the checksum of what is on the disk. Writers of
+// different blocks run in parallel, of one block in the order in which they came, and a reader waits
+// for the writers before it. A full disk (NoSpace) leaves every block as it was or as it was to be.
+// Any other failure to write or sync takes the store out of service for good: every later call fails
+// with it. All methods may be called at once.
+//
+// Memory: MaxOpen tables of 64 KiB, some 200 bytes a chunk, and 1 MiB buffers that are kept, at most
+// maxStages of them; data does not go through the page cache.
+//
+// Lock order: Store.life, entry.gate, a block range of the entry, Store.openMu, entry.mu. The gates
+// of two entries are never waited for together: with one held, another is only tried.
+//
+// Formats: format.go. What an operation of which epoch may do: package repl.
 package store
 
 import (
-	"io"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
 
 	"varve/cs/repl"
+	"varve/internal/chunk"
+	"varve/internal/disk"
 	"varve/internal/fserr"
 	"varve/internal/id"
 )
 
-// Store is the chunks under one directory. Its methods may be called at once from any goroutines.
-type Store struct{}
+// maxChunkSize bounds the offsets of requests; it is chunk.Size in 64 bits.
+const maxChunkSize = uint64(chunk.Size)
 
-// Info is what List tells of a chunk.
+// Store is the chunks under one directory.
+type Store struct {
+	o        Options
+	direct   bool
+	start    time.Time
+	unlock   func() error
+	log      *activity
+	failed   atomic.Pointer[error]
+	active   atomic.Int64 // chunks with active extents
+	stages   chan *stage
+	stop     chan struct{}
+	settler  sync.WaitGroup
+	settleMu sync.Mutex // one pass at a time
+
+	life   sync.RWMutex // held shared by every operation
+	closed bool         // guarded by life
+
+	mu     sync.RWMutex
+	chunks map[id.ChunkID]*entry
+	ids    []id.ChunkID // the keys of chunks in order
+
+	openMu sync.Mutex
+	open   []*entry // with an image
+	hand   int      // of the evictor
+}
+
+// Info is what List tells of a chunk. A chunk whose header cannot be read has epoch 0 and is Lost.
 type Info struct {
 	ID    id.ChunkID
 	Epoch id.Epoch
 	State repl.State
 }
 
-// Open takes the directory's lock. It refuses another cluster's directory with WrongCluster.
-func Open(o Options) (*Store, error) { return nil, fserr.NotSupported }
-
-// Close waits for operations under way, flushes and settles everything.
-func (s *Store) Close() error { return fserr.NotSupported }
-
-// Create makes an empty chunk, durably. Exist if it is there with another epoch.
-func (s *Store) Create(c id.ChunkID, e id.Epoch) error { return fserr.NotSupported }
-
-// Delete removes a chunk, durably. It is not an error if it is not there.
-func (s *Store) Delete(c id.ChunkID) error { return fserr.NotSupported }
-
-// Write writes p at off. sums is as chunk.AppendSums makes it; it is verified first (BadChecksum).
-func (s *Store) Write(c id.ChunkID, e id.Epoch, off uint32, p []byte, sums []uint32) error {
-	return fserr.NotSupported
+// Open opens a store, or makes it. It takes the directory's lock, and refuses the directory of
+// another cluster with WrongCluster. It lists the chunks but reads none of them.
+func Open(o Options) (*Store, error) {
+	o, err := o.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	if err := o.FS.MkdirAll(o.Dir); err != nil {
+		return nil, err
+	}
+	unlock, err := o.FS.Lock(filepath.Join(o.Dir, "lock"))
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{
+		o: o, start: time.Now(), unlock: unlock, stages: make(chan *stage, maxStages),
+		stop: make(chan struct{}), chunks: make(map[id.ChunkID]*entry),
+	}
+	if err := s.recover(); err != nil {
+		if s.log != nil {
+			s.log.close()
+		}
+		return nil, errors.Join(fmt.Errorf("store %s: %w", o.Dir, err), unlock())
+	}
+	if o.SettleEvery > 0 {
+		s.settler.Go(s.settleForever)
+	}
+	return s, nil
 }
 
-// WriteThen is Write; then is called after the write while its blocks are still locked.
-func (s *Store) WriteThen(c id.ChunkID, e id.Epoch, off uint32, p []byte, sums []uint32, then func() error) error {
-	return fserr.NotSupported
+// recover lists the chunks and reads which extents of them a crash left active.
+func (s *Store) recover() error {
+	if err := s.makeDirs(); err != nil {
+		return err
+	}
+	if err := s.probe(); err != nil {
+		return err
+	}
+	for i := range 256 {
+		if err := s.list(filepath.Join(s.o.Dir, "chunks", fmt.Sprintf("%02x", i))); err != nil {
+			return err
+		}
+	}
+	slices.Sort(s.ids)
+	log, rebuilt, err := openActivity(s.o.FS, s.o.Dir, s.o.Cluster, s.ids)
+	if err != nil {
+		return err
+	}
+	s.log = log
+	if rebuilt && len(s.ids) > 0 {
+		s.o.Logger.Error("activity log is missing or damaged: every chunk is unclean", "chunks", len(s.ids))
+	}
+	for c, x := range log.active {
+		e := s.chunks[c]
+		if e == nil {
+			log.unmark(c, x) // deleted just before the crash
+			continue
+		}
+		e.marked, e.replay = x, x
+		s.active.Add(1)
+	}
+	if n := s.active.Load(); n > 0 {
+		s.o.Logger.Info("store was not stopped cleanly", "dir", s.o.Dir, "chunks", len(s.ids), "unclean", n)
+	}
+	return nil
 }
 
-// Read fills dst (n bytes) and sums (n/4096) from off; both are multiples of 4096.
-func (s *Store) Read(c id.ChunkID, e id.Epoch, off, n uint32, dst []byte, sums []uint32) error {
-	return fserr.NotSupported
+// makeDirs makes the directories of a new store.
+func (s *Store) makeDirs() error {
+	root := filepath.Join(s.o.Dir, "chunks")
+	if _, err := s.o.FS.Stat(filepath.Join(root, "ff")); err == nil {
+		return nil
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for i := range 256 {
+		if err := s.o.FS.MkdirAll(filepath.Join(root, fmt.Sprintf("%02x", i))); err != nil {
+			return err
+		}
+	}
+	if err := s.o.FS.SyncDir(root); err != nil {
+		return err
+	}
+	return s.o.FS.SyncDir(s.o.Dir)
 }
 
-// Punch makes the bytes [from, to) zero; whole blocks become holes.
-func (s *Store) Punch(c id.ChunkID, e id.Epoch, from, to uint32) error { return fserr.NotSupported }
-
-// PunchThen is Punch; then is called while the blocks are still locked.
-func (s *Store) PunchThen(c id.ChunkID, e id.Epoch, from, to uint32, then func() error) error {
-	return fserr.NotSupported
+// probe finds out whether the filesystem takes direct I/O.
+func (s *Store) probe() error {
+	if s.o.Buffered {
+		return nil
+	}
+	path := filepath.Join(s.o.Dir, "probe.new")
+	f, err := s.o.FS.Open(path, disk.ReadWrite|disk.Create|disk.Direct)
+	if err == nil {
+		b := disk.AlignedBuffer(chunk.BlockSize)
+		if _, err = f.WriteAt(b, 0); err == nil {
+			_, err = f.ReadAt(b, 0)
+		}
+		err = errors.Join(err, f.Close())
+	}
+	switch {
+	case err == nil:
+		s.direct = true
+	case errors.Is(err, syscall.ENOSPC):
+		s.direct = true // a full disk says nothing about direct I/O
+	case errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.EOPNOTSUPP):
+		s.o.Logger.Info("direct I/O is refused: data goes through the page cache", "dir", s.o.Dir, "cause", err)
+	default:
+		return err
+	}
+	if err := s.o.FS.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
-// Flush puts all writes to the chunk that have returned on stable media.
-func (s *Store) Flush(c id.ChunkID, e id.Epoch) error { return fserr.NotSupported }
-
-// Table returns a copy of the checksums of all blocks.
-func (s *Store) Table(c id.ChunkID) (sums []uint32, e id.Epoch, st repl.State, err error) {
-	return nil, 0, 0, fserr.NotSupported
+// list adds the chunks in one directory.
+func (s *Store) list(dir string) error {
+	files, err := s.o.FS.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		name := f.Name()
+		if strings.HasSuffix(name, ".new") {
+			if err := s.o.FS.Remove(filepath.Join(dir, name)); err != nil {
+				return err
+			}
+			continue
+		}
+		digits, ok := strings.CutSuffix(name, ".chk")
+		n, err := strconv.ParseUint(digits, 16, 64)
+		if c := id.ChunkID(n); ok && err == nil && s.pathOf(c) == filepath.Join(dir, name) {
+			s.chunks[c] = &entry{id: c}
+			s.ids = append(s.ids, c)
+		} else {
+			s.o.Logger.Warn("not a chunk file: left alone", "path", filepath.Join(dir, name))
+		}
+	}
+	return nil
 }
 
-// Seek returns the first offset at or after off that is in a hole (or not in one), false if there is none.
-func (s *Store) Seek(c id.ChunkID, e id.Epoch, off uint32, hole bool) (uint32, bool, error) {
-	return 0, false, fserr.NotSupported
+// Close waits for operations under way, flushes and settles everything that is loaded and drops the
+// lock. Chunks that a crash left unclean and nobody touched since stay unclean.
+func (s *Store) Close() error {
+	s.life.Lock()
+	if s.closed {
+		s.life.Unlock()
+		return nil
+	}
+	s.closed = true
+	s.life.Unlock()
+	close(s.stop)
+	s.settler.Wait()
+	err := s.failure()
+	if err == nil {
+		err = s.settleAll()
+	}
+	if err == nil {
+		err = s.log.sync()
+	}
+	for _, e := range s.open {
+		err = errors.Join(err, e.img.f.Close())
+	}
+	return errors.Join(err, s.log.close(), s.unlock())
+}
+
+// begin must come first in every operation, end last.
+func (s *Store) begin() error {
+	s.life.RLock()
+	err := s.failure()
+	if s.closed {
+		err = fmt.Errorf("store is closed: %w", fserr.Unavailable)
+	}
+	if err != nil {
+		s.life.RUnlock()
+	}
+	return err
+}
+
+func (s *Store) end() { s.life.RUnlock() }
+
+func (s *Store) failure() error {
+	if p := s.failed.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+// fail takes the store out of service.
+func (s *Store) fail(op string, c id.ChunkID, cause error) error {
+	err := fmt.Errorf("store %s: out of service: %s: chunk %v: %w: %w", s.o.Dir, op, c, fserr.IO, cause)
+	if s.failed.CompareAndSwap(nil, &err) {
+		s.o.Logger.Error("store is out of service", "dir", s.o.Dir, "op", op, "chunk", c, "cause", cause)
+		return err
+	}
+	return s.failure()
+}
+
+// outcome turns the failure of a write: a full disk is an outcome, anything else the end of the store.
+func (s *Store) outcome(op string, c id.ChunkID, err error) error {
+	if full(err) {
+		return fmt.Errorf("%s: chunk %v: %w: %w", op, c, fserr.NoSpace, err)
+	}
+	return s.fail(op, c, err)
+}
+
+func full(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
+
+// now is the time on the monotonic clock since the store was opened.
+func (s *Store) now() int64 { return int64(time.Since(s.start)) }
+
+func (s *Store) find(c id.ChunkID) *entry {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.chunks[c]
+}
+
+// hold returns the entry of a chunk with the gate held shared and its image loaded.
+func (s *Store) hold(c id.ChunkID) (*entry, error) {
+	for {
+		e := s.find(c)
+		if e == nil {
+			return nil, fmt.Errorf("chunk %v: %w", c, fserr.NoChunk)
+		}
+		e.gate.RLock()
+		if e.img != nil {
+			e.used.Store(true)
+			return e, nil
+		}
+		e.gate.RUnlock()
+		e.gate.Lock()
+		err := s.load(e)
+		e.gate.Unlock()
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+// enter returns the entry of a chunk as hold does if package repl lets the message in. An epoch that
+// must be persisted first is.
+func (s *Store) enter(c id.ChunkID, in repl.Input) (*entry, repl.Verdict, error) {
+	if err := s.admit(c, in); err != nil {
+		return nil, 0, err
+	}
+	for {
+		e, err := s.hold(c)
+		if err != nil {
+			return nil, 0, err
+		}
+		_, v := e.rep.Step(in)
+		if v == repl.Do || v == repl.DoNote {
+			return e, v, nil
+		}
+		err = refuse(e, in, v)
+		e.gate.RUnlock()
+		if v == repl.Persist {
+			err = s.change(e, in)
+		}
+		if err != nil {
+			return nil, 0, err
+		}
+	}
+}
+
+// admit refuses what would be refused anyway before an unclean chunk is read at length.
+func (s *Store) admit(c id.ChunkID, in repl.Input) error {
+	e := s.find(c)
+	if e == nil {
+		return fmt.Errorf("chunk %v: %w", c, fserr.NoChunk)
+	}
+	e.gate.RLock()
+	loaded, known, rep := e.img != nil, e.known, e.rep
+	e.gate.RUnlock()
+	if loaded {
+		return nil
+	}
+	if !known {
+		if err := s.peek(e); err != nil {
+			return err
+		}
+		e.gate.RLock()
+		rep = e.rep
+		e.gate.RUnlock()
+	}
+	_, v := rep.Step(in)
+	return refuse(e, in, v)
+}
+
+// refuse returns the error of a verdict that refuses.
+func refuse(e *entry, in repl.Input, v repl.Verdict) error {
+	switch v {
+	case repl.Stale:
+		return fmt.Errorf("chunk %v: %v at epoch %v: %w", e.id, in.Kind, in.Epoch, fserr.StaleEpoch)
+	case repl.NotReady:
+		return fmt.Errorf("chunk %v: %v at epoch %v: %w", e.id, in.Kind, in.Epoch, fserr.NotReady)
+	}
+	return nil
+}
+
+// change steps the replica durably, with every other operation on the chunk at an end.
+func (s *Store) change(e *entry, in repl.Input) error {
+	e.gate.Lock()
+	defer e.gate.Unlock()
+	if e.gone {
+		return fmt.Errorf("chunk %v: %w", e.id, fserr.NoChunk)
+	}
+	if e.corrupt && in.Kind == repl.Join {
+		if err := s.remake(e, in); err != nil {
+			return err
+		}
+	}
+	if err := s.load(e); err != nil {
+		return err
+	}
+	next, v := e.rep.Step(in)
+	if v != repl.Persist {
+		return refuse(e, in, v)
+	}
+	if err := s.writeHeader(e, next.Record()); err != nil {
+		return err
+	}
+	if err := e.img.f.Sync(); err != nil {
+		return s.fail("sync", e.id, err)
+	}
+	if e.rep.State != next.State {
+		s.o.Logger.Info("replica changes state", "chunk", e.id, "epoch", next.Epoch, "from", e.rep.State, "to", next.State)
+	}
+	e.rep = next
+	return nil
+}
+
+// remake replaces a file without a valid header by an empty one that joins.
+func (s *Store) remake(e *entry, in repl.Input) error {
+	next, v := e.rep.Step(in)
+	if v != repl.Persist {
+		return refuse(e, in, v)
+	}
+	if err := s.make(e.id, next.Record()); err != nil {
+		return err
+	}
+	e.corrupt, e.rep = false, next
+	return nil
 }
 
 // Adopt raises the epoch of a serving replica, durably.
-func (s *Store) Adopt(c id.ChunkID, e id.Epoch) error { return fserr.NotSupported }
-
-// Join makes the replica joining at epoch e, durably; it makes the chunk if it is not there.
-func (s *Store) Join(c id.ChunkID, e id.Epoch) error { return fserr.NotSupported }
-
-// Promote makes a joining replica of epoch e serve.
-func (s *Store) Promote(c id.ChunkID, e id.Epoch) error { return fserr.NotSupported }
-
-// Accept makes an unclean replica serve with what is on its disk.
-func (s *Store) Accept(c id.ChunkID) error { return fserr.NotSupported }
-
-// RepairWrite writes whole blocks from the source of a rebuild, leaving out what is fresh. A block
-// whose sum is chunk.Hole is punched. data may be nil if all are.
-func (s *Store) RepairWrite(c id.ChunkID, e id.Epoch, block uint32, data []byte, sums []uint32) (written int, err error) {
-	return 0, fserr.NotSupported
+func (s *Store) Adopt(c id.ChunkID, epoch id.Epoch) error {
+	return s.transit(c, repl.Input{Kind: repl.Adopt, Epoch: epoch})
 }
 
-// List returns up to max chunks with ids above after, in order.
-func (s *Store) List(after id.ChunkID, max int) (infos []Info, more bool) { return nil, false }
+// Promote makes a joining replica of the same epoch serve, durably.
+func (s *Store) Promote(c id.ChunkID, epoch id.Epoch) error {
+	return s.transit(c, repl.Input{Kind: repl.Promote, Epoch: epoch})
+}
 
-// Verify reads every block of a chunk and returns how many there are (holes left out), how many do
-// not match their checksum, and a digest that is equal for chunks of equal contents.
-func (s *Store) Verify(c id.ChunkID) (blocks, bad int, digest [32]byte, err error) {
-	return 0, 0, digest, fserr.NotSupported
+// Accept makes an unclean replica serve with what is on its disk, durably.
+func (s *Store) Accept(c id.ChunkID) error { return s.transit(c, repl.Input{Kind: repl.Accept}) }
+
+// Join makes the replica joining at a higher epoch, durably. A chunk that is not there is made.
+// Every block written from then on is noted as fresh.
+func (s *Store) Join(c id.ChunkID, epoch id.Epoch) error {
+	in := repl.Input{Kind: repl.Join, Epoch: epoch}
+	if s.find(c) == nil {
+		if err := s.begin(); err != nil {
+			return err
+		}
+		next, v := repl.Replica{State: repl.Lost}.Step(in)
+		err := refuse(&entry{id: c}, in, v)
+		if err == nil {
+			err = s.add(c, next)
+		}
+		s.end()
+		if err == nil || fserr.Of(err) != fserr.Exist {
+			return err
+		}
+	}
+	return s.transit(c, in)
+}
+
+func (s *Store) transit(c id.ChunkID, in repl.Input) error {
+	if err := s.begin(); err != nil {
+		return err
+	}
+	defer s.end()
+	e := s.find(c)
+	if e == nil {
+		return fmt.Errorf("chunk %v: %w", c, fserr.NoChunk)
+	}
+	if err := s.admit(c, in); err != nil && !(in.Kind == repl.Join && fserr.Of(err) == fserr.IO) {
+		return err
+	}
+	return s.change(e, in)
+}
+
+// Create makes an empty chunk that serves, durably. It does nothing if the chunk is there and serves
+// at the same epoch; else the answer is Exist.
+func (s *Store) Create(c id.ChunkID, epoch id.Epoch) error {
+	if err := s.begin(); err != nil {
+		return err
+	}
+	defer s.end()
+	if c == 0 {
+		return fmt.Errorf("chunk %v: %w", c, fserr.Invalid)
+	}
+	for {
+		e := s.find(c)
+		if e == nil {
+			if err := s.add(c, repl.New(epoch)); err == nil || fserr.Of(err) != fserr.Exist {
+				return err
+			}
+			continue
+		}
+		e.gate.RLock()
+		known, gone, rep := e.known, e.gone, e.rep
+		e.gate.RUnlock()
+		switch {
+		case gone:
+		case !known:
+			if err := s.peek(e); err != nil {
+				return err
+			}
+		case rep.Epoch == epoch && rep.State == repl.Serving:
+			return nil
+		default:
+			return fmt.Errorf("chunk %v is %v at epoch %v, not %v: %w", c, rep.State, rep.Epoch, epoch, fserr.Exist)
+		}
+	}
+}
+
+// add makes the file and the entry of a chunk. Exist if there is one by now.
+func (s *Store) add(c id.ChunkID, rep repl.Replica) error {
+	e := &entry{id: c, known: true, rep: rep}
+	e.gate.Lock()
+	defer e.gate.Unlock()
+	s.mu.Lock()
+	if s.chunks[c] != nil {
+		s.mu.Unlock()
+		return fmt.Errorf("chunk %v: %w", c, fserr.Exist)
+	}
+	s.chunks[c] = e
+	i, _ := slices.BinarySearch(s.ids, c)
+	s.ids = slices.Insert(s.ids, i, c)
+	s.mu.Unlock()
+	if err := s.make(c, rep.Record()); err != nil {
+		s.drop(e)
+		return err
+	}
+	return nil
+}
+
+// drop takes an entry out of the store. Preconditions: its gate is held exclusively.
+func (s *Store) drop(e *entry) {
+	e.gone = true
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.chunks, e.id)
+	if i, ok := slices.BinarySearch(s.ids, e.id); ok {
+		s.ids = slices.Delete(s.ids, i, i+1)
+	}
+}
+
+// Delete removes a chunk, durably. It is not an error if the chunk is not there.
+func (s *Store) Delete(c id.ChunkID) error {
+	if err := s.begin(); err != nil {
+		return err
+	}
+	defer s.end()
+	e := s.find(c)
+	if e == nil {
+		return nil
+	}
+	e.gate.Lock()
+	defer e.gate.Unlock()
+	if e.gone {
+		return nil
+	}
+	if err := s.o.FS.Remove(s.pathOf(c)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return s.fail("remove", c, err)
+	}
+	if err := s.o.FS.SyncDir(s.dirOf(c)); err != nil {
+		return s.fail("sync directory", c, err)
+	}
+	if e.img != nil {
+		s.forget(e)
+		s.closeImage(e)
+	}
+	if e.marked != 0 {
+		s.log.unmark(c, e.marked)
+		s.active.Add(-1)
+	}
+	s.drop(e)
+	return s.failure()
+}
+
+// List returns up to max chunks with ids above after, in order, and whether there are more.
+func (s *Store) List(after id.ChunkID, max int) (infos []Info, more bool) {
+	if s.begin() != nil {
+		return nil, false
+	}
+	defer s.end()
+	s.mu.RLock()
+	i, _ := slices.BinarySearch(s.ids, after+1)
+	more = len(s.ids)-i > max
+	page := make([]*entry, 0, min(max, len(s.ids)-i))
+	for _, c := range s.ids[i : i+cap(page)] {
+		page = append(page, s.chunks[c])
+	}
+	s.mu.RUnlock()
+	s.peekAll(page)
+	for _, e := range page {
+		e.gate.RLock()
+		if !e.gone {
+			infos = append(infos, Info{ID: e.id, Epoch: e.rep.Epoch, State: e.rep.State})
+		}
+		e.gate.RUnlock()
+	}
+	return infos, more
+}
+
+// peekAll reads the headers that are not known yet, some at once. One that cannot be read is known
+// as lost afterwards, and logged.
+func (s *Store) peekAll(page []*entry) {
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range min(listers, len(page)) {
+		wg.Go(func() {
+			for i := next.Add(1) - 1; i < int64(len(page)); i = next.Add(1) - 1 {
+				e := page[i]
+				e.gate.RLock()
+				known := e.known || e.gone
+				e.gate.RUnlock()
+				if !known {
+					_ = s.peek(e)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// listers is the number of headers that List reads at once.
+const listers = 8
+
+// Count returns the number of chunks.
+func (s *Store) Count() int {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return len(s.ids)
 }
 
 // Space returns the room on the filesystem in bytes.
-func (s *Store) Space() (total, free uint64, err error) { return 0, 0, fserr.NotSupported }
-
-// Count returns the number of chunks.
-func (s *Store) Count() int { return 0 }
-
-// Settle flushes and unmarks up to max chunks with extents that are quiet, and returns how many.
-func (s *Store) Settle(max int) (int, error) { return 0, fserr.NotSupported }
-
-// Report is what Check found.
-type Report struct {
-	Chunks, Blocks int
-	Faults         []string // one sentence each, at most MaxFaults
+func (s *Store) Space() (total, free uint64, err error) {
+	if err := s.begin(); err != nil {
+		return 0, 0, err
+	}
+	defer s.end()
+	sp, err := s.o.FS.Space(s.o.Dir)
+	return sp.Total, sp.Free, err
 }
-
-// Check reads every chunk of a store that is not open and reports what is wrong.
-func Check(o Options) (Report, error) { return Report{}, fserr.NotSupported }
-
-// Dump writes a chunk file or an activity log in a form for people.
-func Dump(w io.Writer, path string) error { return fserr.NotSupported }
