@@ -1,0 +1,37 @@
+package fuse
+
+import (
+	"bytes"
+	"os"
+	"strconv"
+	"syscall"
+)
+
+// beingKilled reports whether a SIGKILL is pending for the thread: the kernel turns every fatal signal into one
+// for all threads of the process, and a thread that waits for us cannot take it. False if the process is
+// not in our name space or gone.
+func beingKilled(pid uint32) bool {
+	if pid == 0 {
+		return false
+	}
+	status, err := os.ReadFile("/proc/" + strconv.FormatUint(uint64(pid), 10) + "/status")
+	if err != nil {
+		return false
+	}
+	return pendingKill(status)
+}
+
+// pendingKill looks into the contents of /proc/PID/status.
+func pendingKill(status []byte) bool {
+	for line := range bytes.Lines(status) {
+		key, value, _ := bytes.Cut(line, []byte(":"))
+		if string(key) != "SigPnd" && string(key) != "ShdPnd" {
+			continue
+		}
+		mask, err := strconv.ParseUint(string(bytes.TrimSpace(value)), 16, 64)
+		if err == nil && mask&(1<<(uint(syscall.SIGKILL)-1)) != 0 {
+			return true
+		}
+	}
+	return false
+}

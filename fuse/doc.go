@@ -1,0 +1,32 @@
+// Package fuse mounts a varve cluster: it speaks the kernel's FUSE protocol and turns every request
+// into a call of a Backend.
+//
+// Use: Mount attaches a Backend at a directory and returns a Session; Session.Wait returns when the
+// mount is gone, Session.Unmount ends it within a deadline. Unmount and IsMounted work on the mounts of
+// other processes.
+//
+// Guarantees. A request that blocks (a lock wait, stalled I/O) never stops another one. Nothing is cached
+// by time: entries and attributes have a validity of zero and files are opened for direct I/O, so that
+// each system call reaches the Backend; mapped files go through the page cache and are kept right by
+// Session.InvalidateInode. Unmounting never hangs: the last resort is to abort the connection, after
+// which the kernel answers by itself. Handles and the locks taken through them are released exactly
+// once, also when the kernel never says so because the connection was aborted.
+//
+// Rooms. format.go and parse.go know the protocol and nothing else; request.go is one request,
+// independent of the way it arrived; dispatch.go and the ops_*.go files answer it; dev.go is the
+// transport over /dev/fuse; mount.go and unmount.go talk to the kernel about the mount itself.
+//
+// Locks. The tables of a Session (nodes, files, owners, flights, budget, notes) each have a mutex of
+// their own; none is held while another is taken, nor during a call of the Backend or a system call. So
+// there is no lock order to keep.
+//
+// Notifications. Writing FUSE_NOTIFY_INVAL_INODE makes the kernel take page locks, and a page that is
+// being read is locked until that READ is answered; writing FUSE_NOTIFY_INVAL_ENTRY takes the lock of
+// the directory, which an operation in that directory holds until it is answered. So a notification
+// must never be written by something that such an answer waits for. InvalidateInode and
+// InvalidateEntry therefore only queue; one goroutine, which holds no lock, writes.
+//
+// Interrupts. The kernel reports every signal, also harmless ones (SIGCHLD, the Go scheduler's
+// SIGURG), and applications do not expect EINTR from a disk file. So a wait for a lock is canceled by any
+// signal, and every other operation only once its caller is being killed.
+package fuse

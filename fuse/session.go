@@ -1,0 +1,247 @@
+package fuse
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"varve/internal/fserr"
+	"varve/internal/id"
+)
+
+const (
+	// maxDataInFlight bounds the memory that requests under way hold, in bytes.
+	maxDataInFlight = 512 << 20
+	// slowAfter is when an operation is worth a line in the log.
+	slowAfter = 10 * time.Second
+	// watchEvery is how often slow operations and killed callers are looked for.
+	watchEvery = time.Second
+	// drainTime is how long an ending session waits for requests under way, whose contexts are canceled,
+	// and for handles that the kernel never released.
+	drainTime = 5 * time.Second
+	// initTime is how long Mount waits for the kernel to say INIT.
+	initTime = 10 * time.Second
+)
+
+// errUnmounted is how a transport says that the mount ended in an orderly way.
+var errUnmounted = errors.New("unmounted")
+
+// transport brings requests to a Session and takes notifications away.
+type transport interface {
+	replier
+	// run calls accept for each request until the mount is gone (errUnmounted), close was called
+	// (errUnmounted too) or it fails. It returns when no accept is under way any more.
+	run(accept func(*request)) error
+	notify(code int32, body ...[]byte) error
+	// close ends run, and by it the connection if the mount is still there.
+	close()
+}
+
+// Session is one mount. Its methods may be called at once.
+type Session struct {
+	opts    Options
+	backend Backend
+	log     *slog.Logger
+	via     transport
+
+	nodes    nodes
+	files    files
+	owners   owners
+	flights  flights
+	budget   budget
+	notes    notes
+	counters counters
+	serving  sync.WaitGroup
+
+	conn          atomic.Pointer[ConnInfo]
+	ready         chan struct{} // closed when the kernel said INIT
+	readyOnce     sync.Once
+	initErr       error // why INIT was refused; set before ready is closed
+	toldSaturated atomic.Int64
+	toldFailed    atomic.Int64
+	failedUntold  atomic.Int64
+
+	ended chan struct{} // closed when everything is over; err is set before
+	err   error
+	mount mountID
+}
+
+var _ Notifier = (*Session)(nil)
+
+// ConnInfo is what was agreed on with the kernel.
+type ConnInfo struct {
+	Minor         int    // of the protocol, which is 7.Minor
+	Flags         uint64 // FUSE_* flags of INIT in effect
+	MaxWrite      int    // bytes
+	MaxBackground int
+	Transport     string // "/dev/fuse"
+	Readers       int
+}
+
+// newSession makes a session that serves nothing yet.
+func newSession(opts Options, backend Backend) *Session {
+	s := &Session{
+		opts: opts, backend: backend, log: opts.Logger.With("mount", opts.MountPoint),
+		ready: make(chan struct{}), ended: make(chan struct{}),
+	}
+	s.nodes.init()
+	s.files.init()
+	s.owners.init()
+	s.flights.init()
+	s.budget.init(opts.MaxRequests, maxDataInFlight)
+	s.notes.init()
+	if b, ok := backend.(NotifierSetter); ok {
+		b.SetNotifier(s)
+	}
+	return s
+}
+
+// Conn returns what was agreed on with the kernel.
+func (s *Session) Conn() ConnInfo {
+	if c := s.conn.Load(); c != nil {
+		return *c
+	}
+	return ConnInfo{}
+}
+
+// Open returns the number of open files and of inodes that the kernel refers to.
+func (s *Session) Open() (files, inodes int) { return s.files.size(), s.nodes.size() }
+
+// Wait returns when the mount is gone and all handles are released: nil if it was unmounted, by whomever.
+func (s *Session) Wait() error {
+	<-s.ended
+	return s.err
+}
+
+// Done returns a channel that is closed when Wait would return.
+func (s *Session) Done() <-chan struct{} { return s.ended }
+
+// run serves until the mount is gone, then cleans up. It is the only place that closes ended.
+func (s *Session) run() {
+	stop := make(chan struct{})
+	var helpers sync.WaitGroup
+	helpers.Go(func() { s.watch(stop) })
+	helpers.Go(func() { s.sendNotes(stop) })
+
+	err := s.via.run(s.accept)
+	if errors.Is(err, errUnmounted) {
+		err = nil
+	}
+	s.readyOnce.Do(func() {
+		s.initErr = errors.Join(err, fmt.Errorf("the mount ended before it began: %w", fserr.Unavailable))
+		close(s.ready)
+	})
+	s.budget.close()
+	for _, f := range s.flights.all() {
+		if f.op != opRelease { // the kernel does not wait for the last releases before it ends the connection
+			f.cancel()
+		}
+	}
+	close(stop)
+	s.drain(&helpers)
+	s.releaseAll()
+	s.via.close()
+	s.err = err
+	close(s.ended)
+}
+
+// drain waits for the requests under way and for the helpers, but not for ever: an unmount must not hang
+// because a Backend does.
+func (s *Session) drain(helpers *sync.WaitGroup) {
+	late := time.NewTimer(drainTime)
+	defer late.Stop()
+	idle := make(chan struct{})
+	go func() {
+		s.serving.Wait()
+		helpers.Wait()
+		close(idle)
+	}()
+	select {
+	case <-idle:
+	case <-late.C:
+		left := s.flights.all()
+		s.log.Warn("requests did not end after the mount was gone", "requests", len(left), "waited", drainTime)
+		for _, f := range left {
+			f.cancel()
+		}
+	}
+}
+
+// releaseAll releases what the kernel did not: it sends releases in the background and drops those that it
+// has not sent when the connection ends.
+func (s *Session) releaseAll() {
+	left := s.files.takeAll()
+	if len(left) == 0 {
+		return
+	}
+	s.log.Info("releasing files that the kernel had not released when the connection ended", "files", len(left))
+	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
+	defer cancel()
+	var all sync.WaitGroup
+	for _, f := range left {
+		all.Go(func() {
+			s.unlockOwners(ctx, f)
+			if err := f.handle.Release(ctx); err != nil {
+				s.log.Warn("release failed", "inode", f.ino, "cause", err)
+			}
+		})
+	}
+	released := make(chan struct{})
+	go func() { all.Wait(); close(released) }()
+	select {
+	case <-released:
+	case <-ctx.Done():
+		s.log.Warn("releases did not end in time", "files", len(left), "waited", drainTime)
+	}
+}
+
+// watch looks for operations that take long, which it reports once each, and for interrupted ones whose
+// caller is being killed: the kernel announces only the first signal.
+func (s *Session) watch(stop <-chan struct{}) {
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-stop:
+			return
+		case <-tick.C:
+		}
+		for _, f := range s.flights.all() {
+			s.slow(f, time.Since(f.started))
+			f.mu.Lock()
+			interrupted := f.interrupted && f.err == nil
+			f.mu.Unlock()
+			if interrupted && beingKilled(f.pid) {
+				f.cancel()
+			}
+		}
+	}
+}
+
+// slow reports f if it has taken long and was not reported. A wait for a lock may take as long as it likes.
+func (s *Session) slow(f *flight, took time.Duration) {
+	if took < slowAfter || f.op == opSetlkw {
+		return
+	}
+	f.mu.Lock()
+	reported := f.reported
+	f.reported = true
+	f.mu.Unlock()
+	if !reported {
+		s.log.Warn("operation is slow", "op", f.op.String(), "inode", f.ino, "took", took.Round(time.Millisecond), "pid", f.pid)
+	}
+}
+
+// slowDone says how long an operation took in the end that was reported as slow.
+func (s *Session) slowDone(f *flight, took time.Duration) {
+	if took < slowAfter || f.op == opSetlkw {
+		return
+	}
+	s.log.Warn("slow operation ended", "op", f.op.String(), "inode", f.ino, "took", took.Round(time.Millisecond), "pid", f.pid)
+}
+
+func inoOf(v uint64) id.Ino { return id.Ino(v) }

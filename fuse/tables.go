@@ -1,0 +1,199 @@
+package fuse
+
+import (
+	"sync"
+
+	"varve/internal/id"
+	"varve/internal/wire/msg"
+)
+
+// node is what is kept of an inode that the kernel refers to.
+type node struct {
+	lookups uint64 // references the kernel holds; FORGET gives them back
+	typ     msg.FileType
+	perm    uint32 // as last seen in an answer: what the kernel believes too
+}
+
+// nodes are the inodes that the kernel refers to. It has no limit of its own: the kernel's inode cache
+// decides, and a node is small.
+type nodes struct {
+	mu sync.Mutex
+	m  map[id.Ino]*node
+}
+
+func (t *nodes) init() {
+	t.m = map[id.Ino]*node{id.Root: {lookups: 1, typ: msg.FileType_DIRECTORY}}
+}
+
+// looked notes that the kernel is told of a, which gives it one more reference.
+func (t *nodes) looked(a *msg.Attr) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := t.m[id.Ino(a.Ino)]
+	if n == nil {
+		n = new(node)
+		t.m[id.Ino(a.Ino)] = n
+	}
+	n.lookups++
+	n.typ, n.perm = a.Type, a.Perm
+}
+
+// seen notes newer attributes of a node.
+func (t *nodes) seen(a *msg.Attr) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n := t.m[id.Ino(a.Ino)]; n != nil {
+		n.typ, n.perm = a.Type, a.Perm
+	}
+}
+
+// forget takes count references away.
+func (t *nodes) forget(ino id.Ino, count uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := t.m[ino]
+	if n == nil || ino == id.Root {
+		return
+	}
+	if n.lookups > count {
+		n.lookups -= count
+		return
+	}
+	delete(t.m, ino)
+}
+
+// get returns a copy of what is known of ino; ok is false if that is nothing.
+func (t *nodes) get(ino id.Ino) (n node, ok bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if p := t.m[ino]; p != nil {
+		return *p, true
+	}
+	return node{}, false
+}
+
+// size is the number of nodes.
+func (t *nodes) size() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.m)
+}
+
+// file is one open file, known to the kernel by its number.
+type file struct {
+	handle Handle
+	ino    id.Ino
+	write  bool
+}
+
+// files are the open files by number. Number 0 is none.
+type files struct {
+	mu   sync.RWMutex
+	m    map[uint64]*file
+	last uint64
+}
+
+func (t *files) init() { t.m = make(map[uint64]*file) }
+
+func (t *files) add(f *file) uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.last++
+	t.m[t.last] = f
+	return t.last
+}
+
+func (t *files) get(fh uint64) *file {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.m[fh]
+}
+
+// take removes and returns a file. Whoever gets it releases it; nil if somebody else did.
+func (t *files) take(fh uint64) *file {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	f := t.m[fh]
+	delete(t.m, fh)
+	return f
+}
+
+// all returns the open files, in no order.
+func (t *files) all() []*file {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	out := make([]*file, 0, len(t.m))
+	for _, f := range t.m {
+		out = append(out, f)
+	}
+	return out
+}
+
+// takeAll removes and returns all files.
+func (t *files) takeAll() []*file {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	out := make([]*file, 0, len(t.m))
+	for _, f := range t.m {
+		out = append(out, f)
+	}
+	clear(t.m)
+	return out
+}
+
+// size is the number of open files.
+func (t *files) size() int {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return len(t.m)
+}
+
+// budget bounds the requests served at once, by number and by the bytes they hold.
+type budget struct {
+	mu       sync.Mutex
+	free     *sync.Cond
+	requests int // still to be had
+	bytes    int
+	closed   bool
+}
+
+func (b *budget) init(requests, bytes int) {
+	b.free = sync.NewCond(&b.mu)
+	b.requests, b.bytes = requests, bytes
+}
+
+// take waits until there is room for one more request of cost bytes; false means that the session ends.
+func (b *budget) take(cost int, waiting func()) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	told := false
+	for (b.requests < 1 || b.bytes < cost) && !b.closed {
+		if !told {
+			told = true
+			waiting()
+		}
+		b.free.Wait()
+	}
+	if b.closed {
+		return false
+	}
+	b.requests--
+	b.bytes -= cost
+	return true
+}
+
+func (b *budget) give(cost int) {
+	b.mu.Lock()
+	b.requests++
+	b.bytes += cost
+	b.mu.Unlock()
+	b.free.Signal()
+}
+
+// close makes everyone who waits give up.
+func (b *budget) close() {
+	b.mu.Lock()
+	b.closed = true
+	b.mu.Unlock()
+	b.free.Broadcast()
+}
