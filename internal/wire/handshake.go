@@ -106,7 +106,10 @@ type Acceptor func(c *Conn, hello *msg.Hello) (Handler, *msg.HelloReply, fserr.C
 
 // Server accepts connections on a listener.
 type Server struct {
-	Accept  Acceptor
+	Accept Acceptor
+	// Started, if set, is called once the hello was answered: from then on the server may ask on the connection, which
+	// in Accept would overtake the answer. It must not block.
+	Started func(*Conn)
 	Options Options
 	Logger  *slog.Logger // default slog.Default()
 
@@ -175,6 +178,9 @@ func (s *Server) handshake(c *Conn) {
 		return
 	}
 	c.start(h)
+	if s.Started != nil {
+		s.Started(c)
+	}
 	<-c.Done()
 	<-c.readEnd
 	c.serving.Wait()
