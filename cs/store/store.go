@@ -160,6 +160,9 @@ func (s *Store) makeDirs() error {
 	if err := s.o.FS.SyncDir(root); err != nil {
 		return err
 	}
+	if err := s.o.FS.SyncDir(filepath.Dir(filepath.Clean(s.o.Dir))); err != nil {
+		return err
+	}
 	return s.o.FS.SyncDir(s.o.Dir)
 }
 

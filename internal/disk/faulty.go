@@ -312,7 +312,7 @@ func (d *Faulty) Remove(path string) error {
 	return nil
 }
 
-// MkdirAll implements FS. Directories above the first one that is made are taken to be there.
+// MkdirAll implements FS. The first tree that is made is on the disk at once.
 func (d *Faulty) MkdirAll(path string) error {
 	path = filepath.Clean(path)
 	d.mu.Lock()
@@ -330,11 +330,11 @@ func (d *Faulty) MkdirAll(path string) error {
 	if n := d.live[path]; n != nil && !n.dir {
 		return &fs.PathError{Op: "mkdir", Path: path, Err: syscall.ENOTDIR}
 	}
+	first := len(d.stable) == 0
 	for _, p := range slices.Backward(missing) {
 		op := entryOp{add: p, node: &node{dir: true}}
 		d.change(filepath.Dir(p), op)
-		// The root of the tree is on the disk from the start.
-		if len(d.stable) == 0 || p == filepath.Dir(p) {
+		if first {
 			d.applyEntries([]entryOp{op})
 		}
 	}
