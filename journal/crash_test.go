@@ -2,16 +2,18 @@ package journal
 
 import (
 	"encoding/binary"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
-	"math/rand/v2"
+	"math/rand"
 	"testing"
 
+	"varve/internal/disk"
 	"varve/internal/id"
 )
 
-var crashSeed = flag.Uint64("crash.seed", 0, "run TestCrash with this seed only")
+var crashSeed = flag.Int64("crash.seed", 0, "run TestCrash with this seed only")
 
 // TestCrash runs random work on a disk that loses power at a random moment and keeps any part of what
 // was not synced, many times over on the same disk.
@@ -20,7 +22,7 @@ func TestCrash(t *testing.T) {
 		crashRun(t, *crashSeed)
 		return
 	}
-	for seed := uint64(1); seed <= 300; seed++ {
+	for seed := int64(1); seed <= 300; seed++ {
 		if !t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) { crashRun(t, seed) }) {
 			t.Fatalf("replay: go test ./journal -run TestCrash -crash.seed=%d", seed)
 		}
@@ -36,12 +38,18 @@ type crashModel struct {
 	resets map[id.Index]bool   // that were begun
 }
 
-func crashRun(t *testing.T, seed uint64) {
-	rng := rand.New(rand.NewPCG(seed, 7))
-	d := newFakeDisk(rng)
+func crashRun(t *testing.T, seed int64) {
+	rng := rand.New(rand.NewSource(seed))
+	d := new(disk.Faulty)
 	m := &crashModel{rng: rng, recs: map[id.Index]Record{}, resets: map[id.Index]bool{}}
 	for range 8 {
-		d.budget = rng.IntN(60)
+		budget := rng.Intn(200) // operations until the power fails
+		d.Inject(func(disk.Op) error {
+			if budget--; budget < 0 {
+				return disk.ErrPowerOff
+			}
+			return nil
+		})
 		o := testOptions("journal")
 		o.FS = d
 		j, err := Open(o)
@@ -52,10 +60,10 @@ func crashRun(t *testing.T, seed uint64) {
 				err = m.step()
 			}
 		}
-		if d.budget != 0 {
+		if !errors.Is(err, disk.ErrPowerOff) {
 			t.Fatalf("failed before the power did: %v", err)
 		}
-		d = d.crash()
+		d.Crash(rng)
 		m.recover(t, d)
 	}
 }
@@ -65,13 +73,13 @@ func (m *crashModel) step() error {
 	j := m.j
 	at := j.Last()
 	var err error
-	switch m.rng.IntN(12) {
+	switch m.rng.Intn(12) {
 	default:
 		var recs []Record
-		for i := range m.rng.IntN(6) + 1 {
-			payload := make([]byte, 8+m.rng.IntN(300))
+		for i := range m.rng.Intn(6) + 1 {
+			payload := make([]byte, 8+m.rng.Intn(300))
 			binary.LittleEndian.PutUint64(payload, m.rng.Uint64())
-			r := Record{Index: at.Index + 1 + id.Index(i), Time: m.rng.Int64(), Raft: m.rng.Uint64(), Payload: payload}
+			r := Record{Index: at.Index + 1 + id.Index(i), Time: m.rng.Int63(), Raft: m.rng.Uint64(), Payload: payload}
 			recs = append(recs, r)
 			m.recs[r.Index] = r
 		}
@@ -79,9 +87,9 @@ func (m *crashModel) step() error {
 	case 0, 1, 2:
 		err = j.Sync()
 	case 3:
-		err = j.WriteCheckpoint(at, writeState(m.rng.IntN(3000)))
+		err = j.WriteCheckpoint(at, writeState(m.rng.Intn(3000)))
 	case 4:
-		if m.rng.IntN(4) > 0 {
+		if m.rng.Intn(4) > 0 {
 			return nil
 		}
 		at = Position{Index: at.Index + 5, Raft: m.rng.Uint64(), Chain: [16]byte{byte(m.rng.Uint32())}, Time: 7}
@@ -100,7 +108,7 @@ func (m *crashModel) step() error {
 }
 
 // recover opens the journal on d and compares it with the model.
-func (m *crashModel) recover(t *testing.T, d *fakeDisk) {
+func (m *crashModel) recover(t *testing.T, d *disk.Faulty) {
 	t.Helper()
 	o := testOptions("journal")
 	o.FS = d
@@ -140,4 +148,57 @@ func (m *crashModel) recover(t *testing.T, d *fakeDisk) {
 		t.Fatalf("verify: got %+v, %v", rep, err)
 	}
 	m.synced = last // what Open found is stable
+}
+
+// TestPoison lets one operation fail and checks that nothing is tried again.
+func TestPoison(t *testing.T) {
+	broken := errors.New("broken disk")
+	for _, op := range []disk.OpKind{disk.OpWrite, disk.OpSync, disk.OpRename, disk.OpSyncDir} {
+		t.Run("op="+string(op), func(t *testing.T) {
+			d := new(disk.Faulty)
+			o := testOptions("journal")
+			o.FS = d
+			j := mustOpen(t, o)
+			mustAppend(t, j, records(1, 10))
+			ok(t, j.Sync())
+			d.Inject(func(got disk.Op) error {
+				if got.Kind == op {
+					return broken
+				}
+				return nil
+			})
+			var err error
+			for i := id.Index(11); err == nil && i < 1000; i++ {
+				if err = j.Append(records(i, i)); err == nil {
+					err = j.Sync()
+				}
+			}
+			if !errors.Is(err, broken) {
+				t.Fatalf("want %v, got %v", broken, err)
+			}
+			changes := 0
+			d.Inject(func(got disk.Op) error {
+				if got.Kind != disk.OpOpen && got.Kind != disk.OpRead {
+					changes++
+				}
+				return nil
+			})
+			_, readerErr := j.Reader(1)
+			_, _, rawErr := j.ReadRaw(1, 100)
+			_, timeErr := j.FindTime(100000)
+			_, checkpointsErr := j.Checkpoints()
+			_, _, openErr := j.OpenCheckpoint(5)
+			for i, later := range []error{
+				j.Append(records(j.Last().Index+1, j.Last().Index+1)), j.Sync(), j.Reset(Position{Index: 5000}), j.Trim(5),
+				j.WriteCheckpoint(j.Last(), writeState(16)), readerErr, rawErr, timeErr, checkpointsErr, openErr, j.Close(),
+			} {
+				if !errors.Is(later, broken) {
+					t.Errorf("call %d after the failure: want %v, got %v", i, broken, later)
+				}
+			}
+			if changes > 0 {
+				t.Errorf("changed the disk %d times after the failure", changes)
+			}
+		})
+	}
 }

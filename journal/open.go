@@ -85,6 +85,9 @@ func (j *Journal) openEmpty(l listing) error {
 	if j.o.ReadOnly {
 		return fmt.Errorf("%s: no segments: %w", j.o.Dir, ErrNotFound)
 	}
+	if err := j.o.FS.SyncDir(filepath.Dir(j.o.Dir)); err != nil { // the directory may just have been made
+		return err
+	}
 	s, f, err := createSegment(&j.o, Position{}, false)
 	if err != nil {
 		return err
