@@ -1,0 +1,113 @@
+package cs
+
+import (
+	"context"
+	"sync"
+
+	"varve/internal/fserr"
+	"varve/internal/id"
+	"varve/internal/wire"
+	"varve/internal/wire/msg"
+)
+
+// peer is what a connection's hello said, kept in wire.Conn.Value.
+type peer struct {
+	role    msg.Hello_Role
+	session id.SessionID // of a client
+}
+
+// laneKey names a connection that a new hello replaces.
+type laneKey struct {
+	role msg.Hello_Role
+	who  uint64 // session or server
+	lane uint32
+}
+
+// lanes are the connections that can be replaced. An entry stays until every request of its connection has ended.
+type lanes struct {
+	mu    sync.Mutex
+	conns map[laneKey]*wire.Conn
+}
+
+// take makes c the connection of a lane when all requests of the older one have ended.
+func (l *lanes) take(key laneKey, c *wire.Conn) {
+	l.mu.Lock()
+	old := l.conns[key]
+	l.conns[key] = c
+	l.mu.Unlock()
+	go func() {
+		<-c.Done()
+		c.Quiesce()
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.conns[key] == c {
+			delete(l.conns, key)
+		}
+	}()
+	if old != nil {
+		old.Quiesce()
+	}
+}
+
+// accept decides about a connection. It is a wire.Acceptor.
+func (s *Server) accept(c *wire.Conn, hello *msg.Hello) (wire.Handler, *msg.HelloReply, fserr.Code) {
+	reply := &msg.HelloReply{Cluster: s.cluster[:], Version: s.o.Version, Server: uint32(s.id), Name: s.name}
+	asking := hello.Role == msg.Hello_ADMIN && len(hello.Cluster) == 0
+	if !asking && string(hello.Cluster) != string(s.cluster[:]) {
+		return nil, nil, fserr.WrongCluster
+	}
+	if s.closing.Load() {
+		return nil, nil, fserr.Unavailable
+	}
+	p := peer{role: hello.Role}
+	c.Budget = s.clientMemory
+	switch hello.Role {
+	case msg.Hello_CLIENT:
+		p.session = id.SessionID(hello.Session)
+		if p.session != 0 {
+			s.lanes.take(laneKey{hello.Role, hello.Session, hello.Lane}, c)
+		}
+	case msg.Hello_CHUNK_SERVER:
+		if hello.Server == 0 {
+			return nil, nil, fserr.Protocol
+		}
+		c.Budget = s.peerMemory
+		s.lanes.take(laneKey{hello.Role, uint64(hello.Server), hello.Lane}, c)
+	case msg.Hello_METADATA_SERVER, msg.Hello_ADMIN:
+	default:
+		return nil, nil, fserr.Protocol
+	}
+	c.Value = p
+	if asking {
+		return nil, reply, fserr.OK // it gets its answer and nothing more
+	}
+	return (*data)(s), reply, fserr.OK
+}
+
+// data answers what clients, peers and administrators ask.
+type data Server
+
+var _ wire.Handler = (*data)(nil)
+
+// Serve implements wire.Handler.
+func (h *data) Serve(ctx context.Context, c *wire.Conn, req *wire.Frame) {
+	s := (*Server)(h)
+	p := c.Value.(peer)
+	switch req.Type {
+	case wire.Read, wire.Write, wire.Punch, wire.Flush:
+		s.serveData(ctx, c, p, req)
+	case wire.ChunkTable:
+		answer(s, c, req, new(msg.ChunkTable), s.serveTable)
+	case wire.ChunkSeek:
+		answer(s, c, req, new(msg.ChunkSeek), s.serveSeek)
+	case wire.ChunkList:
+		answer(s, c, req, new(msg.ChunkList), s.serveList)
+	case wire.ChunkVerify:
+		answer(s, c, req, new(msg.ChunkVerify), func(req *wire.Frame, m *msg.ChunkVerify) (wire.Message, []byte, error) {
+			return s.serveVerify(ctx, m)
+		})
+	default:
+		s.log.Warn("request refused", "type", req.Type, "peer", c.RemoteAddr())
+		_ = c.Reply(req, fserr.Protocol, nil, nil)
+	}
+}

@@ -1,0 +1,88 @@
+package cs
+
+import (
+	"context"
+
+	"varve/internal/fserr"
+	"varve/internal/id"
+	"varve/internal/wire"
+	"varve/internal/wire/msg"
+)
+
+// control answers what the leader asks on the connection that this server made.
+type control Server
+
+var _ wire.Handler = (*control)(nil)
+
+// Serve implements wire.Handler.
+func (h *control) Serve(ctx context.Context, c *wire.Conn, req *wire.Frame) {
+	s := (*Server)(h)
+	switch req.Type {
+	case wire.ChunkCreate:
+		answer(s, c, req, new(msg.ChunkCreate), each(func(m *msg.ChunkCreate) error {
+			return s.store.Create(id.ChunkID(m.Chunk), id.Epoch(m.Epoch))
+		}))
+	case wire.ChunkDelete:
+		answer(s, c, req, new(msg.ChunkDelete), each(func(m *msg.ChunkDelete) error {
+			return eachChunk(m.Chunks, s.store.Delete)
+		}))
+	case wire.ChunkAccept:
+		answer(s, c, req, new(msg.ChunkAccept), each(func(m *msg.ChunkAccept) error {
+			return eachChunk(m.Chunks, s.store.Accept)
+		}))
+	case wire.ChunkAdopt:
+		answer(s, c, req, new(msg.ChunkAdopt), each(func(m *msg.ChunkAdopt) error {
+			return s.store.Adopt(id.ChunkID(m.Chunk), id.Epoch(m.Epoch))
+		}))
+	case wire.ChunkJoin:
+		answer(s, c, req, new(msg.ChunkJoin), each(func(m *msg.ChunkJoin) error {
+			return s.store.Join(id.ChunkID(m.Chunk), id.Epoch(m.Epoch))
+		}))
+	case wire.ChunkPromote:
+		answer(s, c, req, new(msg.ChunkPromote), each(func(m *msg.ChunkPromote) error {
+			return s.store.Promote(id.ChunkID(m.Chunk), id.Epoch(m.Epoch))
+		}))
+	case wire.ChunkPunch:
+		answer(s, c, req, new(msg.ChunkPunch), each(s.servePunch))
+	case wire.ChunkRebuild:
+		answer(s, c, req, new(msg.ChunkRebuild), func(_ *wire.Frame, m *msg.ChunkRebuild) (wire.Message, []byte, error) {
+			n, err := s.rebuild(ctx, m)
+			return &msg.ChunkRebuildReply{BytesCopied: n}, nil, err
+		})
+	case wire.Fence:
+		answer(s, c, req, new(msg.Fence), each(func(m *msg.Fence) error {
+			return s.fences.fence(ctx, m.Sessions)
+		}))
+	default:
+		s.log.Warn("request of the leader refused", "type", req.Type)
+		_ = c.Reply(req, fserr.Protocol, nil, nil)
+	}
+}
+
+// each turns a function that only fails or not into one that answers with Empty.
+func each[M wire.Message](f func(M) error) func(*wire.Frame, M) (wire.Message, []byte, error) {
+	return func(_ *wire.Frame, m M) (wire.Message, []byte, error) { return nil, nil, f(m) }
+}
+
+// eachChunk goes on after a failure, so that one bad chunk does not keep the others, and returns the first.
+func eachChunk(chunks []uint64, f func(id.ChunkID) error) error {
+	var first error
+	for _, n := range chunks {
+		if err := f(id.ChunkID(n)); err != nil && first == nil {
+			first = err
+		}
+	}
+	return first
+}
+
+// servePunch punches for a caller that died, durably.
+func (s *Server) servePunch(m *msg.ChunkPunch) error {
+	if m.From >= m.To {
+		return fserr.Invalid
+	}
+	c, e := id.ChunkID(m.Chunk), id.Epoch(m.Epoch)
+	if err := s.store.Punch(c, e, m.From, m.To); err != nil {
+		return err
+	}
+	return s.store.Flush(c, e)
+}

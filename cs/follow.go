@@ -1,0 +1,220 @@
+package cs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"varve/cs/repl"
+	"varve/internal/fserr"
+	"varve/internal/id"
+	"varve/internal/wire"
+	"varve/internal/wire/msg"
+)
+
+const (
+	// reportPage is the number of chunks in one page of a report.
+	reportPage = 4096
+	// reportTimeout bounds the leader's answer to a page.
+	reportTimeout = 5 * time.Second
+	// membersEvery is how often the list of metadata servers is refreshed.
+	membersEvery = time.Minute
+	// maxReportErrors bounds the messages about chunks that could not be accepted or removed, for each page.
+	maxReportErrors = 8
+)
+
+// followLeader keeps the server registered with whoever leads, until ctx ends. An error means that it never will be again.
+func (s *Server) followLeader(ctx context.Context) error {
+	var b backoff
+	lost := false // said that there is no leader
+	for ctx.Err() == nil {
+		reg := s.whoami().register(s.Addr())
+		reg.Total, reg.Free, _ = s.store.Space()
+		l, err := s.finder.find(ctx, (*control)(s), reg)
+		switch {
+		case errors.Is(err, fserr.Retired):
+			return fmt.Errorf("%v was removed from cluster %s for good; erase %s to use it for a new server: %w", s.id, s.name, s.o.Dir, err)
+		case err != nil:
+			if !lost && ctx.Err() == nil {
+				s.log.Warn("no leader found, trying on", "err", err)
+				lost = true
+			}
+		default:
+			lost = false
+			err = s.obey(ctx, l)
+			l.conn.Quiesce() // what the old leader asked for has ended before a new one asks
+			if errors.Is(err, fserr.Retired) {
+				return fmt.Errorf("%v was removed from cluster %s for good: %w", s.id, s.name, err)
+			}
+			if ctx.Err() == nil {
+				s.log.Warn("leader lost", "addr", l.addr, "err", err)
+			}
+			if s.registeredFor(l) > maxBackoff {
+				b = backoff{}
+			}
+		}
+		b.wait(ctx)
+	}
+	return nil
+}
+
+func (s *Server) registeredFor(l *leader) time.Duration { return time.Duration(bootTime() - l.since) }
+
+// obey does what registration asks for, reports and heartbeats until the leader is lost. It returns why.
+func (s *Server) obey(ctx context.Context, l *leader) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { l.conn.Close() })
+	defer stop()
+	s.peers.learn(l.reply.Peers)
+	// Fenced before the lease begins, so that the leader may take a registered server as fenced.
+	if err := s.fences.fence(ctx, l.reply.Fenced); err != nil {
+		return fmt.Errorf("fence %d sessions: %w", len(l.reply.Fenced), err)
+	}
+	period := time.Duration(l.reply.HeartbeatMs) * time.Millisecond
+	term := time.Duration(l.reply.LeaseMs) * time.Millisecond
+	if s.accepted.Load() {
+		if err := s.lease.renew(ctx, l.since+term.Nanoseconds()); err != nil {
+			return err
+		}
+	}
+	beating := make(chan error, 1)
+	go func() { beating <- s.beat(ctx, l, period, term) }()
+	err := s.report(ctx, l.conn)
+	if err == nil {
+		if s.accepted.Swap(true) {
+			s.log.Info("registered again", "addr", l.addr, "chunks", s.store.Count())
+		} else {
+			s.log.Info("registered", "addr", l.addr, "chunks", s.store.Count())
+			err = s.lease.renew(ctx, l.since+term.Nanoseconds())
+		}
+	}
+	if err != nil {
+		cancel()
+		<-beating
+		return err
+	}
+	return <-beating
+}
+
+// report tells the leader of all chunks, a page at a time, and does what it answers.
+func (s *Server) report(ctx context.Context, c *wire.Conn) error {
+	for after, more := id.ChunkID(0), true; more; {
+		var infos []chunkInfo
+		infos, more = s.store.List(after, reportPage)
+		page := &msg.ChunkReport{Last: !more, Server: uint32(s.id), Chunks: make([]*msg.ChunkInfo, 0, len(infos))}
+		for _, i := range infos {
+			page.Chunks = append(page.Chunks, infoMessage(i))
+			after = i.ID
+		}
+		reply := new(msg.ChunkReportReply)
+		rctx, cancel := context.WithTimeout(ctx, reportTimeout)
+		code, err := c.CallMessage(rctx, wire.ChunkReport, wire.ClassMeta, page, reply)
+		cancel()
+		if err != nil {
+			return fmt.Errorf("report chunks: %w", err)
+		}
+		if code != fserr.OK {
+			return fmt.Errorf("report chunks: %w", code)
+		}
+		s.reported(reply)
+	}
+	return nil
+}
+
+func infoMessage(i chunkInfo) *msg.ChunkInfo {
+	return &msg.ChunkInfo{
+		Id: uint64(i.ID), Epoch: uint64(i.Epoch), Unclean: i.State == repl.Unclean, Joining: i.State.Joining(),
+	}
+}
+
+// reported does what the leader answered to a page. What fails is reported again at the next registration.
+func (s *Server) reported(reply *msg.ChunkReportReply) {
+	faults := 0
+	note := func(what string, n uint64, err error) {
+		if s.code(err); err != nil {
+			if faults++; faults <= maxReportErrors {
+				s.log.Warn("chunk not "+what+", going on", "chunk", id.ChunkID(n), "err", err)
+			}
+		}
+	}
+	for _, n := range reply.Accept {
+		note("accepted", n, s.store.Accept(id.ChunkID(n)))
+	}
+	for _, n := range reply.Remove {
+		note("removed", n, s.store.Delete(id.ChunkID(n)))
+	}
+}
+
+// beat sends heartbeats until one fails. It returns why.
+func (s *Server) beat(ctx context.Context, l *leader, period, term time.Duration) error {
+	tick := time.NewTicker(period)
+	defer tick.Stop()
+	var refreshed time.Time
+	for {
+		if time.Since(refreshed) >= membersEvery {
+			refreshed = time.Now()
+			s.refreshMembers(ctx, l)
+		}
+		select {
+		case <-tick.C:
+		case <-l.conn.Done():
+			return l.conn.Err()
+		}
+		since := bootTime()
+		reply := new(msg.HeartbeatReply)
+		hctx, cancel := context.WithTimeout(ctx, max(term/3, period))
+		code, err := l.conn.CallMessage(hctx, wire.Heartbeat, wire.ClassHeartbeat, s.heartbeat(), reply)
+		cancel()
+		if err == nil {
+			err = code.Err()
+		}
+		if err != nil {
+			l.conn.Close() // ends a report under way too
+			return fmt.Errorf("heartbeat: %w", err)
+		}
+		s.peers.learn(reply.Peers)
+		if reply.LeaseMs > 0 {
+			term = time.Duration(reply.LeaseMs) * time.Millisecond
+		}
+		if err := s.fences.fence(ctx, reply.Fenced); err != nil {
+			return fmt.Errorf("fence %d sessions: %w", len(reply.Fenced), err)
+		}
+		if s.accepted.Load() {
+			if err := s.lease.renew(ctx, since+term.Nanoseconds()); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (s *Server) heartbeat() *msg.Heartbeat {
+	s.checkHealth()
+	st := s.Stats()
+	h := &msg.Heartbeat{
+		Server: uint32(s.id), Total: st.Total, Free: st.Free, Chunks: uint64(st.Chunks),
+		Ops: st.Reads + st.Writes + st.Punches + st.Flushes, LatencyUs: uint32(min(st.Latency.Microseconds(), 1<<31)), State: "ok",
+	}
+	if st.Failed {
+		h.State = "failed"
+	}
+	return h
+}
+
+// refreshMembers keeps the list of metadata servers current, in memory and on disk.
+func (s *Server) refreshMembers(ctx context.Context, l *leader) {
+	ctx, cancel := context.WithTimeout(ctx, membersTimeout)
+	defer cancel()
+	reply := new(msg.MembersReply)
+	code, err := l.conn.CallMessage(ctx, wire.Members, wire.ClassMeta, &msg.Members{}, reply)
+	if err != nil || code != fserr.OK || len(reply.Addrs) == 0 {
+		return
+	}
+	s.finder.replace(reply.Addrs)
+	s.finder.first(l.addr)
+	if metas := slices.Sorted(slices.Values(reply.Addrs)); !slices.Equal(metas, s.whoami().Metas) {
+		s.updateIdentity(func(d *identity) { d.Metas = metas })
+	}
+}

@@ -1,0 +1,130 @@
+package cs
+
+import (
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path/filepath"
+	"slices"
+
+	"varve/internal/disk"
+	"varve/internal/id"
+)
+
+const (
+	identityName    = "cs.json"
+	identityVersion = 1
+	// maxIdentity bounds the identity file, in bytes.
+	maxIdentity = 64 << 10
+)
+
+// identity is what cs.json holds: who the server is. The file is replaced as a whole, so it is never torn.
+type identity struct {
+	Version int         `json:"version"`
+	Cluster string      `json:"cluster"` // UUID
+	Name    string      `json:"name"`    // of the cluster
+	UUID    string      `json:"uuid"`    // of the server, made by Init: makes a repeated registration find its id
+	Server  id.ServerID `json:"server"`  // 0 until the leader gave one
+	Addr    string      `json:"addr"`
+	Host    string      `json:"host"`
+	Rack    string      `json:"rack,omitempty"`
+	Tier    uint32      `json:"tier"`
+	Metas   []string    `json:"metas"` // as last known
+}
+
+// clone returns a copy that shares nothing.
+func (d identity) clone() identity {
+	d.Metas = slices.Clone(d.Metas)
+	return d
+}
+
+func (d identity) cluster() id.Cluster {
+	c, _ := id.ParseCluster(d.Cluster) // checked when it was read
+	return c
+}
+
+func (d identity) uuid() []byte {
+	b, _ := hex.DecodeString(d.UUID)
+	return b
+}
+
+// readIdentity returns fs.ErrNotExist, wrapped, if there is none.
+func readIdentity(fsys disk.FS, dir string) (identity, error) {
+	path := filepath.Join(dir, identityName)
+	f, err := fsys.Open(path, disk.ReadOnly)
+	if err != nil {
+		return identity{}, err
+	}
+	defer f.Close()
+	n, err := f.Size()
+	if err != nil {
+		return identity{}, err
+	}
+	if n > maxIdentity {
+		return identity{}, fmt.Errorf("%s is %d bytes long, limit %d", path, n, maxIdentity)
+	}
+	b := make([]byte, n)
+	if _, err := f.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
+		return identity{}, err
+	}
+	var d identity
+	if err := json.Unmarshal(b, &d); err != nil {
+		return identity{}, fmt.Errorf("%s: %w", path, err)
+	}
+	if d.Version != identityVersion {
+		return identity{}, fmt.Errorf("%s has version %d, this program knows %d", path, d.Version, identityVersion)
+	}
+	if _, err := id.ParseCluster(d.Cluster); err != nil {
+		return identity{}, fmt.Errorf("%s: %w", path, err)
+	}
+	if len(d.uuid()) != 16 {
+		return identity{}, fmt.Errorf("%s: server uuid %q: want 32 hexadecimal digits", path, d.UUID)
+	}
+	return d, nil
+}
+
+// write puts the identity on stable media, in place of the old one.
+func (d identity) write(fsys disk.FS, dir string) error {
+	b, err := json.MarshalIndent(d, "", "  ")
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(dir, identityName)
+	if err := fsys.Remove(path + ".new"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := fsys.Open(path+".new", disk.ReadWrite|disk.Create|disk.Exclusive)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(append(b, '\n'), 0)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	if err := fsys.Rename(path+".new", path); err != nil {
+		return err
+	}
+	return fsys.SyncDir(dir)
+}
+
+// foreign returns the name of something in a directory without identity that is not ours, or "".
+func foreign(fsys disk.FS, dir string) (string, error) {
+	entries, err := fsys.ReadDir(dir)
+	if err != nil {
+		return "", err
+	}
+	for _, e := range entries {
+		switch e.Name() {
+		case "lost+found", "lock", identityName, identityName + ".new":
+		default:
+			return e.Name(), nil
+		}
+	}
+	return "", nil
+}

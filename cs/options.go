@@ -1,0 +1,127 @@
+package cs
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"time"
+
+	"varve/cs/store"
+	"varve/internal/disk"
+	"varve/internal/id"
+	"varve/internal/wire"
+)
+
+// Options of Init and Open. Dir is required, and for Init also Metas and Addr; every other field has a default.
+type Options struct {
+	// FS is the disk. Default: disk.OS.
+	FS disk.FS
+	// Dir is the server's directory.
+	Dir string
+	// Metas are addresses of metadata servers. Open adds those that it knew last.
+	Metas []string
+	// Addr is the address to listen on, IP:PORT; peers and clients must be able to reach it. Port 0: any.
+	// Default for Open: the one of Init.
+	Addr string
+
+	// Cluster and Name are what Init expects of the cluster. Default: whatever the metadata servers answer.
+	Cluster id.Cluster
+	Name    string
+	// Host and Rack are where the server is, for placement. Default of Host: the host's name.
+	Host, Rack string
+	// Tier is the class of the disk, 0 to 3. Default: 0.
+	Tier uint32
+
+	// Version is told to peers, for people.
+	Version string
+	// Logger takes state transitions and failures. Default: slog.Default().
+	Logger *slog.Logger
+
+	// ClientMemory and PeerMemory bound the payload in memory, in bytes. Default: 256 MiB and 128 MiB.
+	ClientMemory, PeerMemory int64
+	// ForwardTimeout is how long another server may take to apply a forwarded write before it counts as failed.
+	// Default: 5 s.
+	ForwardTimeout time.Duration
+	// Rebuilds is the number of chunks rebuilt at once. Default: 2.
+	Rebuilds int
+	// Store is passed to store.Open; FS, Dir, Cluster and Logger are filled in.
+	Store store.Options
+}
+
+// Defaults of Options.
+const (
+	defaultClientMemory   = 256 << 20
+	defaultPeerMemory     = 128 << 20
+	defaultForwardTimeout = 5 * time.Second
+	defaultRebuilds       = 2
+
+	maxTier  = 3
+	maxMetas = 16
+)
+
+func (o Options) withDefaults() (Options, error) {
+	if o.FS == nil {
+		o.FS = disk.OS{}
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	if o.Host == "" {
+		o.Host, _ = os.Hostname()
+	}
+	if o.ClientMemory == 0 {
+		o.ClientMemory = defaultClientMemory
+	}
+	if o.PeerMemory == 0 {
+		o.PeerMemory = defaultPeerMemory
+	}
+	if o.ForwardTimeout == 0 {
+		o.ForwardTimeout = defaultForwardTimeout
+	}
+	if o.Rebuilds == 0 {
+		o.Rebuilds = defaultRebuilds
+	}
+	var faults []error
+	fault := func(format string, args ...any) {
+		faults = append(faults, fmt.Errorf("chunk server: "+format, args...))
+	}
+	if o.Dir == "" {
+		fault("no directory given")
+	}
+	if o.Addr != "" {
+		if err := checkAddr(o.Addr); err != nil {
+			fault("%w", err)
+		}
+	}
+	if len(o.Metas) > maxMetas {
+		fault("%d metadata servers given, limit %d", len(o.Metas), maxMetas)
+	}
+	if o.Tier > maxTier {
+		fault("tier %d, want 0 to %d", o.Tier, maxTier)
+	}
+	if o.ClientMemory < wire.MaxData || o.PeerMemory < wire.MaxData {
+		fault("ClientMemory %d, PeerMemory %d: want at least %d each", o.ClientMemory, o.PeerMemory, wire.MaxData)
+	}
+	if o.ForwardTimeout < 0 {
+		fault("ForwardTimeout %v is negative", o.ForwardTimeout)
+	}
+	if o.Rebuilds < 0 {
+		fault("Rebuilds %d is negative", o.Rebuilds)
+	}
+	return o, errors.Join(faults...)
+}
+
+// checkAddr refuses what others could not connect to.
+func checkAddr(addr string) error {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return fmt.Errorf("address %q: want IP:PORT: %w", addr, err)
+	}
+	ip := net.ParseIP(host)
+	if ip == nil || ip.IsUnspecified() {
+		return fmt.Errorf("address %q: want the IP address at which others reach this server", addr)
+	}
+	return nil
+}

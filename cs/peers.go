@@ -1,0 +1,120 @@
+package cs
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"varve/internal/fserr"
+	"varve/internal/id"
+	"varve/internal/wire"
+	"varve/internal/wire/msg"
+)
+
+const (
+	// replicationLanes is the number of connections to a peer for forwarded writes. A chunk keeps to one of them.
+	replicationLanes = 2
+	// repairLane is the connection for rebuilds.
+	repairLane = replicationLanes
+	// maxPeers bounds the servers whose addresses are kept.
+	maxPeers = 4096
+)
+
+// peers are the connections to other chunk servers, made when they are needed.
+type peers struct {
+	cluster id.Cluster
+	self    id.ServerID
+	version string
+
+	mu     sync.Mutex
+	addrs  map[id.ServerID]string
+	links  map[linkKey]*link
+	closed bool
+}
+
+type linkKey struct {
+	server id.ServerID
+	lane   uint32
+}
+
+// link is one lane to a peer. Its mutex is held while it is dialled, so that there is one attempt at a time.
+type link struct {
+	mu   sync.Mutex
+	conn *wire.Conn
+	addr string
+}
+
+func newPeers(cluster id.Cluster, self id.ServerID, version string) *peers {
+	return &peers{
+		cluster: cluster, self: self, version: version,
+		addrs: make(map[id.ServerID]string), links: make(map[linkKey]*link),
+	}
+}
+
+// learn takes addresses that the leader told.
+func (p *peers) learn(list []*msg.Peer) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, m := range list {
+		if _, known := p.addrs[id.ServerID(m.Server)]; m.Server != 0 && (known || len(p.addrs) < maxPeers) {
+			p.addrs[id.ServerID(m.Server)] = m.Addr
+		}
+	}
+}
+
+// conn returns a live connection to a peer. fresh says that it was made for this call. Errors wrap Unavailable or what
+// the peer refused with.
+func (p *peers) conn(ctx context.Context, server id.ServerID, lane uint32) (c *wire.Conn, fresh bool, err error) {
+	p.mu.Lock()
+	addr, closed := p.addrs[server], p.closed
+	l := p.links[linkKey{server, lane}]
+	if l == nil && addr != "" && !closed {
+		l = new(link)
+		p.links[linkKey{server, lane}] = l
+	}
+	p.mu.Unlock()
+	if closed || addr == "" {
+		return nil, false, fmt.Errorf("no address of %v: %w", server, fserr.Unavailable)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.conn != nil && l.conn.Err() == nil && l.addr == addr {
+		return l.conn, false, nil
+	}
+	if l.conn != nil {
+		l.conn.Close()
+		l.conn = nil
+	}
+	hello := &msg.Hello{Cluster: p.cluster[:], Role: msg.Hello_CHUNK_SERVER, Server: uint32(p.self), Version: p.version, Lane: lane}
+	c, reply, err := wire.Dial(ctx, addr, hello, nil, wire.Options{})
+	if err != nil {
+		return nil, false, fmt.Errorf("connect to %v: %w", server, err)
+	}
+	if id.ServerID(reply.Server) != server {
+		c.Close()
+		return nil, false, fmt.Errorf("%s answers as cs%d, want %v: %w", addr, reply.Server, server, fserr.Unavailable)
+	}
+	l.conn, l.addr = c, addr
+	p.mu.Lock()
+	closed = p.closed
+	p.mu.Unlock()
+	if closed {
+		c.Close()
+	}
+	return c, true, nil
+}
+
+func (p *peers) close() {
+	p.mu.Lock()
+	p.closed = true
+	links := p.links
+	p.links = make(map[linkKey]*link)
+	p.mu.Unlock()
+	for _, l := range links {
+		l.mu.Lock()
+		if l.conn != nil {
+			l.conn.Close()
+		}
+		l.mu.Unlock()
+	}
+}

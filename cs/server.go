@@ -1,0 +1,206 @@
+package cs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"varve/cs/store"
+	"varve/internal/fserr"
+	"varve/internal/id"
+	"varve/internal/wire"
+)
+
+// Server is one chunk server.
+type Server struct {
+	o        Options
+	id       id.ServerID
+	cluster  id.Cluster
+	name     string
+	log      *slog.Logger
+	store    *store.Store
+	listener net.Listener
+	wire     *wire.Server
+	finder   *finder
+	peers    *peers
+	lanes    lanes
+	lease    lease
+	fences   *fences
+	stats    stats
+	health   health
+	accepted atomic.Bool // the leader has heard the whole report of this process once
+
+	clientMemory *semaphore.Weighted
+	peerMemory   *semaphore.Weighted
+	rebuilds     *semaphore.Weighted
+	verifies     *semaphore.Weighted
+
+	identityMu sync.Mutex
+	identity   identity
+
+	ctx     context.Context // ends with the server
+	cancel  context.CancelFunc
+	closing atomic.Bool
+	end     sync.Once
+	ended   chan struct{} // closed when the server has ended
+	endErr  error         // set before ended is closed
+	work    sync.WaitGroup
+}
+
+// shutdownTimeout bounds an orderly end that the end of Run's context asked for.
+const shutdownTimeout = 30 * time.Second
+
+// Open opens the directory of a chunk server and listens; nothing is served before Run. A directory that another
+// process has open is refused.
+func Open(o Options) (*Server, error) {
+	o, err := o.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	d, err := readIdentity(o.FS, o.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("%s is not the directory of a chunk server (make one with make-cs): %w", o.Dir, err)
+	}
+	if !o.Cluster.IsZero() && d.cluster() != o.Cluster || o.Name != "" && d.Name != o.Name {
+		return nil, fmt.Errorf("%s belongs to cluster %s (%s): %w", o.Dir, d.Name, d.Cluster, fserr.WrongCluster)
+	}
+	if d.Server == 0 {
+		return nil, fmt.Errorf("%s was never registered: repeat make-cs: %w", o.Dir, fserr.NotReady)
+	}
+	if o.Addr != "" {
+		d.Addr = o.Addr
+	}
+	so := o.Store
+	so.FS, so.Dir, so.Cluster, so.Logger = o.FS, o.Dir, d.cluster(), o.Logger.With("cs", d.Server)
+	st, err := store.Open(so)
+	if err != nil {
+		return nil, fmt.Errorf("open the chunks in %s: %w", o.Dir, err)
+	}
+	l, err := wire.Listen(context.Background(), d.Addr)
+	if err != nil {
+		return nil, errors.Join(err, st.Close())
+	}
+	s := &Server{
+		o: o, id: d.Server, cluster: d.cluster(), name: d.Name, log: so.Logger, store: st, listener: l, identity: d,
+		fences: newFences(), ended: make(chan struct{}),
+		clientMemory: semaphore.NewWeighted(o.ClientMemory), peerMemory: semaphore.NewWeighted(o.PeerMemory),
+		rebuilds: semaphore.NewWeighted(int64(o.Rebuilds)), verifies: semaphore.NewWeighted(maxVerifies),
+	}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.lanes.conns = make(map[laneKey]*wire.Conn)
+	s.peers = newPeers(s.cluster, s.id, o.Version)
+	s.wire = &wire.Server{Accept: s.accept, Logger: s.log}
+	s.finder = &finder{cluster: s.cluster, version: o.Version, logger: s.log}
+	s.finder.learn(o.Metas)
+	s.finder.learn(d.Metas)
+	return s, nil
+}
+
+// ID returns the server's id.
+func (s *Server) ID() id.ServerID { return s.id }
+
+// Addr returns the address on which the server listens.
+func (s *Server) Addr() string { return s.listener.Addr().String() }
+
+// Run serves until Shutdown or Kill, or until ctx ends, which shuts the server down. It returns nil after an orderly
+// end. It is called once.
+func (s *Server) Run(ctx context.Context) error {
+	s.log.Warn("serving without authentication: whoever reaches the address may read and write", "addr", s.Addr())
+	failed := make(chan error, 2)
+	// Both are counted before the server can end, and end with it.
+	s.work.Add(2)
+	go func() {
+		defer s.work.Done()
+		if err := s.wire.Serve(s.listener); err != nil {
+			failed <- fmt.Errorf("accept connections on %s: %w", s.Addr(), err)
+		}
+	}()
+	go func() {
+		defer s.work.Done()
+		if err := s.followLeader(s.ctx); err != nil {
+			failed <- err
+		}
+	}()
+	var err error
+	select {
+	case <-ctx.Done():
+	case <-s.ctx.Done():
+	case err = <-failed:
+	}
+	dctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
+	defer cancel()
+	return errors.Join(err, s.Shutdown(dctx))
+}
+
+// Shutdown ends the server in order: requests under way are answered, everything is flushed, and the directory is left
+// clean. If ctx ends first, the rest goes on in the background.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.stop(true)
+	select {
+	case <-s.ended:
+		return s.endErr
+	case <-ctx.Done():
+		return fmt.Errorf("wait for requests to end and chunks to be flushed: %w: %w", fserr.Timeout, ctx.Err())
+	}
+}
+
+// Kill ends the server as if the process had died: nothing is flushed and the store stays open, its lock held. It is for
+// tests, which take the store's disk away.
+func (s *Server) Kill() {
+	s.stop(false)
+	<-s.ended
+}
+
+// drainTimeout is how long an orderly end waits for requests under way before it cuts the connections.
+const drainTimeout = 5 * time.Second
+
+func (s *Server) stop(orderly bool) {
+	s.end.Do(func() {
+		s.closing.Store(true)
+		s.listener.Close()
+		go func() {
+			defer close(s.ended)
+			if orderly {
+				s.lease.drop() // nothing new is admitted
+				ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
+				_ = s.lease.renew(ctx, 0)
+				cancel()
+			}
+			s.cancel()
+			s.wire.Close()
+			s.peers.close()
+			s.work.Wait()
+			if orderly {
+				s.endErr = s.store.Close()
+				s.log.Info("chunk server stopped", "clean", s.endErr == nil)
+			}
+		}()
+	})
+}
+
+// updateIdentity writes a changed identity. The server goes on if that fails: what it holds there is only where to begin.
+func (s *Server) updateIdentity(change func(*identity)) {
+	s.identityMu.Lock()
+	defer s.identityMu.Unlock()
+	d := s.identity.clone()
+	change(&d)
+	if err := d.write(s.o.FS, s.o.Dir); err != nil {
+		s.log.Warn("identity not written, going on", "path", filepath.Join(s.o.Dir, identityName), "err", err)
+		return
+	}
+	s.identity = d
+}
+
+func (s *Server) whoami() identity {
+	s.identityMu.Lock()
+	defer s.identityMu.Unlock()
+	return s.identity.clone()
+}
