@@ -170,7 +170,7 @@ func (d *decoder) record(k byte) {
 	case kindDentry:
 		x := &Dentry{Parent: id.Ino(d.u64()), Name: d.str(), Ino: id.Ino(d.u64()), Cookie: d.u64(), Type: msg.FileType(d.u(7))}
 		add(d, d.s.dentries, x)
-		d.s.cookies.ReplaceOrInsert(x)
+		index(d, d.s.cookies, x)
 	case kindChunk:
 		d.chunk()
 	case kindLease:
@@ -188,8 +188,17 @@ func (d *decoder) record(k byte) {
 	}
 }
 
-// add adds a record whose key must be new.
+// add adds a record, whose key must be above those before.
 func add[T any](d *decoder, t *btree.BTreeG[T], v T) {
+	t.AscendGreaterOrEqual(v, func(T) bool {
+		d.fail("keys out of order")
+		return false
+	})
+	index(d, t, v)
+}
+
+// index adds a record to a tree by another key, which must be new.
+func index[T any](d *decoder, t *btree.BTreeG[T], v T) {
 	if d.bad != "" {
 		return
 	}
@@ -268,7 +277,7 @@ func (d *decoder) chunk() {
 		c.with(v.Server, v.Joining)
 	}
 	add(d, d.s.chunks, c)
-	add(d, d.s.byID, c)
+	index(d, d.s.byID, c)
 	if d.bad == "" {
 		d.s.account(c, 1)
 	}
