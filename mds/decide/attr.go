@@ -155,8 +155,7 @@ func (d *decider) punchInTheWay(n *state.Inode, size uint64) bool {
 	if !ok {
 		return false
 	}
-	start := uint64(p.Index) * chunk.Size
-	return size >= n.Size && size > start+uint64(p.From) || size < n.Size && size > start+uint64(p.From)
+	return size != n.Size && size > uint64(p.Index)*chunk.Size+uint64(p.From)
 }
 
 // holds reports whether the request's session holds n for at least want. The leader itself always does.

@@ -3,9 +3,13 @@
 //
 // Place chooses servers for new chunks, Repair lists the next steps for degraded ones. Both are
 // deterministic. Limits bound how much is under way at once.
+//
+// An in-sync replica on a dead server is not the planner's business: after the grace period the leader gives the
+// server up with the event ServerLost, and then its chunks are degraded.
 package plan
 
 import (
+	"varve/internal/chunk"
 	"varve/internal/id"
 	"varve/mds/state"
 )
@@ -27,9 +31,10 @@ type ServerView struct {
 
 // Limits bound what Repair starts.
 type Limits struct {
-	Actions   int    // steps returned
-	PerServer int    // rebuilds from or to one server, those under way (Load) included
-	Reserve   uint64 // free bytes that a target keeps
+	Actions   int    // steps returned; default 16
+	PerServer int    // rebuilds from or to one server, those under way (Load) included; default 2
+	Reserve   uint64 // bytes that a server keeps free; default one chunk
+	Scan      int    // degraded chunks looked at; default 4096
 }
 
 // Kind is what an Action does.
@@ -48,13 +53,18 @@ type Action struct {
 	Source id.ServerID // an in-sync live replica
 }
 
-// Place chooses up to norm different live servers for a new chunk.
-func Place(s *state.State, views []ServerView, seed uint64, norm int, exclude ...id.ServerID) []id.ServerID {
-	return nil
-}
-
-// Repair returns the next steps for degraded chunks, those with fewest in-sync replicas first. busy reports the
-// chunks whose rebuild is under way; they are left alone.
-func Repair(s *state.State, views []ServerView, limits Limits, busy func(id.ChunkID) bool) []Action {
-	return nil
+func (l Limits) orDefault() Limits {
+	if l.Actions == 0 {
+		l.Actions = 16
+	}
+	if l.PerServer == 0 {
+		l.PerServer = 2
+	}
+	if l.Reserve == 0 {
+		l.Reserve = chunk.Size
+	}
+	if l.Scan == 0 {
+		l.Scan = 4096
+	}
+	return l
 }
