@@ -11,7 +11,6 @@ package plan
 import (
 	"varve/internal/chunk"
 	"varve/internal/id"
-	"varve/mds/state"
 )
 
 // ServerView is what the leader knows about a chunk server.
