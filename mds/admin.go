@@ -1,0 +1,304 @@
+package mds
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"varve/internal/fserr"
+	"varve/internal/id"
+	"varve/internal/wire"
+	"varve/internal/wire/msg"
+	"varve/journal"
+	"varve/mds/state"
+)
+
+func (s *Server) serveAdmin(ctx context.Context, c *wire.Conn, f *wire.Frame) {
+	ctx, cancel := context.WithTimeout(ctx, s.o.RequestTimeout)
+	defer cancel()
+	switch f.Type {
+	case wire.Status:
+		s.answer(c, f, fserr.OK, s.status())
+	case wire.Members:
+		s.answer(c, f, fserr.OK, s.members())
+	case wire.StateDigest:
+		req := new(msg.StateDigest)
+		if err := req.UnmarshalVT(f.Body); err != nil {
+			s.answer(c, f, fserr.Protocol, nil)
+			return
+		}
+		reply, err := s.stateDigest(ctx, id.Index(req.AtLeast))
+		if err != nil {
+			s.failure(c, f, err)
+			return
+		}
+		s.answer(c, f, fserr.OK, reply)
+	case wire.JournalRead:
+		s.serveJournal(c, f)
+	case wire.JoinMeta:
+		req := new(msg.JoinMeta)
+		if err := req.UnmarshalVT(f.Body); err != nil {
+			s.answer(c, f, fserr.Protocol, nil)
+			return
+		}
+		l := s.lead.Load()
+		if l == nil {
+			s.answer(c, f, fserr.NotLeader, &msg.JoinMetaReply{Addrs: []string{s.leaderAddr()}})
+			return
+		}
+		reply, err := l.joinMeta(ctx, req)
+		if err != nil {
+			s.failure(c, f, err)
+			return
+		}
+		s.answer(c, f, fserr.OK, reply)
+	}
+}
+
+func (s *Server) members() *msg.MembersReply {
+	cluster, name := s.Cluster()
+	r := &msg.MembersReply{Leader: s.leaderAddr(), Name: name, Cluster: cluster[:]}
+	for _, m := range s.raft.GetConfiguration().Configuration().Servers {
+		r.Addrs = append(r.Addrs, string(m.Address))
+	}
+	return r
+}
+
+// stateDigest waits for the index and returns the digest of the state then.
+func (s *Server) stateDigest(ctx context.Context, atLeast id.Index) (*msg.StateDigestReply, error) {
+	for {
+		changed := s.fsm.changed()
+		if s.fsm.index() >= atLeast {
+			c := s.fsm.clone()
+			sum := c.Digest()
+			return &msg.StateDigestReply{Index: uint64(c.Index()), Digest: sum[:]}, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, waitError(ctx, fmt.Sprintf("index %d to be applied", atLeast))
+		case <-s.ctx.Done():
+			return nil, fserr.Unavailable
+		}
+	}
+}
+
+// status tells what this server knows; only the leader knows how chunk servers and sessions are.
+func (s *Server) status() *msg.StatusReply {
+	st := s.fsm.clone()
+	cluster, name := s.Cluster()
+	n := st.Counts()
+	r := &msg.StatusReply{
+		Name: name, Cluster: cluster[:], Index: uint64(st.Index()), Leader: s.leaderAddr(), Term: s.raft.CurrentTerm(),
+		Inodes: uint64(n.Inodes), Chunks: uint64(n.Chunks), Degraded: uint64(n.Degraded), UnderMin: uint64(st.UnderMin()),
+		Joining: uint64(n.Joining), Garbage: uint64(n.Garbage), Answering: s.identity.Server, JournalBytes: uint64(s.journal.Bytes()),
+	}
+	if points, err := s.journal.Checkpoints(); err == nil && len(points) > 0 {
+		r.Checkpoint = uint64(points[len(points)-1].Index)
+	}
+	l := s.lead.Load()
+	for _, m := range s.raft.GetConfiguration().Configuration().Servers {
+		one := &msg.MetaServer{Addr: string(m.Address), Voter: m.Suffrage == raft.Voter, State: "follower"}
+		if v, err := id.ParseMetaID(string(m.ID)); err == nil {
+			one.Server = uint32(v)
+		}
+		if !one.Voter {
+			one.State = "learner"
+		}
+		switch {
+		case m.ID == s.raftID:
+			one.Applied = r.Index
+		case l != nil:
+			index, ok := s.peers.index(string(m.Address))
+			one.Applied = index
+			if !ok {
+				one.State = "unreachable"
+			}
+		}
+		if string(m.Address) == r.Leader {
+			one.State = "leader"
+		}
+		r.Metas = append(r.Metas, one)
+	}
+	st.Servers(func(x *state.Server) bool {
+		one := &msg.ChunkServer{Server: uint32(x.ID), Addr: x.Addr, Host: x.Host, Tier: x.Tier, State: "unknown", HeardMs: -1}
+		if x.Retired {
+			one.State = "retired"
+		}
+		r.Servers = append(r.Servers, one)
+		return true
+	})
+	st.Sessions(func(x *state.Session) bool {
+		if x.Fenced {
+			return true
+		}
+		one := &msg.Session{Session: uint64(x.ID), Host: x.Host, Mount: x.Mount, Opened: uint64(x.Opened), RenewedMs: -1,
+			Connected: s.clients.get(x.ID) != nil}
+		st.LeasesOf(x.ID, func(state.Lease) bool { one.Files++; return true })
+		r.Sessions = append(r.Sessions, one)
+		return true
+	})
+	if l != nil {
+		l.addSoft(r)
+	}
+	return r
+}
+
+// addSoft fills in what only the leader knows.
+func (l *leadership) addSoft(r *msg.StatusReply) {
+	now := bootNow()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, one := range r.Servers {
+		c := l.servers[id.ServerID(one.Server)]
+		if c == nil || one.State == "retired" {
+			continue
+		}
+		one.Total, one.Free, one.Chunks, one.LatencyUs = c.beat.Total, c.beat.Free, c.beat.Chunks, c.beat.LatencyUs
+		one.HeardMs = (now - c.heard).Milliseconds()
+		switch {
+		case l.live(c):
+			one.State = "live"
+		case c.conn != nil && !c.ready:
+			one.State = "starting"
+		default:
+			one.State = "down"
+		}
+		r.Total += one.Total
+		r.Free += one.Free
+	}
+	for _, one := range r.Sessions {
+		if x := l.sessions[id.SessionID(one.Session)]; x != nil {
+			one.RenewedMs = (now - x.renewed).Milliseconds()
+		}
+	}
+}
+
+// serveJournal sends raw records, or a piece of a checkpoint from byte `from` on.
+func (s *Server) serveJournal(c *wire.Conn, f *wire.Frame) {
+	req := new(msg.JournalRead)
+	if err := req.UnmarshalVT(f.Body); err != nil {
+		s.answer(c, f, fserr.Protocol, nil)
+		return
+	}
+	limit := int(req.MaxBytes)
+	if limit <= 0 || limit > maxJournalRead {
+		limit = maxJournalRead
+	}
+	reply := &msg.JournalReadReply{Last: uint64(s.journal.Last().Index), First: uint64(s.journal.First())}
+	var data []byte
+	var err error
+	if req.Checkpoint {
+		data, err = s.pieces.read(s.journal, req, limit, reply)
+	} else {
+		var next id.Index
+		data, next, err = s.journal.ReadRaw(max(id.Index(req.From), 1), limit)
+		reply.Next = uint64(next)
+		reply.More = uint64(next) <= reply.Last
+		var gap *journal.GapError
+		if errors.As(err, &gap) {
+			reply.Next, reply.More, err = uint64(gap.Next), true, nil
+		}
+	}
+	if errors.Is(err, journal.ErrNotFound) {
+		s.answer(c, f, fserr.NotExist, reply)
+		return
+	}
+	if err != nil {
+		s.failure(c, f, fmt.Errorf("read the journal: %w: %w", fserr.IO, err))
+		return
+	}
+	body, err := reply.MarshalVT()
+	if err != nil || len(data) > wire.MaxData {
+		s.answer(c, f, fserr.IO, nil)
+		return
+	}
+	if err := c.Reply(f, fserr.OK, body, data); err != nil {
+		s.log.Debug("answer not sent", "peer", c.RemoteAddr(), "err", err)
+	}
+}
+
+// checkpointPieces keeps checkpoints open between the pieces that one reader after the other asks for.
+type checkpointPieces struct {
+	mu     sync.Mutex
+	closed bool
+	open   []*openCheckpoint
+}
+
+type openCheckpoint struct {
+	at   id.Index
+	off  uint64
+	used time.Time
+	rc   io.ReadCloser
+}
+
+// read returns the piece at byte req.From of the newest checkpoint at or below req.CheckpointAt (0: of all).
+func (p *checkpointPieces) read(j *journal.Journal, req *msg.JournalRead, limit int, reply *msg.JournalReadReply) ([]byte, error) {
+	below := id.Index(req.CheckpointAt)
+	if below == 0 {
+		below = j.Last().Index
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return nil, fserr.Unavailable
+	}
+	o, err := p.find(j, below, req.From)
+	if err != nil {
+		return nil, err
+	}
+	b := make([]byte, limit)
+	n, err := io.ReadFull(o.rc, b)
+	o.off += uint64(n)
+	reply.Checkpoint, reply.Next, reply.More = uint64(o.at), o.off, err == nil
+	if err == nil {
+		o.used = time.Now()
+		p.open = append(p.open, o)
+		return b, nil
+	}
+	o.rc.Close()
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		err = nil
+	}
+	return b[:n], err
+}
+
+// find takes the checkpoint out of the open ones, or opens it and goes to off.
+func (p *checkpointPieces) find(j *journal.Journal, below id.Index, off uint64) (*openCheckpoint, error) {
+	if off > 0 {
+		for i, o := range p.open {
+			if o.at <= below && o.off == off {
+				p.open = append(p.open[:i], p.open[i+1:]...)
+				return o, nil
+			}
+		}
+	}
+	if len(p.open) >= maxCheckpoints {
+		p.open[0].rc.Close()
+		p.open = p.open[1:]
+	}
+	at, rc, err := j.OpenCheckpoint(below)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := io.CopyN(io.Discard, rc, int64(off)); err != nil {
+		rc.Close()
+		return nil, err
+	}
+	return &openCheckpoint{at: at.Index, off: off, rc: rc}, nil
+}
+
+func (p *checkpointPieces) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	for _, o := range p.open {
+		o.rc.Close()
+	}
+	p.open = nil
+}

@@ -1,0 +1,277 @@
+package mds
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"varve/internal/fserr"
+	"varve/internal/id"
+	"varve/internal/wire"
+	"varve/internal/wire/msg"
+	"varve/mds/decide"
+	"varve/mds/event"
+	"varve/mds/plan"
+	"varve/mds/state"
+)
+
+// chunkServer is what the leader knows about a chunk server beyond the state. Fields are guarded by leadership.mu.
+type chunkServer struct {
+	id          id.ServerID
+	conn        *wire.Conn    // nil: not connected
+	registered  time.Duration // bootNow, on this connection
+	heard       time.Duration // bootNow; after an answer was sent, so that its lease ends no later than heard + ServerLease
+	ready       bool          // its report is complete: it serves
+	down        time.Duration // bootNow, since when it is not live
+	incarnation uint64
+	beat        *msg.Heartbeat           // the newest one, never nil
+	stale       map[id.ChunkID]id.Epoch  // old copies
+	reported    map[id.ChunkID]chunkCopy // while its report is coming in
+	load        int                      // rebuilds to or from it
+}
+
+// chunkCopy is what a server said of one chunk.
+type chunkCopy struct {
+	epoch            id.Epoch
+	unclean, joining bool
+}
+
+// registerServer makes the server a member, or finds the one that has its UUID, and takes its connection.
+func (l *leadership) registerServer(ctx context.Context, conn *wire.Conn, p *peer, req *msg.RegisterServer) (*msg.RegisterServerReply, error) {
+	if len(req.Uuid) != 16 || req.Addr == "" {
+		return nil, fmt.Errorf("registration of a chunk server without uuid or address: %w", fserr.Invalid)
+	}
+	latch := []decide.Latch{{Kind: latchServer, Name: string(req.Uuid), Exclusive: true}}
+	if err := l.latches.acquire(ctx, latch); err != nil {
+		return nil, err
+	}
+	defer l.latches.release(latch)
+	server, err := l.member(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	now := bootNow()
+	l.mu.Lock()
+	c := l.servers[server]
+	if c == nil {
+		if len(l.servers) >= maxChunkServers {
+			l.mu.Unlock()
+			return nil, fmt.Errorf("%d chunk servers are registered already: %w", maxChunkServers, fserr.Unavailable)
+		}
+		c = &chunkServer{id: server, beat: &msg.Heartbeat{}}
+		l.servers[server] = c
+	}
+	old := c.conn
+	*c = chunkServer{
+		id: server, conn: conn, registered: now, heard: now, down: c.down, incarnation: c.incarnation + 1, load: c.load,
+		stale: make(map[id.ChunkID]id.Epoch), reported: make(map[id.ChunkID]chunkCopy),
+		beat: &msg.Heartbeat{Total: req.Total, Free: req.Free},
+	}
+	if c.down == 0 {
+		c.down = now
+	}
+	reply := &msg.RegisterServerReply{
+		Server: uint32(server), HeartbeatMs: uint32(l.s.o.ServerTimeout.Milliseconds() / 6), LeaseMs: uint32(l.s.o.ServerLease.Milliseconds()),
+		Incarnation: c.incarnation,
+	}
+	l.mu.Unlock()
+	if old != nil && old != conn {
+		old.Close()
+	}
+	p.server.Store(uint32(server))
+	context.AfterFunc(l.ctx, func() { conn.Close() })
+	reply.Fenced = l.fencedSessions()
+	reply.Peers = l.peerList()
+	l.s.log.Info("chunk server registered", "cs", server, "addr", req.Addr, "host", req.Host)
+	return reply, l.confirmRead(ctx)
+}
+
+// member returns the id of the chunk server with the UUID, after what changed of it is recorded.
+func (l *leadership) member(ctx context.Context, req *msg.RegisterServer) (id.ServerID, error) {
+	var known *state.Server
+	l.s.fsm.view(func(st *state.State) {
+		st.Servers(func(x *state.Server) bool {
+			if x.UUID == string(req.Uuid) {
+				known = x
+			}
+			return known == nil
+		})
+	})
+	switch {
+	case known == nil && req.Server != 0:
+		return 0, fmt.Errorf("chunk server cs%d with an unknown uuid: %w", req.Server, fserr.Retired)
+	case known == nil:
+		server := id.ServerID(l.nextServer.Add(1) - 1)
+		return server, l.propose(&event.Event{Body: &event.Event_ServerAdd{ServerAdd: &event.ServerAdd{
+			Id: uint32(server), Uuid: slices.Clone(req.Uuid), Addr: req.Addr, Host: req.Host, Rack: req.Rack, Tier: req.Tier}}}, "chunk server joins")
+	case known.Retired || req.Server != 0 && known.ID != id.ServerID(req.Server):
+		return 0, fmt.Errorf("chunk server %v: %w", known.ID, fserr.Retired)
+	case known.Addr != req.Addr || known.Host != req.Host || known.Rack != req.Rack || known.Tier != req.Tier:
+		return known.ID, l.propose(&event.Event{Body: &event.Event_ServerUpdate{ServerUpdate: &event.ServerUpdate{
+			Id: uint32(known.ID), Addr: req.Addr, Host: req.Host, Rack: req.Rack, Tier: req.Tier}}}, "chunk server moved")
+	}
+	return known.ID, nil
+}
+
+// heartbeat takes a server's soft state. What it answers extends the server's lease.
+func (l *leadership) heartbeat(ctx context.Context, conn *wire.Conn, p *peer, req *msg.Heartbeat) (*msg.HeartbeatReply, error) {
+	if err := l.confirmRead(ctx); err != nil { // a server's lease is never extended by a leader that may not be one
+		return nil, err
+	}
+	l.mu.Lock()
+	c := l.servers[id.ServerID(p.server.Load())]
+	if c == nil || c.conn != conn {
+		l.mu.Unlock()
+		return nil, fmt.Errorf("heartbeat of a chunk server that is not registered: %w", fserr.NotReady)
+	}
+	c.heard = bootNow()
+	c.beat = &msg.Heartbeat{Total: req.Total, Free: req.Free, Chunks: req.Chunks, Ops: req.Ops, LatencyUs: req.LatencyUs, State: req.State}
+	l.mu.Unlock()
+	return &msg.HeartbeatReply{Fenced: l.fencedSessions(), Peers: l.peerList(), LeaseMs: uint32(l.s.o.ServerLease.Milliseconds())}, nil
+}
+
+// heardAgain is called after an answer that extends a lease was sent.
+func (l *leadership) heardAgain(conn *wire.Conn, p *peer) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if c := l.servers[id.ServerID(p.server.Load())]; c != nil && c.conn == conn {
+		c.heard = bootNow()
+	}
+}
+
+func (l *leadership) peerList() []*msg.Peer {
+	var out []*msg.Peer
+	l.s.fsm.view(func(st *state.State) {
+		st.Servers(func(x *state.Server) bool {
+			if !x.Retired {
+				out = append(out, &msg.Peer{Server: uint32(x.ID), Addr: x.Addr})
+			}
+			return true
+		})
+	})
+	return out
+}
+
+// serverGone is called when the connection of a chunk server has ended.
+func (l *leadership) serverGone(conn *wire.Conn, p *peer) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if c := l.servers[id.ServerID(p.server.Load())]; c != nil && c.conn == conn {
+		l.setDown(c, "its connection ended")
+		c.conn, c.ready = nil, false
+		c.stale, c.reported = nil, nil
+	}
+}
+
+// setDown notes since when c is not live. The caller holds l.mu.
+func (l *leadership) setDown(c *chunkServer, cause string) {
+	if c.down == 0 {
+		c.down = bootNow()
+		l.s.log.Info("chunk server down", "cs", c.id, "cause", cause)
+	}
+}
+
+// watchServers finds the servers that have fallen silent, and those that are back.
+func (l *leadership) watchServers() {
+	now := bootNow()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range l.servers {
+		silent := now-c.heard > l.s.o.ServerTimeout
+		switch {
+		case c.conn != nil && silent:
+			l.setDown(c, "it was not heard from")
+		case c.down != 0 && c.conn != nil && c.ready:
+			c.down = 0
+			l.s.log.Info("chunk server up", "cs", c.id)
+		}
+	}
+}
+
+// live reports whether c is to be used. The caller holds l.mu.
+func (l *leadership) live(c *chunkServer) bool {
+	return c != nil && c.conn != nil && c.ready && bootNow()-c.heard <= l.s.o.ServerTimeout
+}
+
+func (l *leadership) isLive(server id.ServerID) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.live(l.servers[server])
+}
+
+// server is decide.Env.Servers; it runs inside fsm.view, of which it needs the address.
+func (l *leadership) server(st *state.State, server id.ServerID) (string, bool) {
+	x, ok := st.Server(server)
+	if !ok {
+		return "", false
+	}
+	return x.Addr, l.isLive(server)
+}
+
+func (l *leadership) space() (total, free uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range l.servers {
+		total += c.beat.Total
+		free += c.beat.Free
+	}
+	return total, free
+}
+
+// views is what the planners see of the members.
+func (l *leadership) views(st *state.State) []plan.ServerView {
+	now := bootNow()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := make([]plan.ServerView, 0, len(l.servers))
+	st.Servers(func(x *state.Server) bool {
+		c := l.servers[x.ID]
+		if x.Retired || c == nil {
+			return true
+		}
+		v := plan.ServerView{
+			ID: x.ID, Host: x.Host, Rack: x.Rack, Tier: x.Tier, Free: c.beat.Free, Total: c.beat.Total, Load: c.load,
+			Live: l.live(c), Lost: c.down != 0 && now-c.down > l.s.o.RepairGrace,
+		}
+		if len(c.stale) > 0 {
+			v.Stale = func(k id.ChunkID) bool { return l.hasStale(c, k) }
+		}
+		out = append(out, v)
+		return true
+	})
+	return out
+}
+
+func (l *leadership) hasStale(c *chunkServer, k id.ChunkID) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, ok := c.stale[k]
+	return ok
+}
+
+var errNotConnected = errors.New("chunk server is not connected")
+
+// askServer sends a request to a chunk server on the connection that it made.
+func (l *leadership) askServer(ctx context.Context, server id.ServerID, timeout time.Duration, t wire.Type, req, reply wire.Message) error {
+	l.mu.Lock()
+	var conn *wire.Conn
+	if c := l.servers[server]; c != nil {
+		conn = c.conn
+	}
+	l.mu.Unlock()
+	if conn == nil {
+		return fmt.Errorf("%v: %w", server, errNotConnected)
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	code, err := conn.CallMessage(ctx, t, wire.ClassRepair, req, reply)
+	if err == nil {
+		err = code.Err()
+	}
+	if err != nil {
+		return fmt.Errorf("%v, request type %d: %w", server, t, err)
+	}
+	return nil
+}

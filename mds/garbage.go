@@ -1,0 +1,112 @@
+package mds
+
+import (
+	"slices"
+
+	"varve/internal/id"
+	"varve/internal/wire"
+	"varve/internal/wire/msg"
+	"varve/mds/event"
+	"varve/mds/state"
+)
+
+// collectGarbage has live servers delete what the state says is garbage, what it has not known for a while, and old
+// copies of chunks that are whole again.
+func (l *leadership) collectGarbage() {
+	now := bootNow()
+	st := l.s.fsm.clone()
+	type work struct {
+		server            id.ServerID
+		garbage, leftover []id.ChunkID
+	}
+	var all []work
+	l.mu.Lock()
+	next := id.ChunkID(l.nextChunk.Load())
+	for _, c := range l.servers {
+		if !l.live(c) {
+			continue
+		}
+		w := work{server: c.id, garbage: st.Garbage(c.id, garbageBatch)}
+		for k := range c.stale {
+			x, ok := st.ChunkByID(k)
+			if _, busy := l.busy[k]; busy || len(w.leftover) >= garbageBatch {
+				continue
+			}
+			if !ok {
+				w.leftover = append(w.leftover, k)
+			} else if _, member := x.Find(c.id); !member && !x.Degraded() {
+				w.leftover = append(w.leftover, k)
+			}
+		}
+		all = append(all, w)
+	}
+	for key, since := range l.unknown {
+		if now-since < l.s.o.UnknownGrace {
+			continue
+		}
+		_, known := st.ChunkByID(key.chunk)
+		i := slices.IndexFunc(all, func(w work) bool { return w.server == key.server })
+		switch {
+		case known || key.chunk >= next || st.IsGarbage(key.server, key.chunk):
+			delete(l.unknown, key)
+		case i >= 0 && len(all[i].leftover) < garbageBatch:
+			all[i].leftover = append(all[i].leftover, key.chunk)
+		}
+	}
+	l.mu.Unlock()
+	together(all, func(w work) error { // what fails stays and is tried again
+		l.deleteOn(w.server, w.garbage, true)
+		l.deleteOn(w.server, w.leftover, false)
+		return nil
+	})
+}
+
+// deleteOn has the server delete chunks and forgets them: listed ones by an event.
+func (l *leadership) deleteOn(server id.ServerID, chunks []id.ChunkID, listed bool) {
+	if len(chunks) == 0 {
+		return
+	}
+	raw := make([]uint64, len(chunks))
+	for i, k := range chunks {
+		raw[i] = uint64(k)
+	}
+	if err := l.askServer(l.ctx, server, garbageTimeout, wire.ChunkDelete, &msg.ChunkDelete{Chunks: raw}, nil); err != nil {
+		if l.ctx.Err() == nil {
+			l.s.log.Warn("garbage not deleted", "cs", server, "chunks", len(chunks), "err", err)
+		}
+		return
+	}
+	if !listed {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		for _, k := range chunks {
+			delete(l.unknown, copyKey{server, k})
+			if c := l.servers[server]; c != nil {
+				delete(c.stale, k)
+			}
+		}
+		l.s.log.Info("leftover chunks deleted", "cs", server, "chunks", len(chunks))
+		return
+	}
+	err := l.propose(&event.Event{Body: &event.Event_Purged{Purged: &event.Purged{Server: uint32(server), Chunks: raw}}}, "deleted")
+	if err != nil && l.ctx.Err() == nil {
+		l.s.log.Warn("deleted garbage not recorded", "cs", server, "err", err)
+	}
+}
+
+// settleAll settles, in the background, the inodes whose writer died.
+func (l *leadership) settleAll() {
+	var inos []id.Ino
+	l.s.fsm.view(func(st *state.State) {
+		add := func(ino id.Ino) bool {
+			inos = append(inos, ino)
+			return len(inos) < garbageBatch
+		}
+		st.Unsettled(add)
+		st.Punching(add)
+	})
+	slices.Sort(inos)
+	for _, ino := range slices.Compact(inos) {
+		l.settleBehind(ino)
+	}
+}

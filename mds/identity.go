@@ -1,0 +1,188 @@
+package mds
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path/filepath"
+
+	"varve/internal/disk"
+	"varve/internal/id"
+)
+
+const (
+	identityFile    = "mds.json"
+	identityVersion = 1
+	maxIdentity     = 64 << 10 // bytes of mds.json
+)
+
+// identity is mds.json: who the server of a directory is. It is written once. Versions: 1, first.
+type identity struct {
+	Version int    `json:"version"`
+	Cluster string `json:"cluster"` // UUID
+	Name    string `json:"name"`    // of the cluster
+	Server  uint32 `json:"server"`  // id.MetaID
+	UUID    string `json:"uuid"`    // of the server, 32 hexadecimal digits
+	Addr    string `json:"addr"`
+	// First: the server that made the cluster. It starts Raft alone and makes the first event.
+	First    bool   `json:"first,omitempty"`
+	Replicas string `json:"replicas,omitempty"` // with First: the cluster's first setting
+}
+
+func (d *identity) cluster() id.Cluster {
+	c, err := id.ParseCluster(d.Cluster)
+	if err != nil {
+		return id.Cluster{}
+	}
+	return c
+}
+
+func (d *identity) server() id.MetaID { return id.MetaID(d.Server) }
+
+func (d *identity) uuid() []byte {
+	b, err := hex.DecodeString(d.UUID)
+	if err != nil {
+		return nil
+	}
+	return b
+}
+
+func (d *identity) check() error {
+	var errs []error
+	if d.Version != identityVersion {
+		errs = append(errs, fmt.Errorf("version %d, want %d", d.Version, identityVersion))
+	}
+	if _, err := id.ParseCluster(d.Cluster); err != nil {
+		errs = append(errs, err)
+	}
+	if err := checkName(d.Name); err != nil {
+		errs = append(errs, err)
+	}
+	if d.Server == 0 {
+		errs = append(errs, errors.New("server 0"))
+	}
+	if b, err := hex.DecodeString(d.UUID); err != nil || len(b) != 16 {
+		errs = append(errs, fmt.Errorf("server uuid %q", d.UUID))
+	}
+	if err := checkAddr(d.Addr); err != nil {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+func newUUID() [16]byte {
+	var b [16]byte
+	rand.Read(b[:]) // never fails: crypto/rand
+	b[6] = b[6]&0x0f | 0x40
+	b[8] = b[8]&0x3f | 0x80
+	return b
+}
+
+// Init makes the directory of the first metadata server of a new cluster and returns the cluster's UUID.
+func Init(o Options) (id.Cluster, error) {
+	o = o.withDefaults()
+	errs := []error{o.validate(true), checkName(o.Name)}
+	if _, _, err := parseReplicas(o.Replicas); err != nil {
+		errs = append(errs, err)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return id.Cluster{}, err
+	}
+	cluster, uuid := id.Cluster(newUUID()), newUUID()
+	d := &identity{
+		Version: identityVersion, Cluster: cluster.String(), Name: o.Name, Server: 1,
+		UUID: hex.EncodeToString(uuid[:]), Addr: o.Addr, First: true, Replicas: o.Replicas,
+	}
+	if err := writeIdentity(o.FS, o.Dir, d); err != nil {
+		return id.Cluster{}, err
+	}
+	return cluster, nil
+}
+
+// checkFresh refuses a directory that holds anything.
+func checkFresh(fsys disk.FS, dir string) error {
+	entries, err := fsys.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Name() == identityFile {
+			return fmt.Errorf("%s already is the directory of a metadata server; choose an empty one with -r: %w", dir, fs.ErrExist)
+		}
+	}
+	if len(entries) > 0 {
+		return fmt.Errorf("%s is not empty; choose an empty directory with -r: %w", dir, fs.ErrExist)
+	}
+	return nil
+}
+
+func writeIdentity(fsys disk.FS, dir string, d *identity) error {
+	if err := checkFresh(fsys, dir); err != nil {
+		return err
+	}
+	b, err := json.MarshalIndent(d, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := fsys.MkdirAll(dir); err != nil {
+		return err
+	}
+	path := filepath.Join(dir, identityFile)
+	if err := writeFile(fsys, path+".new", append(b, '\n')); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	if err := fsys.Rename(path+".new", path); err != nil {
+		return err
+	}
+	if err := fsys.SyncDir(dir); err != nil {
+		return err
+	}
+	return fsys.SyncDir(filepath.Dir(dir))
+}
+
+func writeFile(fsys disk.FS, path string, b []byte) error {
+	f, err := fsys.Open(path, disk.ReadWrite|disk.Create)
+	if err != nil {
+		return err
+	}
+	_, werr := f.WriteAt(b, 0)
+	return errors.Join(werr, f.Truncate(int64(len(b))), f.Sync(), f.Close())
+}
+
+func readIdentity(fsys disk.FS, dir string) (*identity, error) {
+	path := filepath.Join(dir, identityFile)
+	f, err := fsys.Open(path, disk.ReadOnly)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s is not the directory of a metadata server (no %s); make one with make-mds -r %s: %w", dir, identityFile, dir, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	size, err := f.Size()
+	if err != nil {
+		return nil, err
+	}
+	if size > maxIdentity {
+		return nil, fmt.Errorf("%s: %d bytes, limit %d", path, size, maxIdentity)
+	}
+	b := make([]byte, size)
+	if n, err := f.ReadAt(b, 0); err != nil && !(errors.Is(err, io.EOF) && n == len(b)) {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	d := new(identity)
+	if err := json.Unmarshal(b, d); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	if err := d.check(); err != nil {
+		return nil, fmt.Errorf("%s is damaged; restore it from a copy: %w", path, err)
+	}
+	return d, nil
+}

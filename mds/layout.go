@@ -1,0 +1,163 @@
+package mds
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"varve/internal/fserr"
+	"varve/internal/id"
+	"varve/internal/wire"
+	"varve/internal/wire/msg"
+	"varve/mds/decide"
+	"varve/mds/event"
+	"varve/mds/state"
+)
+
+const (
+	createTimeout = 3 * time.Second // one server's answer to ChunkCreate
+	createTries   = 4               // placements of one allocation
+)
+
+// changeLayout handles a truncate or the drop of a replica: while the inode's layouts are frozen the other holders forget
+// theirs.
+func (l *leadership) changeLayout(ctx context.Context, req *msg.MetaRequest, ino id.Ino) (decide.Outcome, error) {
+	if l.done(req) {
+		return l.commit(ctx, req)
+	}
+	session := id.SessionID(req.Session)
+	freeze := freezeLatch(ino, true)
+	if err := l.latches.acquire(ctx, freeze); err != nil {
+		return decide.Outcome{}, err
+	}
+	defer l.latches.release(freeze)
+	if out := l.decideNow(req); out.Event == nil { // refused, or done by another: nobody is called back for it
+		return out, l.confirmRead(ctx)
+	}
+	if err := l.recallLayouts(ctx, ino, session); err != nil {
+		return decide.Outcome{}, err
+	}
+	out, err := l.commit(ctx, req)
+	if err == nil && out.Code == fserr.OK {
+		l.notePunch(ino, session, out.Reply)
+		if d := req.GetDropReplica(); d != nil && out.Event != nil {
+			l.s.log.Info("replica dropped", "inode", ino, "chunk", id.ChunkID(d.Chunk), "cs", id.ServerID(d.Server), "session", session, "cause", d.Reason)
+		}
+	}
+	return out, err
+}
+
+// recallLayouts returns when no holder but session uses a layout of the inode.
+func (l *leadership) recallLayouts(ctx context.Context, ino id.Ino, session id.SessionID) error {
+	var others []state.Lease
+	l.s.fsm.view(func(st *state.State) {
+		st.Leases(ino, func(h state.Lease) bool {
+			if h.Session != session {
+				others = append(others, h)
+			}
+			return true
+		})
+	})
+	return together(others, func(h state.Lease) error {
+		_, err := l.callback(ctx, h.Session, &msg.Callback{Kind: msg.Callback_LAYOUT, Ino: uint64(ino), Lease: uint64(h.Index)})
+		return err
+	})
+}
+
+// writeDone tells the other holders what was written, so that nothing older is in their caches when the writer is answered.
+func (l *leadership) writeDone(ctx context.Context, req *msg.MetaRequest) (decide.Outcome, error) {
+	out, err := l.commit(ctx, req)
+	if err != nil || out.Code != fserr.OK {
+		return out, err
+	}
+	w := req.GetWriteDone()
+	var others []state.Lease
+	l.s.fsm.view(func(st *state.State) {
+		st.Leases(id.Ino(w.Ino), func(h state.Lease) bool {
+			if h.Session != id.SessionID(req.Session) {
+				others = append(others, h)
+			}
+			return true
+		})
+	})
+	err = together(others, func(h state.Lease) error {
+		_, err := l.callback(ctx, h.Session, &msg.Callback{
+			Kind: msg.Callback_INVALIDATE, Ino: w.Ino, Lease: uint64(h.Index), Mode: msg.Mode_SHARED_WRITE, Offset: w.Offset, Length: w.Length})
+		return err
+	})
+	return out, err
+}
+
+// alloc makes chunks: their files are there on all chosen servers before the event is proposed.
+func (l *leadership) alloc(ctx context.Context, req *msg.MetaRequest) (decide.Outcome, error) {
+	freeze := freezeLatch(id.Ino(req.GetAllocChunk().Ino), false)
+	if err := l.latches.acquire(ctx, freeze); err != nil {
+		return decide.Outcome{}, err
+	}
+	defer l.latches.release(freeze)
+	tries := 0
+	return l.commitWith(ctx, req, func(ctx context.Context, ev *event.Event) ([]id.ServerID, error) {
+		a := ev.GetChunkAlloc()
+		if a == nil {
+			return nil, nil
+		}
+		failed := l.createChunks(ctx, a)
+		if len(failed) == 0 {
+			return nil, nil
+		}
+		l.deleteChunks(a)
+		if tries++; tries >= createTries || ctx.Err() != nil {
+			return nil, fmt.Errorf("chunk servers %v did not create chunks for inode %d: %w", failed, a.Ino, fserr.Unavailable)
+		}
+		return failed, nil
+	})
+}
+
+// createChunks returns the servers that failed.
+func (l *leadership) createChunks(ctx context.Context, a *event.ChunkAlloc) []id.ServerID {
+	type one struct {
+		server id.ServerID
+		entry  *event.ChunkAlloc_Entry
+	}
+	var all []one
+	for _, e := range a.Chunks {
+		for _, server := range e.Servers {
+			all = append(all, one{id.ServerID(server), e})
+		}
+	}
+	var mu sync.Mutex
+	var failed []id.ServerID
+	together(all, func(o one) error { // the failures are in failed
+		err := l.askServer(ctx, o.server, createTimeout, wire.ChunkCreate, &msg.ChunkCreate{Chunk: o.entry.Id, Epoch: o.entry.Epoch}, nil)
+		if err != nil {
+			l.s.log.Warn("chunk not created", "cs", o.server, "chunk", id.ChunkID(o.entry.Id), "err", err)
+			mu.Lock()
+			defer mu.Unlock()
+			if !slices.Contains(failed, o.server) {
+				failed = append(failed, o.server)
+			}
+		}
+		return nil
+	})
+	return failed
+}
+
+// deleteChunks removes what an allocation that came to nothing has created, where it can. What stays is removed when it is
+// reported.
+func (l *leadership) deleteChunks(a *event.ChunkAlloc) {
+	at := make(map[id.ServerID][]uint64)
+	for _, e := range a.Chunks {
+		for _, server := range e.Servers {
+			at[id.ServerID(server)] = append(at[id.ServerID(server)], e.Id)
+		}
+	}
+	for server, chunks := range at {
+		l.spawn(func() {
+			if err := l.askServer(l.ctx, server, createTimeout, wire.ChunkDelete, &msg.ChunkDelete{Chunks: chunks}, nil); err != nil {
+				l.s.log.Debug("chunks of a failed allocation stay until reported", "cs", server, "err", err)
+			}
+		})
+	}
+}

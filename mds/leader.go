@@ -1,0 +1,254 @@
+package mds
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"varve/internal/fserr"
+	"varve/internal/id"
+	"varve/internal/wire/msg"
+	"varve/mds/decide"
+	"varve/mds/event"
+	"varve/mds/plan"
+	"varve/mds/state"
+)
+
+// leadership is what the server knows and does as the leader of one term.
+type leadership struct {
+	s       *Server
+	term    uint64
+	ctx     context.Context // ends with the leadership
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup
+	latches latchTable
+	prop    *proposer
+
+	// The lowest numbers not given out.
+	nextIno, nextChunk, nextSession, nextServer, nextMeta atomic.Uint64
+	seed                                                  atomic.Uint64 // of placement
+
+	mu       sync.Mutex
+	closed   bool
+	inflight map[requestKey]chan struct{}
+	sessions map[id.SessionID]*session
+	fences   map[id.SessionID]*fence
+	servers  map[id.ServerID]*chunkServer
+	unknown  map[copyKey]time.Duration    // reported chunks that the state does not know, since when
+	unclean  map[id.ChunkID]*uncleanChunk // chunks with unclean in-sync replicas
+	busy     map[id.ChunkID]struct{}      // rebuilds under way
+	retry    map[id.ChunkID]backoff       // rebuilds that failed
+	short    map[id.ChunkID]time.Duration // degraded chunks, since when
+	punchers map[id.Ino]id.SessionID      // who punches the tail that its truncate left
+	locks    map[id.Ino]chan struct{}     // closed when locks on the inode are released
+	waiting  int                          // byte-range lock requests held
+}
+
+type requestKey struct {
+	session id.SessionID
+	seq     uint64
+}
+
+type copyKey struct {
+	server id.ServerID
+	chunk  id.ChunkID
+}
+
+func newLeadership(s *Server) (*leadership, error) {
+	l := &leadership{
+		s: s, term: s.raft.CurrentTerm(),
+		inflight: make(map[requestKey]chan struct{}), sessions: make(map[id.SessionID]*session), fences: make(map[id.SessionID]*fence),
+		servers: make(map[id.ServerID]*chunkServer), unknown: make(map[copyKey]time.Duration),
+		unclean: make(map[id.ChunkID]*uncleanChunk), busy: make(map[id.ChunkID]struct{}), retry: make(map[id.ChunkID]backoff),
+		short: make(map[id.ChunkID]time.Duration), punchers: make(map[id.Ino]id.SessionID), locks: make(map[id.Ino]chan struct{}),
+	}
+	l.ctx, l.cancel = context.WithCancel(s.ctx)
+	l.prop = newProposer(s.raft)
+	if s.fsm.index() == 0 {
+		if err := l.found(); err != nil {
+			l.close()
+			return nil, err
+		}
+	}
+	now := bootNow()
+	s.fsm.view(func(st *state.State) {
+		l.nextIno.Store(uint64(st.NextIno()))
+		l.nextChunk.Store(uint64(st.NextChunk()))
+		l.nextSession.Store(uint64(st.NextSession()))
+		l.nextServer.Store(uint64(st.NextServer()))
+		l.nextMeta.Store(uint64(st.NextMeta()))
+		st.Sessions(func(x *state.Session) bool {
+			if x.Fenced {
+				l.fences[x.ID] = newFence(now)
+			} else {
+				l.sessions[x.ID] = l.newSession(x.ID)
+			}
+			return true
+		})
+		// Any of them may serve until its lease from the earlier leader has run out.
+		st.Servers(func(x *state.Server) bool {
+			if !x.Retired {
+				l.servers[x.ID] = &chunkServer{id: x.ID, heard: now, down: now, beat: &msg.Heartbeat{}}
+			}
+			return true
+		})
+	})
+	return l, nil
+}
+
+// found makes the first events of a new cluster.
+func (l *leadership) found() error {
+	d := l.s.identity
+	if !d.First {
+		return fmt.Errorf("the log is empty, and this is not the cluster's first server: %w", fserr.Unavailable)
+	}
+	cluster := d.cluster()
+	uuid := d.uuid()
+	for _, ev := range []*event.Event{
+		{Body: &event.Event_ClusterInit{ClusterInit: &event.ClusterInit{Uuid: cluster[:], Name: d.Name, Perm: 0o755}}},
+		{Body: &event.Event_MetaAdd{MetaAdd: &event.MetaAdd{Id: d.Server, Uuid: uuid, Addr: d.Addr}}},
+		{Body: &event.Event_ConfigSet{ConfigSet: &event.ConfigSet{Key: state.ConfigReplicas, Value: d.Replicas}}},
+	} {
+		if err := l.propose(ev, "the cluster is made"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// run starts what goes on beside requests.
+func (l *leadership) run() {
+	l.mu.Lock()
+	for session, f := range l.fences {
+		l.goFence(session, f)
+	}
+	l.mu.Unlock()
+	l.every(l.s.o.SessionLease/20, l.expireSessions())
+	l.every(l.s.o.ServerTimeout/10, l.watchServers)
+	l.every(l.s.o.RepairInterval/4, l.resolveUnclean)
+	l.every(l.s.o.RepairInterval, l.repair)
+	l.every(l.s.o.RepairInterval, l.collectGarbage)
+	l.every(l.s.o.RepairInterval, l.settleAll)
+	l.every(l.s.o.RepairInterval, l.proposeDigest)
+	l.every(l.s.o.ElectionTimeout, l.promoteLearners)
+}
+
+// spawn runs fn on a goroutine that close waits for; not at all if the leadership is over.
+func (l *leadership) spawn(fn func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.spawnLocked(fn)
+}
+
+func (l *leadership) spawnLocked(fn func()) {
+	if l.closed {
+		return
+	}
+	l.wg.Add(1)
+	go func() {
+		defer l.wg.Done()
+		fn()
+	}()
+}
+
+// every runs fn each period, one at a time.
+func (l *leadership) every(period time.Duration, fn func()) {
+	l.spawn(func() {
+		for sleep(l.ctx, period) {
+			fn()
+		}
+	})
+}
+
+// close ends the leadership: requests under way fail, connections of chunk servers are cut so that they look for the
+// next leader.
+func (l *leadership) close() {
+	l.cancel()
+	l.mu.Lock()
+	l.closed = true
+	for _, c := range l.servers {
+		if c.conn != nil {
+			c.conn.Close()
+		}
+	}
+	l.mu.Unlock()
+	l.prop.close()
+	l.wg.Wait()
+}
+
+// propose fills in what the leader itself causes and returns when ev is applied.
+func (l *leadership) propose(ev *event.Event, reason string) error {
+	if ev.Time == 0 {
+		ev.Time = time.Now().UnixNano()
+	}
+	if ev.Cause == nil {
+		ev.Cause = &event.Cause{Reason: reason}
+	}
+	return l.prop.propose(ev)
+}
+
+// leased reports whether what was read before the call was the newest there is.
+func (l *leadership) leased() bool {
+	at, ok := l.confirmedAt()
+	return ok && bootNow()-at < l.s.readLease()
+}
+
+func (l *leadership) confirmedAt() (time.Duration, bool) {
+	if l.ctx.Err() != nil || l.s.raft.State() != raft.Leader || l.s.lead.Load() != l {
+		return 0, false
+	}
+	conf := l.s.raft.GetConfiguration().Configuration()
+	return l.s.transport.confirmedAt(l.s.raftID, l.term, conf, bootNow())
+}
+
+// confirmRead returns nil if what was read before the call may be answered: under the read lease, else after a majority has
+// confirmed the leader once more.
+func (l *leadership) confirmRead(ctx context.Context) error {
+	if l.leased() {
+		return nil
+	}
+	start := bootNow()
+	for {
+		if err := l.s.raft.VerifyLeader().Error(); err != nil {
+			return fmt.Errorf("confirm leadership: %w: %w", fserr.NotLeader, err)
+		}
+		if at, ok := l.confirmedAt(); ok && at >= start || l.leased() {
+			return nil
+		}
+		if l.ctx.Err() != nil || !sleep(ctx, 5*time.Millisecond) {
+			return fmt.Errorf("waiting for a majority to confirm the leader: %w", fserr.NotLeader)
+		}
+	}
+}
+
+// env is what package decide asks of the leader, which looks at st. skip are servers not to place on.
+func (l *leadership) env(st *state.State, skip ...id.ServerID) *decide.Env {
+	return &decide.Env{
+		Now:       time.Now().UnixNano(),
+		NextIno:   func() id.Ino { return id.Ino(l.nextIno.Add(1) - 1) },
+		NextChunk: func() id.ChunkID { return id.ChunkID(l.nextChunk.Add(1) - 1) },
+		Servers:   func(c id.ServerID) (string, bool) { return l.server(st, c) },
+		Space:     l.space,
+		Place: func(ino id.Ino, index uint32, norm int) []id.ServerID {
+			seed := uint64(ino)<<20 ^ uint64(index) ^ l.seed.Add(1)<<40
+			return plan.Place(st, l.views(st), seed, norm, skip...)
+		},
+	}
+}
+
+// proposeDigest puts the newest digest into the log for the others to compare.
+func (l *leadership) proposeDigest() {
+	d := &l.s.fsm.digests
+	index, sum, ok := d.newest()
+	if !ok || !d.claim(index) {
+		return
+	}
+	ev := &event.Event{Body: &event.Event_Digest{Digest: &event.Digest{Index: uint64(index), Digest: sum[:]}}}
+	if err := l.propose(ev, "digest"); err != nil {
+		l.s.log.Debug("digest not proposed", "err", err)
+	}
+}

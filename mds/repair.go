@@ -1,0 +1,366 @@
+package mds
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"varve/internal/chunk"
+	"varve/internal/fserr"
+	"varve/internal/id"
+	"varve/internal/wire"
+	"varve/internal/wire/msg"
+	"varve/mds/decide"
+	"varve/mds/event"
+	"varve/mds/plan"
+	"varve/mds/state"
+)
+
+const (
+	maxRebuilds      = 4                // rebuilds under way in the cluster
+	maxServerLoad    = 2                // rebuilds from or to one server
+	repairReserve    = 4 * chunk.Size   // bytes that stay free on a target
+	joinTimeout      = 5 * time.Second  // a server's answer to ChunkJoin, ChunkAdopt, ChunkPromote, ChunkAccept
+	rebuildTimeout   = 30 * time.Minute // one chunk
+	backoffFirst     = time.Second      // after a rebuild that failed
+	backoffMax       = time.Minute
+	garbageBatch     = 1024 // chunks in one ChunkDelete
+	garbageTimeout   = 30 * time.Second
+	configLostGrace  = "repair.grace" // setting, a duration: see Options.LostGrace
+	minServersToLose = 2              // a server is given up only if others are live
+)
+
+// backoff is when a rebuild that failed is tried again.
+type backoff struct {
+	until time.Duration // bootNow
+	next  time.Duration
+}
+
+// latchChunk returns the chunk, which does not change until release; nil if it is gone.
+func (l *leadership) latchChunk(ctx context.Context, k id.ChunkID) (_ *state.Chunk, release func(), _ error) {
+	look := func() (c *state.Chunk) {
+		l.s.fsm.view(func(st *state.State) { c, _ = st.ChunkByID(k) })
+		return c
+	}
+	c := look()
+	if c == nil {
+		return nil, nil, nil
+	}
+	latches := withMembership([]decide.Latch{{Kind: decide.LatchLayout, A: uint64(c.Ino), Exclusive: true}})
+	if err := l.latches.acquire(ctx, latches); err != nil {
+		return nil, nil, err
+	}
+	if c = look(); c == nil {
+		l.latches.release(latches)
+		return nil, nil, nil
+	}
+	return c, func() { l.latches.release(latches) }, nil
+}
+
+// join makes target a joining replica at the next epoch: first by an event, then at the target, which from then on notes what is
+// written, then at the source, which from then on refuses the old epoch. No layout is handed out meanwhile, so that no write of
+// the new epoch comes before the target knows it. It returns the epoch of the event, 0 if there is none because the chunk is gone
+// or has changed, or with the error that kept it back.
+func (l *leadership) join(ctx context.Context, k id.ChunkID, target, source id.ServerID, reason string) (id.Epoch, error) {
+	var ino id.Ino
+	l.s.fsm.view(func(st *state.State) {
+		if c, ok := st.ChunkByID(k); ok {
+			ino = c.Ino
+		}
+	})
+	if ino == 0 {
+		return 0, nil
+	}
+	freeze := freezeLatch(ino, true)
+	if err := l.latches.acquire(ctx, freeze); err != nil {
+		return 0, err
+	}
+	defer l.latches.release(freeze)
+	epoch, err := l.joinEvent(ctx, k, target, source, reason)
+	if err != nil || epoch == 0 {
+		return 0, err
+	}
+	if !l.isLive(target) { // it joins when it is back
+		return epoch, l.adopt(ctx, k, source, epoch)
+	}
+	err = l.askServer(ctx, target, joinTimeout, wire.ChunkJoin, &msg.ChunkJoin{Chunk: uint64(k), Epoch: uint64(epoch)}, nil)
+	if err != nil {
+		return epoch, errors.Join(err, l.adopt(ctx, k, source, epoch))
+	}
+	return epoch, l.adopt(ctx, k, source, epoch)
+}
+
+func (l *leadership) adopt(ctx context.Context, k id.ChunkID, source id.ServerID, epoch id.Epoch) error {
+	return l.askServer(ctx, source, joinTimeout, wire.ChunkAdopt, &msg.ChunkAdopt{Chunk: uint64(k), Epoch: uint64(epoch)}, nil)
+}
+
+func (l *leadership) joinEvent(ctx context.Context, k id.ChunkID, target, source id.ServerID, reason string) (id.Epoch, error) {
+	c, release, err := l.latchChunk(ctx, k)
+	if err != nil || c == nil {
+		return 0, err
+	}
+	defer release()
+	if r, ok := c.Find(source); !ok || r.Joining || source == target {
+		return 0, nil
+	}
+	if _, ok := c.Find(target); !ok && c.Len() >= state.MaxReplicas {
+		return 0, nil
+	}
+	epoch := c.Epoch + 1
+	err = l.propose(&event.Event{Body: &event.Event_ReplicaJoin{ReplicaJoin: &event.ReplicaJoin{
+		Chunk: uint64(k), Server: uint32(target), Epoch: uint64(epoch)}}}, reason)
+	return epoch, err
+}
+
+// repair runs the planner and starts what it says.
+func (l *leadership) repair() {
+	l.forgetFenced()
+	l.giveUpLost()
+	st := l.s.fsm.clone()
+	now := bootNow()
+	l.noteShort(st, now)
+	l.mu.Lock()
+	room := maxRebuilds - len(l.busy)
+	l.mu.Unlock()
+	if room <= 0 {
+		return
+	}
+	limits := plan.Limits{Actions: room, PerServer: maxServerLoad, Reserve: repairReserve}
+	actions := plan.Repair(st, l.views(st), limits, func(k id.ChunkID) bool { return l.leaveAlone(st, k, now) })
+	for _, a := range actions {
+		l.mu.Lock()
+		if _, busy := l.busy[a.Chunk]; !busy && len(l.busy) < maxRebuilds && l.due(st, a, now) {
+			l.busy[a.Chunk] = struct{}{}
+			l.addLoad(a, 1)
+			l.spawnLocked(func() { l.act(a) })
+		}
+		l.mu.Unlock()
+	}
+}
+
+// leaveAlone reports the chunks that the planner must not touch: being rebuilt, failed lately, or short so shortly that the
+// server which has left them may be back at once.
+func (l *leadership) leaveAlone(st *state.State, k id.ChunkID, now time.Duration) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, busy := l.busy[k]; busy || now < l.retry[k].until {
+		return true
+	}
+	if u := l.unclean[k]; u != nil && len(u.servers) > 0 {
+		return true
+	}
+	c, ok := st.ChunkByID(k)
+	if !ok {
+		return true
+	}
+	return !l.mayMove(st, c, now) && !l.hasCandidate(c)
+}
+
+// mayMove reports whether a server that has no copy of the chunk may get one. The caller holds l.mu.
+func (l *leadership) mayMove(st *state.State, c *state.Chunk, now time.Duration) bool {
+	if c.InSync() < int(st.Policy(c.Ino).Min) {
+		return true
+	}
+	since, ok := l.short[c.ID]
+	return ok && now-since > l.s.o.RepairGrace
+}
+
+// hasCandidate reports whether a live server has an old copy or is joining. The caller holds l.mu.
+func (l *leadership) hasCandidate(c *state.Chunk) bool {
+	for _, s := range l.servers {
+		if !l.live(s) {
+			continue
+		}
+		if r, ok := c.Find(s.id); ok && r.Joining {
+			return true
+		}
+		if _, ok := s.stale[c.ID]; ok {
+			return true
+		}
+	}
+	return false
+}
+
+// due reports whether the action may be done now. The caller holds l.mu.
+func (l *leadership) due(st *state.State, a plan.Action, now time.Duration) bool {
+	c, ok := st.ChunkByID(a.Chunk)
+	if !ok {
+		return false
+	}
+	if _, member := c.Find(a.Target); member || a.Kind == plan.Drop {
+		return true
+	}
+	if t := l.servers[a.Target]; t != nil {
+		if _, stale := t.stale[a.Chunk]; stale {
+			return true
+		}
+	}
+	return l.mayMove(st, c, now)
+}
+
+// noteShort keeps since when chunks are degraded.
+func (l *leadership) noteShort(st *state.State, now time.Duration) {
+	seen := make(map[id.ChunkID]time.Duration)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	st.Degraded(func(c *state.Chunk) bool {
+		since, ok := l.short[c.ID]
+		if !ok {
+			since = now
+		}
+		seen[c.ID] = since
+		return len(seen) < maxStaleCopies
+	})
+	l.short = seen
+	for k := range l.retry {
+		if _, ok := seen[k]; !ok {
+			delete(l.retry, k)
+		}
+	}
+}
+
+func (l *leadership) addLoad(a plan.Action, n int) {
+	for _, server := range []id.ServerID{a.Target, a.Source} {
+		if c := l.servers[server]; c != nil {
+			c.load += n
+		}
+	}
+}
+
+// act does one step of the planner.
+func (l *leadership) act(a plan.Action) {
+	var err error
+	if a.Kind == plan.Drop {
+		err = l.dropReplica(l.ctx, a.Chunk, a.Target, "joining on a lost server")
+	} else {
+		err = l.rebuild(a)
+	}
+	now := bootNow()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.busy, a.Chunk)
+	l.addLoad(a, -1)
+	if err == nil {
+		delete(l.retry, a.Chunk)
+		return
+	}
+	b := l.retry[a.Chunk]
+	b.next = min(max(2*b.next, backoffFirst), backoffMax)
+	b.until = now + b.next
+	l.retry[a.Chunk] = b
+	if l.ctx.Err() == nil {
+		l.s.log.Warn("rebuild failed, will be tried again", "chunk", a.Chunk, "cs", a.Target, "source", a.Source, "after", b.next, "err", err)
+	}
+}
+
+// rebuild makes target an in-sync replica. See ARCHITECTURE.md, section 7.
+func (l *leadership) rebuild(a plan.Action) error {
+	start := time.Now()
+	epoch, err := l.join(l.ctx, a.Chunk, a.Target, a.Source, "repair")
+	if err != nil || epoch == 0 {
+		return err
+	}
+	l.mu.Lock()
+	if c := l.servers[a.Target]; c != nil {
+		delete(c.stale, a.Chunk)
+	}
+	l.mu.Unlock()
+	var addr string
+	l.s.fsm.view(func(st *state.State) {
+		if x, ok := st.Server(a.Source); ok {
+			addr = x.Addr
+		}
+	})
+	reply := new(msg.ChunkRebuildReply)
+	err = l.askServer(l.ctx, a.Target, rebuildTimeout, wire.ChunkRebuild, &msg.ChunkRebuild{
+		Chunk: uint64(a.Chunk), Epoch: uint64(epoch), Source: uint32(a.Source), SourceAddr: addr}, reply)
+	if err != nil {
+		return err
+	}
+	synced, err := l.syncEvent(a.Chunk, a.Target, epoch)
+	if err != nil {
+		return err
+	}
+	if !synced {
+		return fmt.Errorf("the replica set changed during the rebuild at epoch %v: %w", epoch, fserr.StaleEpoch)
+	}
+	err = l.askServer(l.ctx, a.Target, joinTimeout, wire.ChunkPromote, &msg.ChunkPromote{Chunk: uint64(a.Chunk), Epoch: uint64(epoch)}, nil)
+	if err != nil {
+		l.s.log.Warn("replica not told of its promotion", "chunk", a.Chunk, "cs", a.Target, "err", err)
+	}
+	l.s.log.Info("replica rebuilt", "chunk", a.Chunk, "cs", a.Target, "source", a.Source, "epoch", epoch, "bytes", reply.BytesCopied,
+		"took", time.Since(start).Round(time.Millisecond))
+	return nil
+}
+
+func (l *leadership) syncEvent(k id.ChunkID, target id.ServerID, epoch id.Epoch) (bool, error) {
+	c, release, err := l.latchChunk(l.ctx, k)
+	if err != nil || c == nil {
+		return false, err
+	}
+	defer release()
+	if r, ok := c.Find(target); !ok || !r.Joining || c.Epoch != epoch {
+		return false, nil
+	}
+	return true, l.propose(&event.Event{Body: &event.Event_ReplicaSync{ReplicaSync: &event.ReplicaSync{
+		Chunk: uint64(k), Server: uint32(target), Epoch: uint64(epoch)}}}, "rebuilt")
+}
+
+// lostGrace is how long a server may be away before it is given up.
+func (l *leadership) lostGrace() time.Duration {
+	var set string
+	l.s.fsm.view(func(st *state.State) { set = st.Config(configLostGrace) })
+	if d, err := time.ParseDuration(set); err == nil && d > 0 {
+		return d
+	}
+	return l.s.o.LostGrace
+}
+
+// giveUpLost takes servers that are away for long out of all replica sets, while others are there to rebuild on.
+func (l *leadership) giveUpLost() {
+	grace, now := l.lostGrace(), bootNow()
+	var lost []id.ServerID
+	live := 0
+	l.mu.Lock()
+	for _, c := range l.servers {
+		if l.live(c) {
+			live++
+		} else if c.down != 0 && now-c.down > grace {
+			lost = append(lost, c.id)
+		}
+	}
+	l.mu.Unlock()
+	if live < minServersToLose {
+		return
+	}
+	for _, server := range lost {
+		if err := l.giveUp(server, grace); err != nil && l.ctx.Err() == nil {
+			l.s.log.Warn("lost chunk server not given up", "cs", server, "err", err)
+		}
+	}
+}
+
+func (l *leadership) giveUp(server id.ServerID, grace time.Duration) error {
+	latch := []decide.Latch{{Kind: latchMembership, Exclusive: true}}
+	if err := l.latches.acquire(l.ctx, latch); err != nil {
+		return err
+	}
+	defer l.latches.release(latch)
+	held := 0
+	l.s.fsm.clone().ChunksOf(server, func(c *state.Chunk) bool {
+		if r, _ := c.Find(server); r.Joining || c.InSync() > 1 {
+			held++
+		}
+		return true
+	})
+	if held == 0 || l.isLive(server) {
+		return nil
+	}
+	err := l.propose(&event.Event{Body: &event.Event_ServerLost{ServerLost: &event.ServerLost{Server: uint32(server)}}},
+		fmt.Sprintf("away for more than %v", grace))
+	if err == nil {
+		l.s.log.Info("chunk server given up", "cs", server, "replicas", held, "grace", grace)
+	}
+	return err
+}

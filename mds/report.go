@@ -1,0 +1,280 @@
+package mds
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"varve/internal/fserr"
+	"varve/internal/id"
+	"varve/internal/wire"
+	"varve/internal/wire/msg"
+	"varve/mds/event"
+	"varve/mds/state"
+)
+
+// uncleanChunk is a chunk with in-sync replicas on servers that crashed.
+type uncleanChunk struct {
+	since   time.Duration // bootNow
+	servers map[id.ServerID]bool
+	busy    bool
+}
+
+// chunkReport takes one page of what a chunk server holds. With the last one the server is ready.
+func (l *leadership) chunkReport(ctx context.Context, conn *wire.Conn, p *peer, req *msg.ChunkReport) (*msg.ChunkReportReply, error) {
+	server := id.ServerID(p.server.Load())
+	l.mu.Lock()
+	c := l.servers[server]
+	if c == nil || c.conn != conn || c.reported == nil {
+		l.mu.Unlock()
+		return nil, fmt.Errorf("report of a chunk server that is not registering: %w", fserr.NotReady)
+	}
+	c.heard = bootNow()
+	if len(c.reported)+len(req.Chunks) > maxReportChunks {
+		l.mu.Unlock()
+		return nil, fmt.Errorf("report of more than %d chunks: %w", maxReportChunks, fserr.Unavailable)
+	}
+	for _, k := range req.Chunks {
+		c.reported[id.ChunkID(k.Id)] = chunkCopy{epoch: id.Epoch(k.Epoch), unclean: k.Unclean, joining: k.Joining}
+	}
+	all := c.reported
+	l.mu.Unlock()
+	if !req.Last {
+		return &msg.ChunkReportReply{}, nil
+	}
+	if err := l.confirmRead(ctx); err != nil {
+		return nil, err
+	}
+	v := l.judge(server, all)
+	if err := l.dropMissing(ctx, server, v.missing); err != nil {
+		return nil, err
+	}
+	now := bootNow()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if c.conn != conn {
+		return nil, fmt.Errorf("%v registered again: %w", server, fserr.NotReady)
+	}
+	c.reported, c.stale = nil, v.stale
+	for _, k := range v.unknown {
+		key := copyKey{server, k}
+		if _, ok := l.unknown[key]; !ok && len(l.unknown) < maxStaleCopies {
+			l.unknown[key] = now
+		}
+	}
+	for _, k := range v.unclean {
+		u := l.unclean[k]
+		if u == nil {
+			u = &uncleanChunk{since: now, servers: make(map[id.ServerID]bool)}
+			l.unclean[k] = u
+		}
+		u.servers[server] = true
+	}
+	for _, k := range v.clean {
+		if u := l.unclean[k]; u != nil {
+			delete(u.servers, server)
+		}
+	}
+	c.ready = true
+	for _, k := range v.promote {
+		l.spawnLocked(func() { l.promoteLate(server, k) })
+	}
+	l.s.log.Info("chunk server ready", "cs", server, "chunks", len(all), "unclean", len(v.unclean), "stale", len(v.stale),
+		"unknown", len(v.unknown), "missing", len(v.missing))
+	return &msg.ChunkReportReply{}, nil
+}
+
+// verdict is what a report means.
+type verdict struct {
+	stale          map[id.ChunkID]id.Epoch // old copies
+	unknown        []id.ChunkID            // not in the state
+	clean, unclean []id.ChunkID            // in-sync replicas
+	promote        []*state.Chunk          // in sync in the state, still joining there
+	missing        []*state.Chunk          // in sync in the state, not there
+}
+
+func (l *leadership) judge(server id.ServerID, all map[id.ChunkID]chunkCopy) verdict {
+	v := verdict{stale: make(map[id.ChunkID]id.Epoch)}
+	st := l.s.fsm.clone()
+	for k, have := range all {
+		c, ok := st.ChunkByID(k)
+		if !ok {
+			if !st.IsGarbage(server, k) { // else the garbage collector deletes it
+				v.unknown = append(v.unknown, k)
+			}
+			continue
+		}
+		r, ok := c.Find(server)
+		switch {
+		case !ok && len(v.stale) < maxStaleCopies/maxChunkServers*16:
+			v.stale[k] = have.epoch
+		case !ok, r.Joining: // the planner joins it again
+		case have.unclean:
+			v.unclean = append(v.unclean, k)
+		case have.joining:
+			v.promote = append(v.promote, c)
+		default:
+			v.clean = append(v.clean, k)
+		}
+	}
+	st.ChunksOf(server, func(c *state.Chunk) bool {
+		if _, ok := all[c.ID]; !ok {
+			if r, _ := c.Find(server); !r.Joining {
+				v.missing = append(v.missing, c)
+			}
+		}
+		return true
+	})
+	return v
+}
+
+// dropMissing takes the server out of the replica sets of chunks that it does not have, where another replica is in sync.
+func (l *leadership) dropMissing(ctx context.Context, server id.ServerID, missing []*state.Chunk) error {
+	return together(missing, func(c *state.Chunk) error {
+		return l.dropReplica(ctx, c.ID, server, "the server does not have it")
+	})
+}
+
+// dropReplica removes the server from the chunk's replica set, if another replica is in sync.
+func (l *leadership) dropReplica(ctx context.Context, k id.ChunkID, server id.ServerID, reason string) error {
+	c, release, err := l.latchChunk(ctx, k)
+	if err != nil || c == nil {
+		return err
+	}
+	defer release()
+	r, ok := c.Find(server)
+	if !ok {
+		return nil
+	}
+	if !r.Joining && c.InSync() == 1 {
+		l.s.log.Error("the only in-sync replica of a chunk is lost", "chunk", k, "inode", c.Ino, "cs", server, "cause", reason)
+		return nil
+	}
+	err = l.propose(&event.Event{Body: &event.Event_ReplicaDrop{ReplicaDrop: &event.ReplicaDrop{Ino: uint64(c.Ino), Server: uint32(server),
+		Chunks: []*event.ReplicaDrop_Entry{{Index: c.Index(), Epoch: uint64(c.Epoch) + 1}}}}}, reason)
+	if err == nil {
+		l.s.log.Info("replica dropped", "chunk", k, "inode", c.Ino, "cs", server, "epoch", c.Epoch+1, "cause", reason)
+	}
+	return err
+}
+
+// promoteLate finishes the join of a replica that missed its end: by telling it, or, if it does not remember the join well enough, by
+// another one.
+func (l *leadership) promoteLate(server id.ServerID, c *state.Chunk) {
+	err := l.askServer(l.ctx, server, joinTimeout, wire.ChunkPromote, &msg.ChunkPromote{Chunk: uint64(c.ID), Epoch: uint64(c.Epoch)}, nil)
+	if err == nil {
+		return
+	}
+	source := l.liveInSync(c, server)
+	if source == 0 {
+		l.s.log.Warn("replica not promoted, and no other to copy from", "chunk", c.ID, "cs", server, "err", err)
+		return
+	}
+	if _, err := l.join(l.ctx, c.ID, server, source, "missed its promotion"); err != nil && l.ctx.Err() == nil {
+		l.s.log.Warn("replica not joined again", "chunk", c.ID, "cs", server, "err", err)
+	}
+}
+
+// liveInSync returns the first in-sync replica on a live server other than not, 0 if there is none.
+func (l *leadership) liveInSync(c *state.Chunk, not id.ServerID) id.ServerID {
+	for i := range c.InSync() {
+		if r := c.Replica(i); r.Server != not && l.isLive(r.Server) && !l.isUnclean(c.ID, r.Server) {
+			return r.Server
+		}
+	}
+	return 0
+}
+
+func (l *leadership) isUnclean(k id.ChunkID, server id.ServerID) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	u := l.unclean[k]
+	return u != nil && u.servers[server]
+}
+
+// maxResolving bounds the unclean chunks that are looked after at once.
+const maxResolving = 32
+
+// resolveUnclean decides about chunks with unclean in-sync replicas: those with a clean live one are rebuilt from it; where
+// all are unclean the lowest server is the truth. It waits for servers that are not there yet, for a while.
+func (l *leadership) resolveUnclean() {
+	now := bootNow()
+	var due []id.ChunkID
+	l.mu.Lock()
+	ages := make(map[id.ChunkID]bool)
+	for k, u := range l.unclean {
+		if len(u.servers) == 0 {
+			delete(l.unclean, k)
+		} else if !u.busy && len(due) < maxResolving*4 {
+			due = append(due, k)
+			ages[k] = now-u.since > l.s.o.UncleanWait
+		}
+	}
+	l.mu.Unlock()
+	together(due, func(k id.ChunkID) error { // failures are tried again
+		l.resolveOne(k, ages[k])
+		return nil
+	})
+}
+
+func (l *leadership) resolveOne(k id.ChunkID, waited bool) {
+	var c *state.Chunk
+	l.s.fsm.view(func(st *state.State) { c, _ = st.ChunkByID(k) })
+	if c == nil {
+		l.mu.Lock()
+		delete(l.unclean, k)
+		l.mu.Unlock()
+		return
+	}
+	var clean, unclean []id.ServerID
+	absent := false
+	for i := range c.InSync() {
+		server := c.Replica(i).Server
+		switch {
+		case !l.isLive(server):
+			absent = true
+		case l.isUnclean(k, server):
+			unclean = append(unclean, server)
+		default:
+			clean = append(clean, server)
+		}
+	}
+	if len(unclean) == 0 || absent && !waited {
+		return
+	}
+	truth := unclean[0]
+	if len(clean) > 0 {
+		truth = clean[0]
+	} else {
+		for _, server := range unclean {
+			truth = min(truth, server)
+		}
+		if err := l.askServer(l.ctx, truth, joinTimeout, wire.ChunkAccept, &msg.ChunkAccept{Chunks: []uint64{uint64(k)}}, nil); err != nil {
+			l.s.log.Warn("unclean replica not accepted", "chunk", k, "cs", truth, "err", err)
+			return
+		}
+		l.s.log.Debug("unclean replica accepted", "chunk", k, "cs", truth)
+		l.cleaned(k, truth)
+	}
+	for _, server := range unclean {
+		if server == truth {
+			continue
+		}
+		if _, err := l.join(l.ctx, k, server, truth, "unclean after a crash"); err != nil {
+			if l.ctx.Err() == nil {
+				l.s.log.Warn("unclean replica not joined again", "chunk", k, "cs", server, "err", err)
+			}
+			continue
+		}
+		l.cleaned(k, server)
+	}
+}
+
+// cleaned notes that the replica is not a concern of resolveUnclean any more.
+func (l *leadership) cleaned(k id.ChunkID, server id.ServerID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if u := l.unclean[k]; u != nil {
+		delete(u.servers, server)
+	}
+}

@@ -1,0 +1,222 @@
+package mds
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+
+	"varve/internal/fserr"
+	"varve/internal/id"
+	"varve/internal/wire"
+	"varve/internal/wire/msg"
+)
+
+const version = "varve"
+
+// peer is who is at the other end of a connection: wire.Conn.Value.
+type peer struct {
+	role    msg.Hello_Role
+	session atomic.Uint64 // of a client, once it has one
+	server  atomic.Uint32 // of a chunk server, once it is registered
+	bound   atomic.Bool   // a chunk server whose end somebody waits for
+}
+
+// accept implements wire.Acceptor.
+func (s *Server) accept(c *wire.Conn, hello *msg.Hello) (wire.Handler, *msg.HelloReply, fserr.Code) {
+	cluster, name := s.Cluster()
+	reply := &msg.HelloReply{Cluster: cluster[:], Version: version, Server: s.identity.Server, Name: name}
+	asks := len(hello.Cluster) == 0 && hello.Role == msg.Hello_ADMIN
+	if !asks && string(hello.Cluster) != string(cluster[:]) {
+		return nil, reply, fserr.WrongCluster
+	}
+	p := &peer{role: hello.Role}
+	p.session.Store(hello.Session)
+	c.Value = p
+	return s, reply, fserr.OK
+}
+
+// started binds the connection to the session of its hello: from now on callbacks go there.
+func (s *Server) started(c *wire.Conn) {
+	if p := c.Value.(*peer); p.role == msg.Hello_CLIENT && p.session.Load() != 0 {
+		s.clients.bind(id.SessionID(p.session.Load()), c)
+	}
+}
+
+// Serve implements wire.Handler.
+func (s *Server) Serve(ctx context.Context, c *wire.Conn, f *wire.Frame) {
+	p := c.Value.(*peer)
+	switch f.Type {
+	case wire.Meta:
+		s.serveMeta(ctx, c, p, f)
+	case wire.OpenSession, wire.RenewSession, wire.CloseSession:
+		s.serveSession(ctx, c, p, f)
+	case wire.RegisterServer, wire.ChunkReport, wire.Heartbeat:
+		s.serveChunkServer(ctx, c, p, f)
+	case wire.Status, wire.StateDigest, wire.Members, wire.JournalRead, wire.JoinMeta:
+		s.serveAdmin(ctx, c, f)
+	default:
+		s.answer(c, f, fserr.NotSupported, nil)
+	}
+}
+
+// answer replies; if that fails the connection has ended, and there is nobody to tell.
+func (s *Server) answer(c *wire.Conn, f *wire.Frame, code fserr.Code, m wire.Message) {
+	if err := c.ReplyMessage(f, code, m); err != nil {
+		s.log.Debug("answer not sent", "peer", c.RemoteAddr(), "err", err)
+	}
+}
+
+// failure answers with the code of err, as NotLeader if the leadership is over.
+func (s *Server) failure(c *wire.Conn, f *wire.Frame, err error) {
+	s.log.Debug("request failed", "peer", c.RemoteAddr(), "type", f.Type, "err", err)
+	s.answer(c, f, s.codeOf(err), nil)
+}
+
+func (s *Server) codeOf(err error) fserr.Code {
+	var code fserr.Code
+	switch {
+	case s.lead.Load() == nil:
+		return fserr.NotLeader
+	case errors.As(err, &code):
+		return code
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errors.Is(err, errNotConnected):
+		return fserr.Unavailable
+	}
+	return fserr.IO
+}
+
+func (s *Server) serveMeta(ctx context.Context, c *wire.Conn, p *peer, f *wire.Frame) {
+	req := new(msg.MetaRequest)
+	if err := req.UnmarshalVT(f.Body); err != nil || req.Op == nil {
+		s.answer(c, f, fserr.Protocol, nil)
+		return
+	}
+	l := s.lead.Load()
+	if l == nil {
+		s.answer(c, f, fserr.NotLeader, &msg.MetaReply{Leader: s.leaderAddr()})
+		return
+	}
+	if req.Session != p.session.Load() && req.Session != 0 {
+		s.answer(c, f, fserr.NoSession, &msg.MetaReply{Detail: "the connection belongs to another session"})
+		return
+	}
+	if r := req.GetReadDir(); r != nil {
+		r.Max = min(r.Max, maxReadDirEntries)
+	}
+	out, err := l.request(ctx, req)
+	if err != nil {
+		code := s.codeOf(err)
+		reply := &msg.MetaReply{Detail: err.Error()}
+		if code == fserr.NotLeader {
+			reply.Leader = s.leaderAddr()
+		}
+		s.log.Debug("request failed", "session", req.Session, "seq", req.Seq, "err", err)
+		s.answer(c, f, code, reply)
+		return
+	}
+	s.answer(c, f, out.Code, out.Reply)
+}
+
+func (s *Server) serveSession(ctx context.Context, c *wire.Conn, p *peer, f *wire.Frame) {
+	l := s.lead.Load()
+	if l == nil {
+		s.answer(c, f, fserr.NotLeader, nil)
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.o.RequestTimeout)
+	defer cancel()
+	switch f.Type {
+	case wire.OpenSession:
+		req := new(msg.OpenSession)
+		if err := req.UnmarshalVT(f.Body); err != nil {
+			s.answer(c, f, fserr.Protocol, nil)
+			return
+		}
+		session, err := l.openSession(ctx, req)
+		if err != nil {
+			s.failure(c, f, err)
+			return
+		}
+		p.session.Store(uint64(session))
+		s.clients.bind(session, c)
+		lease := s.o.SessionLease.Milliseconds()
+		s.answer(c, f, fserr.OK, &msg.OpenSessionReply{Session: uint64(session), LeaseMs: uint32(lease), RenewMs: uint32(lease / 5)})
+	case wire.RenewSession:
+		req := new(msg.RenewSession)
+		if err := req.UnmarshalVT(f.Body); err != nil {
+			s.answer(c, f, fserr.Protocol, nil)
+			return
+		}
+		if req.Session != p.session.Load() {
+			s.answer(c, f, fserr.NoSession, nil)
+			return
+		}
+		code := l.renew(id.SessionID(req.Session))
+		if err := l.confirmRead(ctx); err != nil { // a client must not live on the word of a leader that was replaced
+			s.failure(c, f, err)
+			return
+		}
+		s.answer(c, f, code, &msg.RenewSessionReply{LeaseMs: uint32(s.o.SessionLease.Milliseconds())})
+	case wire.CloseSession:
+		req := new(msg.CloseSession)
+		if err := req.UnmarshalVT(f.Body); err != nil {
+			s.answer(c, f, fserr.Protocol, nil)
+			return
+		}
+		if p.role != msg.Hello_ADMIN && req.Session != p.session.Load() {
+			s.answer(c, f, fserr.NoSession, nil)
+			return
+		}
+		if err := l.endByRequest(ctx, id.SessionID(req.Session), p.role == msg.Hello_ADMIN); err != nil {
+			s.failure(c, f, err)
+			return
+		}
+		s.answer(c, f, fserr.OK, &msg.Empty{})
+	}
+}
+
+func (s *Server) serveChunkServer(ctx context.Context, c *wire.Conn, p *peer, f *wire.Frame) {
+	l := s.lead.Load()
+	if l == nil {
+		s.answer(c, f, fserr.NotLeader, nil)
+		return
+	}
+	if p.role != msg.Hello_CHUNK_SERVER {
+		s.answer(c, f, fserr.Protocol, nil)
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.o.RequestTimeout)
+	defer cancel()
+	var req interface{ UnmarshalVT([]byte) error }
+	var handle func() (wire.Message, error)
+	switch f.Type {
+	case wire.RegisterServer:
+		r := new(msg.RegisterServer)
+		req, handle = r, func() (wire.Message, error) { return l.registerServer(ctx, c, p, r) }
+	case wire.ChunkReport:
+		r := new(msg.ChunkReport)
+		req, handle = r, func() (wire.Message, error) { return l.chunkReport(ctx, c, p, r) }
+	case wire.Heartbeat:
+		r := new(msg.Heartbeat)
+		req, handle = r, func() (wire.Message, error) { return l.heartbeat(ctx, c, p, r) }
+	}
+	if err := req.UnmarshalVT(f.Body); err != nil {
+		s.answer(c, f, fserr.Protocol, nil)
+		return
+	}
+	reply, err := handle()
+	if err != nil {
+		s.failure(c, f, err)
+		return
+	}
+	s.answer(c, f, fserr.OK, reply)
+	l.heardAgain(c, p)
+	if p.bound.CompareAndSwap(false, true) {
+		s.spawn(func() {
+			<-c.Done()
+			if l := s.lead.Load(); l != nil {
+				l.serverGone(c, p)
+			}
+		})
+	}
+}

@@ -1,0 +1,350 @@
+package mds
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+
+	"varve/internal/fserr"
+	"varve/internal/id"
+	"varve/internal/wire"
+	"varve/journal"
+)
+
+const (
+	snapshotsKept   = 2
+	trailingEntries = 4096 // kept in Raft's log behind a snapshot, for followers that lag
+	raftConns       = 4    // pooled to each peer
+	raftTimeout     = 5 * time.Second
+	transferTimeout = 3 * time.Second
+)
+
+// Server is a metadata server that runs.
+type Server struct {
+	o        Options
+	identity *identity
+	log      *slog.Logger
+	raftID   raft.ServerID
+	unlock   func() error
+
+	journal   *journal.Journal
+	fsm       *fsm
+	store     *raftboltdb.BoltStore
+	transport *leaseTransport
+	raft      *raft.Raft
+	mux       *mux
+	wire      *wire.Server
+
+	lead    atomic.Pointer[leadership] // nil while another leads, or nobody
+	clients clients
+	pieces  checkpointPieces
+	peers   peerStates
+
+	ctx    context.Context // ends when the server is to stop
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	ended  chan struct{}
+	once   sync.Once
+
+	mu  sync.Mutex
+	err error // why it ended
+}
+
+func raftID(m id.MetaID) raft.ServerID { return raft.ServerID(m.String()) }
+
+// Open starts the server in the directory.
+func Open(o Options) (*Server, error) {
+	o = o.withDefaults()
+	if err := o.validate(false); err != nil {
+		return nil, err
+	}
+	d, err := readIdentity(o.FS, o.Dir)
+	if err != nil {
+		return nil, err
+	}
+	if o.Name != "" && o.Name != d.Name {
+		return nil, fmt.Errorf("%s belongs to cluster %q, not to %q; give the right directory with -r: %w", o.Dir, d.Name, o.Name, fserr.WrongCluster)
+	}
+	if o.Addr != "" && o.Addr != d.Addr {
+		return nil, fmt.Errorf("%s belongs to the server at %s, not at %s; give -a %s, or join a new server under the new address", o.Dir, d.Addr, o.Addr, d.Addr)
+	}
+	o.Addr = d.Addr
+	unlock, err := o.FS.Lock(filepath.Join(o.Dir, "lock"))
+	if err != nil {
+		return nil, fmt.Errorf("stop the metadata server that uses the directory first: %w", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	s := &Server{
+		o: o, identity: d, log: o.Logger.With("mds", d.server().String()), raftID: raftID(d.server()), unlock: unlock,
+		ctx: ctx, cancel: cancel, ended: make(chan struct{}),
+	}
+	s.clients.conns = make(map[id.SessionID]*wire.Conn)
+	if err := s.start(); err != nil {
+		s.closeAll()
+		return nil, err
+	}
+	return s, nil
+}
+
+// start brings up everything; what it has set when it fails is closed by closeAll.
+func (s *Server) start() error {
+	var err error
+	s.journal, err = journal.Open(journal.Options{
+		FS: s.o.FS, Dir: filepath.Join(s.o.Dir, "journal"), Cluster: s.identity.cluster(), SegmentBytes: s.o.SegmentBytes, Logger: s.log,
+	})
+	if err != nil {
+		return err
+	}
+	s.store, err = raftboltdb.NewBoltStore(filepath.Join(s.o.Dir, "raft.db"))
+	if err != nil {
+		return fmt.Errorf("%s: %w", filepath.Join(s.o.Dir, "raft.db"), err)
+	}
+	rlog := &raftLogger{log: s.log}
+	snaps, err := raft.NewFileSnapshotStoreWithLogger(s.o.Dir, snapshotsKept, rlog)
+	if err != nil {
+		return err
+	}
+	known, err := raft.HasExistingState(s.store, s.store, snaps)
+	if err != nil {
+		return err
+	}
+	l, err := wire.Listen(s.ctx, s.identity.Addr)
+	if err != nil {
+		return err
+	}
+	s.mux = newMux(l, s.identity.cluster(), s.log)
+	s.transport = &leaseTransport{NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+		Stream:  &streamLayer{chanListener: s.mux.raft, cluster: s.identity.cluster(), addr: raft.ServerAddress(s.identity.Addr)},
+		MaxPool: raftConns, Timeout: raftTimeout, Logger: rlog,
+	})}
+	s.fsm = newFSM(s.journal, s.log, s.fatal)
+	conf := s.raftConfig(rlog)
+	switch {
+	case known:
+		// Before it stopped it may have promised not to vote.
+		sleep(s.ctx, s.readLease())
+	case s.journal.Last().Index > 0:
+		return fmt.Errorf("%s has a journal but no raft log; remove the directory and join the server again", s.o.Dir)
+	case s.identity.First:
+		err := raft.BootstrapCluster(conf, s.store, s.store, snaps, s.transport, raft.Configuration{Servers: []raft.Server{
+			{ID: s.raftID, Address: raft.ServerAddress(s.identity.Addr)}}})
+		if err != nil {
+			return fmt.Errorf("start raft: %w", err)
+		}
+	}
+	s.raft, err = raft.NewRaft(conf, s.fsm, s.store, s.store, snaps, s.transport)
+	if err != nil {
+		return fmt.Errorf("start raft: %w", err)
+	}
+	s.wire = &wire.Server{Accept: s.accept, Started: s.started, Logger: s.log, Options: wire.Options{InFlight: 1024}}
+	s.log.Info("metadata server started", "cluster", s.identity.Name, "addr", s.identity.Addr, "index", s.fsm.index())
+	s.log.Warn("the server answers anyone who reaches its port: there is no authentication")
+	s.spawn(func() { s.check(s.mux.run()) })
+	s.spawn(func() { s.check(s.wire.Serve(s.mux.wire)) })
+	s.spawn(s.watchLeadership)
+	s.spawn(s.watchPeers)
+	return nil
+}
+
+func (s *Server) raftConfig(rlog *raftLogger) *raft.Config {
+	c := raft.DefaultConfig()
+	c.LocalID = s.raftID
+	c.HeartbeatTimeout = s.o.ElectionTimeout
+	c.ElectionTimeout = s.o.ElectionTimeout
+	c.LeaderLeaseTimeout = s.o.ElectionTimeout * 4 / 7
+	c.CommitTimeout = min(c.CommitTimeout, s.o.ElectionTimeout/10)
+	c.MaxAppendEntries = 256
+	c.SnapshotThreshold = s.o.SnapshotEntries
+	c.SnapshotInterval = s.o.SnapshotInterval
+	c.TrailingLogs = min(trailingEntries, s.o.SnapshotEntries)
+	c.Logger = rlog
+	return c
+}
+
+// readLease is how long a leader may answer from its state after a majority has confirmed it.
+func (s *Server) readLease() time.Duration { return s.o.ElectionTimeout / 2 }
+
+func (s *Server) spawn(fn func()) {
+	s.wg.Add(1)
+	go func() {
+		defer s.wg.Done()
+		fn()
+	}()
+}
+
+func (s *Server) check(err error) {
+	if err != nil {
+		s.fatal(err)
+	}
+}
+
+// fatal stops the server because of err. It does not wait.
+func (s *Server) fatal(err error) {
+	s.mu.Lock()
+	first := s.err == nil
+	if first {
+		s.err = err
+	}
+	s.mu.Unlock()
+	if first && s.ctx.Err() == nil {
+		s.log.Error("metadata server stops", "err", err)
+		go s.Kill()
+	}
+}
+
+// Run waits until the server has ended, and returns why if it was not stopped on purpose.
+func (s *Server) Run() error {
+	<-s.ended
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
+
+// Addr returns the address of the server.
+func (s *Server) Addr() string { return s.identity.Addr }
+
+// Cluster returns the UUID and name of the cluster.
+func (s *Server) Cluster() (id.Cluster, string) { return s.identity.cluster(), s.identity.Name }
+
+// Leads reports whether the server leads and serves.
+func (s *Server) Leads() bool { return s.lead.Load() != nil }
+
+// Shutdown stops the server in order: a leader hands its leadership over first, if there is another voter.
+func (s *Server) Shutdown(ctx context.Context) error {
+	if l := s.lead.Swap(nil); l != nil {
+		l.close()
+	}
+	if s.raft.State() == raft.Leader && s.otherVoters() > 0 {
+		ctx, cancel := context.WithTimeout(ctx, transferTimeout)
+		defer cancel()
+		done := make(chan error, 1)
+		go func() { done <- s.raft.LeadershipTransfer().Error() }()
+		select {
+		case err := <-done:
+			if err != nil {
+				s.log.Warn("leadership was not handed over", "err", err)
+			}
+		case <-ctx.Done():
+			s.log.Warn("leadership was not handed over in time")
+		}
+	}
+	s.Kill()
+	return s.Run()
+}
+
+// Kill stops the server without handing anything over.
+func (s *Server) Kill() {
+	s.once.Do(func() {
+		s.closeAll()
+		s.log.Info("metadata server stopped", "index", s.fsm.index())
+		close(s.ended)
+	})
+	<-s.ended
+}
+
+// closeAll releases what was opened, in reverse order.
+func (s *Server) closeAll() {
+	s.cancel()
+	if s.mux != nil {
+		s.mux.close()
+	}
+	if l := s.lead.Swap(nil); l != nil {
+		l.cancel()
+	}
+	if s.raft != nil {
+		if err := s.raft.Shutdown().Error(); err != nil {
+			s.log.Warn("raft did not stop", "err", err)
+		}
+	}
+	if s.wire != nil {
+		s.wire.Close()
+	}
+	s.wg.Wait()
+	s.peers.close()
+	s.pieces.close()
+	var errs []error
+	if s.transport != nil {
+		errs = append(errs, s.transport.Close())
+	}
+	if s.store != nil {
+		errs = append(errs, s.store.Close())
+	}
+	if s.fsm != nil && s.fsm.replay != nil {
+		s.fsm.replay.Close()
+	}
+	if s.journal != nil {
+		errs = append(errs, s.journal.Close())
+	}
+	errs = append(errs, s.unlock())
+	if err := errors.Join(errs...); err != nil && !errors.Is(err, net.ErrClosed) {
+		s.log.Warn("not everything closed in order", "err", err)
+	}
+}
+
+func (s *Server) otherVoters() int {
+	n := 0
+	for _, m := range s.raft.GetConfiguration().Configuration().Servers {
+		if m.Suffrage == raft.Voter && m.ID != s.raftID {
+			n++
+		}
+	}
+	return n
+}
+
+// leaderAddr returns where the leader is, "" if that is not known.
+func (s *Server) leaderAddr() string {
+	addr, _ := s.raft.LeaderWithID()
+	return string(addr)
+}
+
+// watchLeadership begins and ends leaderships as Raft says.
+func (s *Server) watchLeadership() {
+	for {
+		var leads bool
+		select {
+		case leads = <-s.raft.LeaderCh():
+		case <-s.ctx.Done():
+			if l := s.lead.Swap(nil); l != nil {
+				l.close()
+			}
+			return
+		}
+		if l := s.lead.Swap(nil); l != nil {
+			s.log.Info("leadership lost", "term", l.term, "leader", s.leaderAddr())
+			l.close()
+		}
+		if leads {
+			s.gain()
+		}
+	}
+}
+
+// gain makes a leadership, once everything that earlier leaders committed is applied here.
+func (s *Server) gain() {
+	for s.ctx.Err() == nil && s.raft.State() == raft.Leader {
+		if err := s.raft.Barrier(raftTimeout).Error(); err != nil {
+			s.log.Debug("barrier failed", "err", err)
+			sleep(s.ctx, 10*time.Millisecond)
+			continue
+		}
+		l, err := newLeadership(s)
+		if err != nil {
+			s.log.Warn("cannot lead yet", "err", err)
+			sleep(s.ctx, 100*time.Millisecond)
+			continue
+		}
+		s.log.Info("leads", "term", l.term, "index", s.fsm.index())
+		s.lead.Store(l)
+		l.run()
+		return
+	}
+}

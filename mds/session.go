@@ -1,0 +1,279 @@
+package mds
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"varve/internal/fserr"
+	"varve/internal/id"
+	"varve/internal/wire"
+	"varve/internal/wire/msg"
+	"varve/mds/decide"
+	"varve/mds/event"
+	"varve/mds/state"
+)
+
+// session is what the leader knows about a client beyond the state. Fields are guarded by leadership.mu.
+type session struct {
+	id       id.SessionID
+	renewed  time.Duration   // bootNow
+	deadline time.Duration   // bootNow
+	ctx      context.Context // ends when the session is closing
+	cancel   context.CancelFunc
+	closing  bool
+	active   int           // changing requests under way
+	idle     chan struct{} // closed when closing and active is 0
+	gone     chan struct{} // closed when the event that closes it is applied
+}
+
+func (l *leadership) newSession(number id.SessionID) *session {
+	now := bootNow()
+	x := &session{id: number, renewed: now, deadline: now + l.s.o.SessionLease, idle: make(chan struct{}), gone: make(chan struct{})}
+	x.ctx, x.cancel = context.WithCancel(l.ctx)
+	return x
+}
+
+// enter begins a changing request of the session, which is not closed until leave.
+func (l *leadership) enter(session id.SessionID) (*session, fserr.Code) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	x := l.sessions[session]
+	if x == nil || x.closing {
+		return nil, fserr.NoSession
+	}
+	x.active++
+	return x, fserr.OK
+}
+
+func (l *leadership) leave(x *session) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	x.active--
+	if x.closing && x.active == 0 {
+		close(x.idle)
+	}
+}
+
+// alive returns the session if it is open.
+func (l *leadership) alive(session id.SessionID) (*session, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	x := l.sessions[session]
+	return x, x != nil
+}
+
+// clients are the connections that sessions are reached at.
+type clients struct {
+	mu    sync.Mutex
+	conns map[id.SessionID]*wire.Conn
+}
+
+func (c *clients) bind(session id.SessionID, conn *wire.Conn) {
+	c.mu.Lock()
+	c.conns[session] = conn
+	c.mu.Unlock()
+	go func() {
+		<-conn.Done()
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.conns[session] == conn {
+			delete(c.conns, session)
+		}
+	}()
+}
+
+func (c *clients) get(session id.SessionID) *wire.Conn {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.conns[session]
+}
+
+// openSession makes a session, or finds the one that an earlier try with the same nonce made.
+func (l *leadership) openSession(ctx context.Context, req *msg.OpenSession) (id.SessionID, error) {
+	if len(req.Nonce) != 16 {
+		return 0, fmt.Errorf("nonce of %d bytes, want 16: %w", len(req.Nonce), fserr.Invalid)
+	}
+	latch := []decide.Latch{{Kind: latchNonce, Name: string(req.Nonce), Exclusive: true}}
+	if err := l.latches.acquire(ctx, latch); err != nil {
+		return 0, err
+	}
+	defer l.latches.release(latch)
+	var found id.SessionID
+	l.s.fsm.view(func(st *state.State) {
+		if x, ok := st.SessionByNonce(string(req.Nonce)); ok {
+			found = x.ID
+		}
+	})
+	if found != 0 {
+		return found, l.confirmRead(ctx)
+	}
+	l.mu.Lock()
+	n := len(l.sessions)
+	l.mu.Unlock()
+	if n >= maxSessions {
+		return 0, fmt.Errorf("%d sessions are open already: %w", n, fserr.Unavailable)
+	}
+	session := id.SessionID(l.nextSession.Add(1) - 1)
+	err := l.propose(&event.Event{Body: &event.Event_SessionOpen{SessionOpen: &event.SessionOpen{
+		Id: uint64(session), Host: req.Host, Pid: req.Pid, Mount: req.Mount, Nonce: req.Nonce}}}, "client connects")
+	if err != nil {
+		return 0, err
+	}
+	l.mu.Lock()
+	l.sessions[session] = l.newSession(session)
+	l.mu.Unlock()
+	l.s.log.Info("session opened", "session", session, "host", req.Host, "mount", req.Mount)
+	return session, nil
+}
+
+// renew extends the session's lease.
+func (l *leadership) renew(session id.SessionID) fserr.Code {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	x := l.sessions[session]
+	if x == nil || x.closing {
+		return fserr.NoSession
+	}
+	x.renewed = bootNow()
+	x.deadline = x.renewed + l.s.o.SessionLease
+	return fserr.OK
+}
+
+// expireSessions returns what ends the sessions whose lease has run out. If the server itself was stopped, they get the time
+// that it was away.
+func (l *leadership) expireSessions() func() {
+	period := l.s.o.SessionLease / 20
+	last := bootNow()
+	return func() {
+		now := bootNow()
+		away := now - last - period
+		last = now
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		for _, x := range l.sessions {
+			if away > period {
+				x.deadline += away
+			}
+			if !x.closing && now > x.deadline {
+				l.spawnLocked(func() { l.endSession(x, event.SessionClose_EXPIRED, "the session was not renewed") })
+			}
+		}
+	}
+}
+
+// endSession closes the session by an event once none of its requests is under way, and fences it unless it ends cleanly.
+func (l *leadership) endSession(x *session, kind event.SessionClose_Kind, reason string) {
+	l.mu.Lock()
+	if x.closing || l.ctx.Err() != nil {
+		l.mu.Unlock()
+		return
+	}
+	x.closing = true
+	if x.active == 0 {
+		close(x.idle)
+	}
+	l.mu.Unlock()
+	x.cancel()
+	if !l.waitIdle(x) {
+		return
+	}
+	held, err := l.closeSession(x.id, kind, reason)
+	if err != nil {
+		l.s.log.Warn("session not closed", "session", x.id, "err", err)
+		if l.ctx.Err() == nil { // the entry was not taken: try again at the next look
+			l.mu.Lock()
+			x.closing, x.idle = false, make(chan struct{})
+			l.mu.Unlock()
+		}
+		return
+	}
+	l.mu.Lock()
+	delete(l.sessions, x.id)
+	if kind != event.SessionClose_CLEAN {
+		f := newFence(bootNow())
+		l.fences[x.id] = f
+		l.goFence(x.id, f)
+	}
+	l.mu.Unlock()
+	close(x.gone)
+	l.s.log.Info("session closed", "session", x.id, "kind", kind.String(), "cause", reason, "files", len(held))
+	for _, ino := range held {
+		l.wakeLocks(ino)
+		l.upgradeHolders(ino)
+	}
+	l.wakeAllLocks()
+}
+
+func (l *leadership) waitIdle(x *session) bool {
+	start := time.Now()
+	for {
+		select {
+		case <-x.idle:
+			return true
+		case <-l.ctx.Done():
+			return false
+		case <-time.After(2 * time.Second):
+			l.s.log.Warn("session waits for its requests to end", "session", x.id, "waited", time.Since(start).Round(time.Second))
+		}
+	}
+}
+
+// closeSession proposes the event under latches of the session and of all inodes that it holds, and returns these.
+func (l *leadership) closeSession(session id.SessionID, kind event.SessionClose_Kind, reason string) ([]id.Ino, error) {
+	latches := func() []decide.Latch {
+		out := []decide.Latch{{Kind: decide.LatchSession, A: uint64(session), Exclusive: true}}
+		l.s.fsm.view(func(st *state.State) {
+			for _, kind := range []decide.LatchKind{decide.LatchInode, decide.LatchLayout} {
+				st.LeasesOf(session, func(h state.Lease) bool {
+					out = append(out, decide.Latch{Kind: kind, A: uint64(h.Ino), Exclusive: true})
+					return true
+				})
+			}
+		})
+		return withMembership(out)
+	}
+	for {
+		want := latches()
+		if err := l.latches.acquire(l.ctx, want); err != nil {
+			return nil, err
+		}
+		if !slices.Equal(want, latches()) {
+			l.latches.release(want)
+			continue
+		}
+		defer l.latches.release(want)
+		var held []id.Ino
+		for _, w := range want {
+			if w.Kind == decide.LatchInode {
+				held = append(held, id.Ino(w.A))
+			}
+		}
+		err := l.propose(&event.Event{Body: &event.Event_SessionClose{SessionClose: &event.SessionClose{
+			Id: uint64(session), Kind: kind}}}, reason)
+		return held, err
+	}
+}
+
+// endByRequest closes a session because its client, or an administrator, says so.
+func (l *leadership) endByRequest(ctx context.Context, session id.SessionID, admin bool) error {
+	x, ok := l.alive(session)
+	if !ok {
+		return nil
+	}
+	kind, reason := event.SessionClose_CLEAN, "the client left"
+	if admin {
+		kind, reason = event.SessionClose_FENCED, "an administrator ended it"
+	}
+	l.spawn(func() { l.endSession(x, kind, reason) })
+	select {
+	case <-x.gone:
+		return nil
+	case <-ctx.Done():
+		return waitError(ctx, "session "+session.String()+" to be closed")
+	case <-l.ctx.Done():
+		return fserr.NotLeader
+	}
+}
