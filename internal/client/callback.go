@@ -1,0 +1,191 @@
+package client
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+
+	"varve/internal/fserr"
+	"varve/internal/id"
+	"varve/internal/wire"
+	"varve/internal/wire/msg"
+)
+
+const (
+	// A recall waits this long for a report of size and mtime that is under way, so that the report cannot arrive after
+	// somebody else truncated the file. Not longer: the metadata server may hold the report until the recall is answered.
+	recallPatience = 2 * time.Second
+	// floorFor is how long the metadata server may take to commit what a recall reported.
+	floorFor = 2 * time.Second
+)
+
+// callbacks answers what the leader asks on the connection of a session.
+type callbacks struct {
+	c *Client
+	s atomic.Pointer[session]
+}
+
+var _ wire.Handler = (*callbacks)(nil)
+
+// Serve implements wire.Handler.
+func (h *callbacks) Serve(ctx context.Context, conn *wire.Conn, req *wire.Frame) {
+	if req.Type != wire.Callback {
+		_ = conn.Reply(req, fserr.NotSupported, nil, nil) // if it fails, the connection's owner sees that
+		return
+	}
+	cb := new(msg.Callback)
+	if err := cb.UnmarshalVT(req.Body); err != nil {
+		_ = conn.Reply(req, fserr.Protocol, nil, nil)
+		return
+	}
+	reply := new(msg.CallbackReply)
+	var in *inode
+	s := h.s.Load()
+	st := h.c.watch("a callback", "kind", cb.Kind, "inode", cb.Ino)
+	defer st.end()
+	if s != nil && cb.Kind != msg.Callback_NOP {
+		if cb.Kind == msg.Callback_LEASE {
+			in = s.peekForRecall(id.Ino(cb.Ino))
+		} else {
+			in = s.peek(id.Ino(cb.Ino))
+		}
+	}
+	if in == nil {
+		if cb.Kind == msg.Callback_INVALIDATE || cb.Kind == msg.Callback_LEASE {
+			h.c.invalidate(id.Ino(cb.Ino), int64(cb.Offset), int64(cb.Length))
+		}
+		_ = conn.ReplyMessage(req, fserr.OK, reply)
+		return
+	}
+	defer s.unpin(in)
+	switch cb.Kind {
+	case msg.Callback_LEASE:
+		in.recall(ctx, cb, reply)
+	case msg.Callback_ATTR:
+		in.report(reply)
+	case msg.Callback_LAYOUT:
+		in.layoutMu.Lock() // waits for every request that uses the layout
+		in.mu.Lock()
+		in.forgetLayoutLocked()
+		in.forgetSizeLocked()
+		in.mu.Unlock()
+		in.layoutMu.Unlock()
+	case msg.Callback_INVALIDATE:
+		in.mu.Lock()
+		in.forgetSizeLocked()
+		in.mu.Unlock()
+		h.c.invalidate(in.ino, int64(cb.Offset), int64(cb.Length))
+	case msg.Callback_UPGRADE:
+		h.c.background(func() { in.upgrade(cb) })
+	}
+	err := conn.ReplyMessage(req, fserr.OK, reply)
+	if cb.Kind == msg.Callback_LEASE && err == nil {
+		in.recalled(reply)
+	}
+}
+
+// forgetSizeLocked notes that somebody else may have changed the size, unless it is ours.
+func (in *inode) forgetSizeLocked() {
+	in.sizeGen++
+	in.floor = 0
+	if in.mode == msg.Mode_SHARED_WRITE {
+		in.sizeKnown = false
+	}
+}
+
+// recall stops caching: the kernel writes back and forgets, requests under way end, the mode changes. What open handles
+// still need is kept.
+func (in *inode) recall(ctx context.Context, cb *msg.Callback, reply *msg.CallbackReply) {
+	in.s.c.invalidate(in.ino, 0, 0) // may write through us, so with no lock held
+	pctx, cancel := context.WithTimeout(ctx, recallPatience)
+	reporting := in.attrOp.lock(pctx) == nil
+	cancel()
+	if reporting {
+		defer in.attrOp.unlock()
+	}
+	in.layoutMu.Lock()
+	defer in.layoutMu.Unlock()
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.recalls++
+	switch {
+	case in.writers > 0:
+		reply.Keep = msg.Want_WANT_WRITE
+	case in.readers > 0:
+		reply.Keep = msg.Want_WANT_READ
+	default:
+		reply.Keep = msg.Want_WANT_NONE
+	}
+	ours := in.mode == msg.Mode_EXCLUSIVE_WRITE
+	in.reportLocked(reply)
+	switch {
+	case reply.HasAttr:
+		in.floor, in.floorTill = in.size, time.Now().Add(floorFor)
+	case in.floor > 0: // asked again: a new leader has not heard the first answer
+		reply.HasAttr, reply.Size, reply.Mtime = true, uint64(in.floor), in.mtime
+	}
+	in.sizeKnown = false
+	in.sizeGen++
+	in.attrIndex = 0
+	in.unlinked = in.unlinked || cb.Unlinked
+	in.want = reply.Keep
+	switch {
+	case in.want == msg.Want_WANT_NONE:
+		in.mode = msg.Mode_MODE_NONE
+		in.forgetLayoutLocked()
+	case cb.Mode == msg.Mode_SHARED_READ && in.want == msg.Want_WANT_READ:
+		in.mode = msg.Mode_SHARED_READ
+		in.sizeKnown = ours
+	default:
+		in.mode = msg.Mode_SHARED_WRITE
+	}
+}
+
+// report answers with size and mtime if the metadata server does not know them.
+func (in *inode) report(reply *msg.CallbackReply) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.reportLocked(reply)
+}
+
+func (in *inode) reportLocked(reply *msg.CallbackReply) {
+	if in.sizeDirty || in.timeDirty {
+		reply.HasAttr = true
+		reply.Size, reply.Mtime = uint64(in.size), in.mtime
+	}
+}
+
+// recalled notes that the answer to a recall was sent: it carried what was to be reported. Had it not been sent, the
+// metadata server would ask again, and until then the report stays due.
+func (in *inode) recalled(reply *msg.CallbackReply) {
+	if !reply.HasAttr {
+		return
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.reportedLocked(&reply.Size, &reply.Mtime)
+}
+
+// upgrade takes the mode that the metadata server offers because nobody else has the file open any more. The size is
+// asked for first, with no lock held; a recall meanwhile wins.
+func (in *inode) upgrade(cb *msg.Callback) {
+	in = in.s.pin(in.ino)
+	defer in.s.unpin(in)
+	in.mu.Lock()
+	recalls := in.recalls
+	fits := in.lease == cb.Lease && in.mode == msg.Mode_SHARED_WRITE && in.want != msg.Want_WANT_NONE
+	in.mu.Unlock()
+	if !fits {
+		return
+	}
+	if _, err := in.refreshSize(in.s.ctx); err != nil {
+		return // stays as it is, which is slower but right
+	}
+	in.layoutMu.Lock()
+	defer in.layoutMu.Unlock()
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.recalls == recalls && in.lease == cb.Lease && in.sizeKnown && in.mode == msg.Mode_SHARED_WRITE {
+		in.mode = cb.Mode
+	}
+}

@@ -1,0 +1,262 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"varve/internal/fserr"
+	"varve/internal/id"
+	"varve/internal/wire"
+	"varve/internal/wire/msg"
+)
+
+// Client is one mount's session with a cluster.
+type Client struct {
+	o        Options
+	log      *slog.Logger
+	local    map[string]struct{} // this host's addresses, to prefer a replica on it
+	notifier atomic.Pointer[Notifier]
+	sess     atomic.Pointer[session] // of the last link
+
+	ctx    context.Context // ends when Close gives up waiting
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu      sync.Mutex
+	link    *link         // nil while there is no leader
+	changed chan struct{} // closed, and made anew, when link changes
+	addrs   []string      // known metadata servers
+	hint    string        // who is said to be the leader
+	nonce   []byte        // of the session being opened
+	closed  bool
+}
+
+// link is a connection to the leader and the session it serves.
+type link struct {
+	conn *wire.Conn
+	addr string
+	s    *session
+}
+
+// Dial finds the leader and opens a session. It tries until ctx ends or Options.StartTimeout has passed; a wrong
+// cluster fails at once.
+func Dial(ctx context.Context, o Options) (*Client, error) {
+	o.defaults()
+	if err := o.validate(); err != nil {
+		return nil, fmt.Errorf("client options: %w", err)
+	}
+	c := &Client{o: o, log: o.Logger, local: localAddrs(), changed: make(chan struct{}), addrs: append([]string(nil), o.Addrs...)}
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	if o.Notifier != nil {
+		c.SetNotifier(o.Notifier)
+	}
+	dctx, cancel := context.WithTimeout(ctx, o.StartTimeout)
+	defer cancel()
+	l, err := c.connect(dctx, nil, true)
+	if err != nil {
+		c.cancel()
+		return nil, fmt.Errorf("connect to cluster %s by %v: %w", o.Name, o.Addrs, err)
+	}
+	c.publish(l)
+	c.wg.Add(2)
+	go c.keep(l)
+	go c.tick()
+	return c, nil
+}
+
+// SetNotifier sets who is told of invalidations; nil for nobody.
+func (c *Client) SetNotifier(n Notifier) {
+	if n == nil {
+		c.notifier.Store(nil)
+		return
+	}
+	c.notifier.Store(&n)
+}
+
+func (c *Client) invalidate(ino id.Ino, off, length int64) {
+	if n := c.notifier.Load(); n != nil {
+		(*n).InvalidateInode(ino, off, length)
+	}
+}
+
+// Close reports sizes, ends the session and waits for everything the client started. Files still open are dead
+// afterwards. It takes at most Options.CloseTimeout, also when the cluster is gone.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return nil
+	}
+	c.closed = true
+	l := c.link
+	c.mu.Unlock()
+	ctx, cancel := context.WithTimeout(c.ctx, c.o.CloseTimeout)
+	defer cancel()
+	var err error
+	if l != nil {
+		if err = l.s.flushAll(ctx); err == nil {
+			_, err = l.conn.CallMessage(ctx, wire.CloseSession, wire.ClassMeta, &msg.CloseSession{Session: uint64(l.s.id)}, nil)
+		}
+	} else {
+		err = fmt.Errorf("no leader to say goodbye to: %w", fserr.Unavailable)
+	}
+	c.mu.Lock() // so that background starts nothing afterwards
+	c.cancel()
+	c.mu.Unlock()
+	c.wg.Wait()
+	if err != nil {
+		return fmt.Errorf("close session: %w", err)
+	}
+	return nil
+}
+
+// background runs f on a goroutine that Close waits for.
+func (c *Client) background(f func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ctx.Err() != nil {
+		return
+	}
+	c.wg.Go(f)
+}
+
+// tick reports sizes and watches the session's lease.
+func (c *Client) tick() {
+	defer c.wg.Done()
+	t := time.NewTicker(c.o.FlushEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-c.ctx.Done():
+			return
+		case <-t.C:
+		}
+		s := c.sess.Load()
+		if s.ctx.Err() != nil {
+			continue
+		}
+		s.watchLease(c.o.FlushEvery)
+		ctx, cancel := context.WithTimeout(c.ctx, max(c.o.FlushEvery, time.Second))
+		if err := s.flushAll(ctx); err != nil && ctx.Err() == nil && s.ctx.Err() == nil {
+			c.log.Warn("reporting file sizes failed, will try again", "err", err)
+		}
+		cancel()
+	}
+}
+
+// limit applies Options.Timeout.
+func (c *Client) limit(ctx context.Context) (context.Context, context.CancelFunc) {
+	if c.o.Timeout > 0 {
+		return context.WithTimeout(ctx, c.o.Timeout)
+	}
+	return ctx, func() {}
+}
+
+// stall logs, once, that something waits, and how long it took when it has ended.
+type stall struct {
+	log    *slog.Logger
+	what   string
+	attrs  []any
+	start  time.Time
+	timer  *time.Timer
+	logged atomic.Bool
+}
+
+func (c *Client) watch(what string, attrs ...any) *stall {
+	s := &stall{log: c.log, what: what, attrs: attrs, start: time.Now()}
+	s.timer = time.AfterFunc(c.o.StallAfter, func() {
+		s.logged.Store(true)
+		s.log.Warn("operation stalled", append([]any{"waiting for", s.what}, s.attrs...)...)
+	})
+	return s
+}
+
+func (s *stall) end() {
+	if s == nil || s.timer.Stop() || !s.logged.Load() {
+		return
+	}
+	s.log.Info("stalled operation ended", append([]any{"waited for", s.what, "took", time.Since(s.start)}, s.attrs...)...)
+}
+
+// backoff doubles from 20 ms to 1 s.
+type backoff struct{ d time.Duration }
+
+const (
+	backoffMin = 20 * time.Millisecond
+	backoffMax = time.Second
+)
+
+// wait sleeps for the next interval; it returns early, with the reason, when one of the contexts ends.
+func (b *backoff) wait(ctx, other context.Context) error {
+	b.d = min(max(2*b.d, backoffMin), backoffMax)
+	t := time.NewTimer(b.d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ended(ctx)
+	case <-other.Done():
+		return fserr.Stale
+	}
+}
+
+// ended returns the outcome of an operation whose context has ended.
+func ended(ctx context.Context) error {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return fmt.Errorf("%w: %w", fserr.Timeout, ctx.Err())
+	}
+	return fmt.Errorf("%w: %w", fserr.Interrupted, ctx.Err())
+}
+
+// bootTime returns nanoseconds of the clock that also runs while the host sleeps, so that leases end meanwhile.
+func bootTime() int64 {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		return time.Now().UnixNano() // no kernel that runs FUSE lacks the clock
+	}
+	return ts.Nano()
+}
+
+func localAddrs() map[string]struct{} {
+	m := map[string]struct{}{"localhost": {}, "127.0.0.1": {}, "::1": {}}
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return m // then no replica is preferred
+	}
+	for _, a := range addrs {
+		if n, ok := a.(*net.IPNet); ok {
+			m[n.IP.String()] = struct{}{}
+		}
+	}
+	return m
+}
+
+// opLock is a mutex whose waiters give up when their context ends.
+type opLock chan struct{}
+
+func newOpLock() opLock { return make(opLock, 1) }
+
+func (l opLock) lock(ctx context.Context) error {
+	select {
+	case l <- struct{}{}:
+		return nil
+	default:
+	}
+	select {
+	case l <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ended(ctx)
+	}
+}
+
+func (l opLock) unlock() { <-l }

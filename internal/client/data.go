@@ -1,0 +1,300 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"varve/internal/chunk"
+	"varve/internal/fserr"
+	"varve/internal/id"
+	"varve/internal/wire"
+	"varve/internal/wire/msg"
+)
+
+// maxReplicas bounds a replica set: the first and its forward list.
+const maxReplicas = wire.MaxForward + 1
+
+// dataOp is a write, punch or flush of a part of one chunk, carried out on every replica: what all of them must do, it
+// repeats until all have.
+type dataOp struct {
+	in    *inode
+	typ   wire.Type
+	piece chunk.Piece
+	data  []byte // of a write; the caller's
+	lane  int
+	// appending: it must be done under an exclusive lease, since only that makes the end of the file ours; and the file
+	// does not grow by it. If the lease changes, run returns errMoved.
+	appending bool
+	mode      msg.Mode // under which it was carried out
+
+	req      wire.DataRequest
+	frame    wire.Frame
+	body     []byte
+	done     chan *wire.Call
+	timer    *time.Timer
+	targets  [maxReplicas]target
+	n        int  // targets
+	sent     bool // some replica may have carried it out
+	troubles []trouble
+}
+
+// target is one replica in one attempt.
+type target struct {
+	r    *replica
+	srv  *server
+	conn *wire.Conn
+	call *wire.Call
+	outcome
+}
+
+// outcome is how an attempt ended at one replica.
+type outcome struct {
+	what   result
+	code   fserr.Code  // of answered
+	failed id.ServerID // of ReplicaFailed: whom it could not reach
+	why    fserr.Code  // and with which outcome
+	err    error
+}
+
+type result uint8
+
+const (
+	unsent      result = iota // another replica could not be reached
+	unreachable               // no connection
+	broken                    // the connection broke under way
+	slow                      // no answer in time
+	answered
+)
+
+var dataOps = sync.Pool{New: func() any {
+	t := time.NewTimer(time.Hour)
+	t.Stop()
+	return &dataOp{done: make(chan *wire.Call, maxReplicas), timer: t}
+}}
+
+func newDataOp(in *inode, typ wire.Type, piece chunk.Piece, data []byte) *dataOp {
+	op := dataOps.Get().(*dataOp)
+	op.in, op.typ, op.piece, op.data = in, typ, piece, data
+	op.lane = int(piece.Offset>>20) + int(piece.Index)
+	op.sent, op.appending, op.n = false, false, 0
+	op.troubles = op.troubles[:0]
+	return op
+}
+
+func (op *dataOp) free() {
+	op.in, op.data = nil, nil
+	op.frame = wire.Frame{}
+	clear(op.targets[:])
+	dataOps.Put(op)
+}
+
+// run carries the operation out on all replicas. It returns early only for an outcome that the application must see, or
+// when ctx or the session has ended; then op.sent says whether replicas may differ.
+func (op *dataOp) run(ctx context.Context) error {
+	in := op.in
+	var wait backoff
+	var st *stall
+	defer func() { st.end() }()
+	for {
+		if ctx.Err() != nil {
+			return ended(ctx)
+		}
+		if err := in.s.live(ctx); err != nil {
+			return err
+		}
+		in.layoutMu.RLock()
+		mode := in.modeNow()
+		if op.typ != wire.Flush && mode != msg.Mode_EXCLUSIVE_WRITE && mode != msg.Mode_SHARED_WRITE {
+			in.layoutMu.RUnlock()
+			if err := in.regain(ctx); err != nil {
+				return err
+			}
+			continue
+		}
+		if op.appending && mode != msg.Mode_EXCLUSIVE_WRITE {
+			in.layoutMu.RUnlock()
+			return errMoved
+		}
+		loc, known := in.lookup(op.piece.Index)
+		switch {
+		case !known:
+			in.layoutMu.RUnlock()
+			if err := in.fetch(ctx, op.piece.Index); err != nil {
+				return err
+			}
+			continue
+		case loc == nil && op.typ != wire.Write:
+			in.layoutMu.RUnlock()
+			op.mode = mode
+			return nil
+		case loc == nil:
+			in.layoutMu.RUnlock()
+			if err := in.alloc(ctx, op.piece.Index); err != nil {
+				return err
+			}
+			continue
+		}
+		op.attempt(loc, mode)
+		if op.allOK() {
+			if op.typ != wire.Flush {
+				in.wrote(op, mode)
+			}
+			in.layoutMu.RUnlock()
+			op.mode = mode
+			return nil
+		}
+		in.layoutMu.RUnlock()
+		if st == nil {
+			st = in.s.c.watch("replicas", "inode", in.ino, "chunk", loc.chunk)
+		}
+		pause, err := op.mend(ctx, loc)
+		if err != nil {
+			return err
+		}
+		if !pause {
+			continue
+		}
+		if err := wait.wait(ctx, in.s.ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// end returns the offset in the file that a write reaches to, 0 for a punch.
+func (op *dataOp) end() int64 {
+	if op.typ != wire.Write {
+		return 0
+	}
+	return int64(op.piece.Index)*chunk.Size + int64(op.piece.Offset) + int64(op.piece.Length)
+}
+
+func (in *inode) modeNow() msg.Mode {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.mode
+}
+
+// attempt sends the request once and collects how it ended everywhere. Answers are waited for whatever the caller's
+// context says: a request must not be left under way when its blocks are unlocked.
+func (op *dataOp) attempt(loc *location, mode msg.Mode) {
+	in, c := op.in, op.in.s.c
+	ordered := mode == msg.Mode_SHARED_WRITE && op.typ != wire.Flush
+	op.n = min(len(loc.replicas), maxReplicas)
+	op.req = wire.DataRequest{Chunk: loc.chunk, Session: in.s.id, Offset: op.piece.Offset, Length: op.piece.Length, Sums: op.req.Sums[:0]}
+	timeout := c.o.WriteTimeout
+	if ordered {
+		for i, r := range loc.replicas[1:op.n] {
+			op.req.Forward[i] = r.server
+		}
+		op.req.Flags = wire.Ordered
+		op.n = 1
+		timeout = 2*timeout + time.Second // the first replica waits for the others
+	}
+	if op.typ == wire.Write {
+		op.req.Sums = chunk.AppendSums(op.req.Sums, op.piece.Offset, op.data)
+	}
+	op.body = op.req.Append(op.body[:0])
+	op.frame = wire.Frame{Type: op.typ, Class: wire.ClassGuest, Epoch: loc.epoch, Body: op.body, Data: op.data}
+
+	reachable := true
+	for i := range op.n {
+		t := &op.targets[i]
+		*t = target{r: &loc.replicas[i]}
+		t.srv = in.s.servers.server(t.r)
+		t.conn, t.err = t.srv.conn(op.lane)
+		if t.err != nil {
+			t.what, reachable = unreachable, false
+		}
+	}
+	if !reachable {
+		return
+	}
+	op.sent = true
+	for i := range op.n {
+		t := &op.targets[i]
+		t.call = t.conn.Start(&op.frame, op.done)
+	}
+	op.timer.Reset(timeout)
+	for left := op.n; left > 0; {
+		select {
+		case call := <-op.done:
+			op.take(call)
+			left--
+		case <-op.timer.C:
+			for i := range op.n {
+				t := &op.targets[i]
+				if t.call != nil && t.conn.Abandon(t.call) {
+					t.call, t.what = nil, slow
+					t.conn.Close() // the next Hello on this lane waits until the server has ended the request
+					left--
+				}
+			}
+		}
+	}
+	op.timer.Stop()
+}
+
+// take notes the answer of one replica.
+func (op *dataOp) take(call *wire.Call) {
+	for i := range op.n {
+		t := &op.targets[i]
+		if t.call != call {
+			continue
+		}
+		t.call = nil
+		if call.Err != nil {
+			t.what, t.err = broken, call.Err
+			return
+		}
+		t.what, t.code = answered, call.Reply.Code
+		if t.code == fserr.ReplicaFailed {
+			var err error
+			if t.failed, t.why, err = wire.DecodeReplicaFailed(call.Reply.Body); err != nil {
+				t.code = fserr.Protocol
+			}
+		}
+		call.Reply.Release()
+		return
+	}
+}
+
+func (op *dataOp) allOK() bool {
+	for i := range op.n {
+		if t := &op.targets[i]; t.what != answered || t.code != fserr.OK {
+			return false
+		}
+	}
+	return op.n > 0
+}
+
+// regain asks for a write lease again, when a recall left less than an open handle needs.
+func (in *inode) regain(ctx context.Context) error {
+	in = in.s.pin(in.ino)
+	f, err := in.reopen(ctx)
+	if err != nil {
+		in.s.unpin(in)
+		return err
+	}
+	return f.Release(ctx)
+}
+
+func (in *inode) reopen(ctx context.Context) (*File, error) {
+	if err := in.leaseOp.lock(ctx); err != nil {
+		return nil, err
+	}
+	defer in.leaseOp.unlock()
+	for {
+		f, err := in.ask(ctx, nil, true, 0)
+		if f != nil || err != nil {
+			return f, err
+		}
+	}
+}
+
+// gone reports whether an error means that the session is over.
+func gone(code fserr.Code) bool { return code == fserr.Fenced || code == fserr.NoSession }
+
+// errMoved says that the end of the file was not ours any more when an append got there.
+var errMoved = errors.New("lease changed during an append")

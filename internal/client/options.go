@@ -1,0 +1,109 @@
+package client
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"time"
+
+	"varve/internal/id"
+)
+
+// Notifier is told when the kernel must forget what it cached. Calls may block; the client holds no lock that a
+// filesystem operation needs.
+type Notifier interface {
+	// InvalidateInode drops cached attributes and the pages of [off, off+length); length 0 means to the end.
+	InvalidateInode(ino id.Ino, off, length int64)
+	// InvalidateEntry drops a cached name.
+	InvalidateEntry(parent id.Ino, name []byte)
+}
+
+// Options of a client. Cluster and Addrs are needed; the zero value of the rest works.
+type Options struct {
+	Cluster id.Cluster // the cluster that every server must belong to
+	Name    string     // its name, for people
+	Addrs   []string   // host:port of metadata servers; refreshed from the cluster later
+	Host    string     // this host, for people; default os.Hostname
+	Mount   string     // mount point, for people
+	Version string     // for people
+
+	Logger   *slog.Logger // default slog.Default()
+	Notifier Notifier     // default none; see SetNotifier
+
+	Timeout      time.Duration // limit of one operation; default none: wait for the cluster
+	StartTimeout time.Duration // Dial gives up after it; default 30 s
+	DialTimeout  time.Duration // one connection attempt with its handshake; default 2 s
+	ReadTimeout  time.Duration // a replica that has not answered a read is passed over; default 2 s
+	WriteTimeout time.Duration // a replica that has not answered a write is dropped as slow; default 5 s
+	Patience     time.Duration // a replica that says it is not ready for so long is dropped; default 2 s
+	CloseTimeout time.Duration // Close gives up saying goodbye after it; default 5 s
+	StallAfter   time.Duration // an operation that waits for so long is logged; default 5 s
+	FlushEvery   time.Duration // size and mtime of files being written are reported so often; default 1 s
+
+	Lanes      int // connections to each chunk server, 1 to 16; default 2
+	IdleLeases int // leases kept of files that are not open; default 4096
+}
+
+const maxLanes = 16
+
+func (o *Options) defaults() {
+	set := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	set(&o.StartTimeout, 30*time.Second)
+	set(&o.DialTimeout, 2*time.Second)
+	set(&o.ReadTimeout, 2*time.Second)
+	set(&o.WriteTimeout, 5*time.Second)
+	set(&o.Patience, 2*time.Second)
+	set(&o.CloseTimeout, 5*time.Second)
+	set(&o.StallAfter, 5*time.Second)
+	set(&o.FlushEvery, time.Second)
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	if o.Host == "" {
+		o.Host, _ = os.Hostname() // for people only
+	}
+	if o.Lanes == 0 {
+		o.Lanes = 2
+	}
+	if o.IdleLeases == 0 {
+		o.IdleLeases = 4096
+	}
+}
+
+// validate reports every fault at once.
+func (o *Options) validate() error {
+	var errs []error
+	if o.Cluster.IsZero() {
+		errs = append(errs, errors.New("no cluster uuid"))
+	}
+	if len(o.Addrs) == 0 {
+		errs = append(errs, errors.New("no metadata server address"))
+	}
+	for _, a := range o.Addrs {
+		if _, _, err := net.SplitHostPort(a); err != nil {
+			errs = append(errs, fmt.Errorf("metadata server address %q: want host:port", a))
+		}
+	}
+	for name, d := range map[string]time.Duration{
+		"Timeout": o.Timeout, "StartTimeout": o.StartTimeout, "DialTimeout": o.DialTimeout, "ReadTimeout": o.ReadTimeout,
+		"WriteTimeout": o.WriteTimeout, "Patience": o.Patience, "CloseTimeout": o.CloseTimeout,
+		"StallAfter": o.StallAfter, "FlushEvery": o.FlushEvery,
+	} {
+		if d < 0 {
+			errs = append(errs, fmt.Errorf("%s is %v, want a positive time", name, d))
+		}
+	}
+	if o.Lanes < 1 || o.Lanes > maxLanes {
+		errs = append(errs, fmt.Errorf("Lanes is %d, want 1 to %d", o.Lanes, maxLanes))
+	}
+	if o.IdleLeases < 0 {
+		errs = append(errs, fmt.Errorf("IdleLeases is %d, want 0 or more", o.IdleLeases))
+	}
+	return errors.Join(errs...)
+}

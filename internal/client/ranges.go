@@ -1,0 +1,80 @@
+package client
+
+import (
+	"context"
+	"sync"
+)
+
+// rangeLock locks ranges of blocks of a file: shared for reads, exclusive for writes. Requests are granted in order
+// of arrival where they overlap, so that none starves.
+type rangeLock struct {
+	mu  sync.Mutex
+	all []*rangeHold // held and waiting, by arrival
+}
+
+// rangeHold is one request. Its fields are guarded by the lock's mu.
+type rangeHold struct {
+	first, last int64 // blocks, both inclusive
+	write       bool
+	held        bool
+	granted     chan struct{} // nil unless it had to wait
+}
+
+// lastBlock is beyond every file.
+const lastBlock = int64(1) << 60
+
+var holdPool = sync.Pool{New: func() any { return new(rangeHold) }}
+
+// lock waits for [first, last]. The result is given to unlock.
+func (l *rangeLock) lock(ctx context.Context, first, last int64, write bool) (*rangeHold, error) {
+	h := holdPool.Get().(*rangeHold)
+	*h = rangeHold{first: first, last: last, write: write}
+	l.mu.Lock()
+	h.held = !l.blocked(h, len(l.all))
+	l.all = append(l.all, h)
+	if h.held {
+		l.mu.Unlock()
+		return h, nil
+	}
+	granted := make(chan struct{})
+	h.granted = granted
+	l.mu.Unlock()
+	select {
+	case <-granted:
+		return h, nil
+	case <-ctx.Done():
+		l.unlock(h) // wherever it stands
+		return nil, ended(ctx)
+	}
+}
+
+// blocked reports whether one of the first n requests keeps h waiting.
+func (l *rangeLock) blocked(h *rangeHold, n int) bool {
+	for _, o := range l.all[:n] {
+		if o.first <= h.last && h.first <= o.last && (o.write || h.write) {
+			return true
+		}
+	}
+	return false
+}
+
+// unlock ends a request and grants those that it kept waiting.
+func (l *rangeLock) unlock(h *rangeHold) {
+	l.mu.Lock()
+	at := -1
+	for i, o := range l.all {
+		if o == h {
+			at = i
+			break
+		}
+	}
+	l.all = append(l.all[:at], l.all[at+1:]...)
+	for i := at; i < len(l.all); i++ {
+		if o := l.all[i]; !o.held && !l.blocked(o, i) {
+			o.held = true
+			close(o.granted)
+		}
+	}
+	l.mu.Unlock()
+	holdPool.Put(h)
+}

@@ -1,0 +1,165 @@
+package client
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"varve/internal/fserr"
+	"varve/internal/id"
+	"varve/internal/wire"
+	"varve/internal/wire/msg"
+)
+
+const (
+	// A server that could not be reached is not dialed again for a while, so that a dead one does not cost a dial a
+	// request.
+	breakerMin = 100 * time.Millisecond
+	breakerMax = time.Second
+	// avoidFor is how long reads prefer other replicas after one has let us down.
+	avoidFor = 5 * time.Second
+)
+
+// pool holds the connections of one session to chunk servers.
+type pool struct {
+	s      *session
+	mu     sync.RWMutex
+	all    map[id.ServerID]*server
+	closed bool
+}
+
+// server is one chunk server as this session knows it.
+type server struct {
+	s          *session
+	id         id.ServerID
+	addr       atomic.Pointer[string]
+	local      atomic.Bool  // on this host
+	inFlight   atomic.Int32 // reads
+	avoidUntil atomic.Int64 // ns of time.Now
+	lanes      []lane
+}
+
+// lane is one of the connections to a server. A request that is tried again uses the lane that it used before: the new
+// connection's Hello makes the server end what came on the old one, so that no straggler can overtake the retry.
+type lane struct {
+	conn atomic.Pointer[wire.Conn]
+	op   opLock // one dial at a time
+
+	// Guarded by op.
+	failed time.Time // of the last dial, if it failed
+	pause  time.Duration
+	err    error
+}
+
+func (p *pool) init(s *session) { p.s, p.all = s, make(map[id.ServerID]*server) }
+
+// server returns the server of a replica.
+func (p *pool) server(r *replica) *server {
+	p.mu.RLock()
+	srv := p.all[r.server]
+	p.mu.RUnlock()
+	if srv == nil {
+		p.mu.Lock()
+		if srv = p.all[r.server]; srv == nil {
+			srv = &server{s: p.s, id: r.server, lanes: make([]lane, p.s.c.o.Lanes)}
+			for i := range srv.lanes {
+				srv.lanes[i].op = newOpLock()
+			}
+			p.all[r.server] = srv
+		}
+		p.mu.Unlock()
+	}
+	if a := srv.addr.Load(); (a == nil || *a != r.addr) && r.addr != "" {
+		srv.addr.Store(&r.addr)
+		host, _, err := net.SplitHostPort(r.addr)
+		_, local := p.s.c.local[host]
+		srv.local.Store(err == nil && local)
+	}
+	return srv
+}
+
+func (p *pool) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	for _, srv := range p.all {
+		for i := range srv.lanes {
+			if c := srv.lanes[i].conn.Load(); c != nil {
+				c.Close()
+			}
+		}
+	}
+}
+
+// conn returns the connection of a lane, making it if need be. It takes at most Options.DialTimeout.
+func (srv *server) conn(n int) (*wire.Conn, error) {
+	l := &srv.lanes[n%len(srv.lanes)]
+	if c := l.usable(); c != nil {
+		return c, nil
+	}
+	if err := l.op.lock(srv.s.ctx); err != nil {
+		return nil, fserr.Stale
+	}
+	defer l.op.unlock()
+	if c := l.usable(); c != nil {
+		return c, nil
+	}
+	if l.err != nil && time.Since(l.failed) < l.pause {
+		return nil, l.err
+	}
+	c, err := srv.dial(n % len(srv.lanes))
+	if err != nil {
+		l.failed, l.err = time.Now(), err
+		l.pause = min(max(2*l.pause, breakerMin), breakerMax)
+		return nil, err
+	}
+	l.err, l.pause = nil, 0
+	l.conn.Store(c)
+	srv.s.servers.mu.RLock()
+	closed := srv.s.servers.closed
+	srv.s.servers.mu.RUnlock()
+	if closed { // it may have been stored too late for close to see it
+		c.Close()
+		return nil, fserr.Stale
+	}
+	return c, nil
+}
+
+func (l *lane) usable() *wire.Conn {
+	c := l.conn.Load()
+	if c == nil {
+		return nil
+	}
+	select {
+	case <-c.Done():
+		return nil
+	default:
+		return c
+	}
+}
+
+func (srv *server) dial(n int) (*wire.Conn, error) {
+	o := &srv.s.c.o
+	ctx, cancel := context.WithTimeout(srv.s.ctx, o.DialTimeout)
+	defer cancel()
+	addr := srv.addr.Load()
+	if addr == nil {
+		return nil, fmt.Errorf("%s has no address: %w", srv.id, fserr.Unavailable)
+	}
+	hello := &msg.Hello{Cluster: o.Cluster[:], Role: msg.Hello_CLIENT, Session: uint64(srv.s.id), Version: o.Version, Lane: uint32(n)}
+	c, reply, err := wire.Dial(ctx, *addr, hello, nil, wire.Options{WriteTimeout: o.WriteTimeout})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", srv.id, err)
+	}
+	if got := id.ServerID(reply.Server); got != srv.id {
+		c.Close()
+		return nil, fmt.Errorf("%s at %s turned out to be %s: %w", srv.id, *addr, got, fserr.Unavailable)
+	}
+	return c, nil
+}
+
+// avoid makes reads prefer other replicas for a while.
+func (srv *server) avoid() { srv.avoidUntil.Store(time.Now().Add(avoidFor).UnixNano()) }
