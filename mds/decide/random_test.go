@@ -102,9 +102,19 @@ func p[T any](v T) *T { return &v }
 
 // randomRequest draws a request about a small world, so that things meet.
 func randomRequest(t *rapid.T, w *world) *msg.MetaRequest {
-	var inos []uint64
-	w.s.Inodes(0, func(n *state.Inode) bool { inos = append(inos, uint64(n.Ino)); return len(inos) < 40 })
+	var inos, files []uint64
+	w.s.Inodes(0, func(n *state.Inode) bool {
+		inos = append(inos, uint64(n.Ino))
+		if n.IsRegular() {
+			files = append(files, uint64(n.Ino))
+		}
+		return len(inos) < 40
+	})
 	ino := rapid.SampledFrom(inos)
+	file := ino
+	if len(files) > 0 {
+		file = rapid.SampledFrom(files)
+	}
 	name := rapid.SampledFrom([]string{"a", "b", "c", "d", "..", ""})
 	nm := func(l string) []byte { return []byte(name.Draw(t, l)) }
 	yes := rapid.Bool()
@@ -129,7 +139,7 @@ func randomRequest(t *rapid.T, w *world) *msg.MetaRequest {
 			NoReplace: yes.Draw(t, "noreplace"), Exchange: yes.Draw(t, "exchange"),
 		}}
 	case 9:
-		r.Op = &msg.MetaRequest_SetAttr{SetAttr: &msg.SetAttr{Ino: ino.Draw(t, "ino"), Size: p(sizes.Draw(t, "size")), Flush: yes.Draw(t, "flush")}}
+		r.Op = &msg.MetaRequest_SetAttr{SetAttr: &msg.SetAttr{Ino: file.Draw(t, "ino"), Size: p(sizes.Draw(t, "size")), Flush: yes.Draw(t, "flush")}}
 	case 10:
 		r.Op = &msg.MetaRequest_SetAttr{SetAttr: &msg.SetAttr{Ino: ino.Draw(t, "ino"), Perm: p(uint32(0o6775)), Uid: p(uint32(1)), MtimeNow: true}}
 	case 11:
@@ -138,13 +148,13 @@ func randomRequest(t *rapid.T, w *world) *msg.MetaRequest {
 		r.Op = &msg.MetaRequest_RemoveXattr{RemoveXattr: &msg.RemoveXattr{Ino: ino.Draw(t, "ino"), Name: append([]byte("user."), nm("name")...)}}
 	case 13, 14:
 		want := msg.Want(rapid.IntRange(1, 2).Draw(t, "want"))
-		r.Op = &msg.MetaRequest_Open{Open: &msg.Open{Ino: ino.Draw(t, "ino"), Want: want, Trunc: want == 2 && yes.Draw(t, "trunc")}}
+		r.Op = &msg.MetaRequest_Open{Open: &msg.Open{Ino: file.Draw(t, "ino"), Want: want, Trunc: want == 2 && yes.Draw(t, "trunc")}}
 	case 15:
-		r.Op = &msg.MetaRequest_Release{Release: &msg.Release{Ino: ino.Draw(t, "ino"), Keep: msg.Want(rapid.IntRange(0, 1).Draw(t, "keep"))}}
+		r.Op = &msg.MetaRequest_Release{Release: &msg.Release{Ino: file.Draw(t, "ino"), Keep: msg.Want(rapid.IntRange(0, 1).Draw(t, "keep"))}}
 	case 16, 17:
-		r.Op = &msg.MetaRequest_AllocChunk{AllocChunk: &msg.AllocChunk{Ino: ino.Draw(t, "ino"), First: rapid.Uint32Range(0, 3).Draw(t, "first"), Count: 2}}
+		r.Op = &msg.MetaRequest_AllocChunk{AllocChunk: &msg.AllocChunk{Ino: file.Draw(t, "ino"), First: rapid.Uint32Range(0, 3).Draw(t, "first"), Count: 2}}
 	case 18:
-		op := &msg.DropReplica{Ino: ino.Draw(t, "ino"), Server: rapid.Uint32Range(1, 4).Draw(t, "server")}
+		op := &msg.DropReplica{Ino: file.Draw(t, "ino"), Server: rapid.Uint32Range(1, 4).Draw(t, "server")}
 		w.s.Chunks(id.Ino(op.Ino), 0, 4, func(c *state.Chunk) bool { op.Chunk, op.Epoch = uint64(c.ID), uint64(c.Epoch); return false })
 		r.Op = &msg.MetaRequest_DropReplica{DropReplica: op}
 	case 19:
@@ -158,7 +168,7 @@ func randomRequest(t *rapid.T, w *world) *msg.MetaRequest {
 			norm := rapid.Uint32Range(0, 4).Draw(t, "norm")
 			r.Op = &msg.MetaRequest_SetPolicy{SetPolicy: &msg.SetPolicy{Ino: ino.Draw(t, "ino"), Policy: &msg.Policy{Norm: norm, Min: min(norm, 1)}}}
 		} else {
-			r.Op = &msg.MetaRequest_PunchDone{PunchDone: &msg.PunchDone{Ino: ino.Draw(t, "ino")}}
+			r.Op = &msg.MetaRequest_PunchDone{PunchDone: &msg.PunchDone{Ino: file.Draw(t, "ino")}}
 		}
 	}
 	return r
