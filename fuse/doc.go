@@ -26,6 +26,10 @@
 // must never be written by something that such an answer waits for. InvalidateInode and
 // InvalidateEntry therefore only queue; one goroutine, which holds no lock, writes.
 //
+// The process that serves a mount must not open files of it: the Go runtime asks the kernel whether a new file
+// can be polled, from the very thread that would wake up the reader of /dev/fuse; and a page fault on a
+// mapped file, or a vfork(2), stops a thread that the scheduler counts on. Use another process.
+//
 // Interrupts. The kernel reports every signal, also harmless ones (SIGCHLD, the Go scheduler's
 // SIGURG), and applications do not expect EINTR from a disk file. So a wait for a lock is canceled by any
 // signal, and every other operation only once its caller is being killed.
