@@ -1,0 +1,286 @@
+package mds
+
+import (
+	"testing"
+	"time"
+
+	"varve/internal/fserr"
+	"varve/internal/id"
+	"varve/internal/wire"
+	"varve/internal/wire/msg"
+	"varve/mds/state"
+)
+
+func TestLeaseIsCalledBack(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	a, b := newClient(c), newClient(c)
+	made := a.create("f", true)
+	ino := made.Attr.Ino
+	if m := made.GetOpen().Mode; m != msg.Mode_EXCLUSIVE_WRITE {
+		t.Fatalf("mode of the only holder: %v", m)
+	}
+	a.mu.Lock()
+	a.fn = func(cb *msg.Callback) *msg.CallbackReply {
+		return &msg.CallbackReply{Keep: msg.Want_WANT_WRITE, HasAttr: true, Size: 12345, Mtime: 77}
+	}
+	a.mu.Unlock()
+	if r := b.must(b.read(&msg.GetAttr{Ino: ino})); r.Attr.Size != 12345 || a.calls(msg.Callback_ATTR) != 1 {
+		t.Errorf("another's getattr: size %d after %d callbacks", r.Attr.Size, a.calls(msg.Callback_ATTR))
+	}
+	if a.must(a.read(&msg.GetAttr{Ino: ino})); a.calls(msg.Callback_ATTR) != 1 {
+		t.Error("the writer was called back for its own getattr")
+	}
+	opened := b.must(b.change(&msg.Open{Ino: ino, Want: msg.Want_WANT_READ}))
+	if m := opened.GetOpen().Mode; m != msg.Mode_SHARED_WRITE || a.calls(msg.Callback_LEASE) != 1 {
+		t.Errorf("mode of the second holder: %v after %d callbacks", m, a.calls(msg.Callback_LEASE))
+	}
+	b.must(b.change(&msg.Release{Ino: ino, Lease: opened.GetOpen().Lease}))
+	c.eventually("the writer to be told", func() bool { return a.calls(msg.Callback_UPGRADE) == 1 })
+}
+
+func TestLeaseKeptAfterCloseIsGivenUp(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	a, b := newClient(c), newClient(c)
+	ino := a.create("f", true).Attr.Ino
+	a.mu.Lock()
+	a.fn = func(cb *msg.Callback) *msg.CallbackReply { return &msg.CallbackReply{Keep: msg.Want_WANT_NONE} }
+	a.mu.Unlock()
+	if m := b.must(b.change(&msg.Open{Ino: ino, Want: msg.Want_WANT_WRITE})).GetOpen().Mode; m != msg.Mode_EXCLUSIVE_WRITE {
+		t.Errorf("mode after the other let go: %v", m)
+	}
+}
+
+func TestDeadClientIsFencedBeforeTheNextLease(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	cs := []*testChunks{newChunks(c), newChunks(c), newChunks(c)}
+	a, b := newClient(c), newClient(c)
+	ino := a.create("f", true).Attr.Ino
+	layout := a.must(a.change(&msg.AllocChunk{Ino: ino, Count: 2})).GetLayout()
+	if len(layout.Chunks) != 2 || len(layout.Chunks[0].Replicas) != 3 {
+		t.Fatalf("layout %v", layout)
+	}
+	a.close()
+	opened := b.must(b.change(&msg.Open{Ino: ino, Want: msg.Want_WANT_WRITE})).GetOpen()
+	if opened.Mode != msg.Mode_EXCLUSIVE_WRITE {
+		t.Errorf("mode %v", opened.Mode)
+	}
+	for i, s := range cs {
+		s.mu.Lock()
+		if !s.fenced[uint64(a.session)] {
+			t.Errorf("chunk server %d does not refuse the dead client", i)
+		}
+		s.mu.Unlock()
+	}
+	if e := opened.Layout.Chunks[0].Epoch; e < 3 {
+		t.Errorf("epoch %d: two replicas should have joined again", e)
+	}
+	c.eventually("all replicas to be in sync again", func() bool { return c.leader().status().Degraded == 0 })
+	if _, code := b.do(b.change(&msg.SetAttr{Ino: ino, Size: new(uint64)})); code != fserr.OK {
+		t.Errorf("truncate: %v", code)
+	}
+}
+
+func TestDeadPuncherIsReplaced(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	cs := []*testChunks{newChunks(c), newChunks(c), newChunks(c)}
+	a, b := newClient(c), newClient(c)
+	ino := a.create("f", true).Attr.Ino
+	a.must(a.change(&msg.AllocChunk{Ino: ino, Count: 1}))
+	size := uint64(100000)
+	a.must(a.change(&msg.SetAttr{Ino: ino, Size: &size}))
+	size = 5000
+	if r := a.must(a.change(&msg.SetAttr{Ino: ino, Size: &size})).GetSetAttr(); !r.GetPunch() || r.From != 5000 {
+		t.Fatalf("truncate answered %v", r)
+	}
+	a.close()
+	b.must(b.change(&msg.Open{Ino: ino, Want: msg.Want_WANT_WRITE}))
+	for i, s := range cs {
+		s.mu.Lock()
+		if len(s.punches) == 0 || s.punches[0].From != 5000 {
+			t.Errorf("chunk server %d was asked to punch %v", i, s.punches)
+		}
+		s.mu.Unlock()
+	}
+}
+
+func TestUnlinkedInodeGoesWithItsLastHolder(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	a, b := newClient(c), newClient(c)
+	ino := a.create("f", true).Attr.Ino
+	a.mu.Lock()
+	a.fn = func(cb *msg.Callback) *msg.CallbackReply {
+		if cb.Unlinked {
+			return &msg.CallbackReply{Keep: msg.Want_WANT_NONE}
+		}
+		return &msg.CallbackReply{Keep: msg.Want_WANT_WRITE}
+	}
+	a.mu.Unlock()
+	b.must(b.change(&msg.Remove{Parent: 1, Name: []byte("f")}))
+	c.eventually("the inode to go", func() bool {
+		gone := false
+		c.leader().fsm.view(func(st *state.State) { _, ok := st.Inode(id.Ino(ino)); gone = !ok })
+		return gone
+	})
+}
+
+func TestLockWaitsForUnlock(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	a, b := newClient(c), newClient(c)
+	ino := a.create("f", false).Attr.Ino
+	lock := func(k *testClient, typ msg.LockType, wait bool) fserr.Code {
+		_, code := k.do(k.change(&msg.Lock{Ino: ino, Owner: 1, Type: typ, End: state.LockEnd, Wait: wait, WaitMs: 5000}))
+		return code
+	}
+	if code := lock(a, msg.LockType_WRITE_LOCK, false); code != fserr.OK {
+		t.Fatal(code)
+	}
+	if code := lock(b, msg.LockType_WRITE_LOCK, false); code != fserr.Again {
+		t.Errorf("lock in the way: %v", code)
+	}
+	done := make(chan fserr.Code, 1)
+	go func() { done <- lock(b, msg.LockType_WRITE_LOCK, true) }()
+	select {
+	case code := <-done:
+		t.Errorf("granted while another holds it: %v", code)
+	case <-time.After(100 * time.Millisecond):
+	}
+	lock(a, msg.LockType_UNLOCK, false)
+	if code := <-done; code != fserr.OK {
+		t.Errorf("after the unlock: %v", code)
+	}
+	// A session that ends gives its locks up.
+	go func() { done <- lock(a, msg.LockType_WRITE_LOCK, true) }()
+	b.close()
+	if code := <-done; code != fserr.OK {
+		t.Errorf("after the holder died: %v", code)
+	}
+}
+
+func TestDropCallsLayoutsBackAndRepairRejoins(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	cs := []*testChunks{newChunks(c), newChunks(c), newChunks(c)}
+	a, b := newClient(c), newClient(c)
+	ino := a.create("f", true).Attr.Ino
+	b.must(b.change(&msg.Open{Ino: ino, Want: msg.Want_WANT_WRITE}))
+	chunk := a.must(a.change(&msg.AllocChunk{Ino: ino, Count: 1})).GetLayout().Chunks[0]
+	victim := chunk.Replicas[1].Server
+	for _, s := range cs {
+		if uint32(s.id) == victim {
+			s.halt()
+		}
+	}
+	drop := func(server uint32, epoch uint64) (*msg.MetaReply, fserr.Code) {
+		return a.do(a.change(&msg.DropReplica{Ino: ino, Server: server, Chunk: chunk.Id, Epoch: epoch, Reason: "test", Count: 1}))
+	}
+	r, code := drop(victim, chunk.Epoch)
+	if code != fserr.OK || len(r.GetLayout().Chunks[0].Replicas) != 2 || b.calls(msg.Callback_LAYOUT) != 1 {
+		t.Fatalf("drop: %v, layout %v, %d callbacks", code, r.GetLayout(), b.calls(msg.Callback_LAYOUT))
+	}
+	left := r.GetLayout().Chunks[0]
+	if _, code := drop(left.Replicas[0].Server, left.Epoch); code != fserr.TooFew {
+		t.Errorf("drop below the minimum: %v", code)
+	}
+	for _, s := range cs {
+		if uint32(s.id) == victim {
+			s.run()
+		}
+	}
+	c.eventually("the old copy to be rebuilt", func() bool { return c.leader().status().Degraded == 0 })
+	got := a.must(a.read(&msg.GetLayout{Ino: ino, Count: 1})).GetLayout().Chunks[0]
+	if len(got.Replicas) != 3 || got.Epoch <= left.Epoch {
+		t.Errorf("after the repair: %v", got)
+	}
+	a.must(a.change(&msg.WriteDone{Ino: ino, Length: 10}))
+	if n := b.calls(msg.Callback_INVALIDATE); n != 1 {
+		t.Errorf("%d invalidations of the other holder", n)
+	}
+	b.must(b.change(&msg.Release{Ino: ino}))
+	a.must(a.change(&msg.Release{Ino: ino}))
+	a.must(a.change(&msg.Remove{Parent: 1, Name: []byte("f")}))
+	c.eventually("garbage to be deleted", func() bool {
+		return c.leader().status().Garbage == 0 && cs[0].count(wire.ChunkDelete) > 0
+	})
+}
+
+func TestAllocReplacesAServerThatFails(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	cs := []*testChunks{newChunks(c), newChunks(c), newChunks(c), newChunks(c)}
+	cs[0].mu.Lock()
+	cs[0].refuse[wire.ChunkCreate] = fserr.IO
+	cs[0].mu.Unlock()
+	a := newClient(c)
+	ino := a.create("f", true).Attr.Ino
+	for i := range uint32(8) {
+		l := a.must(a.change(&msg.AllocChunk{Ino: ino, First: i, Count: 1})).GetLayout()
+		for _, r := range l.Chunks[0].Replicas {
+			if r.Server == uint32(cs[0].id) {
+				t.Errorf("chunk %d was placed on a server that refused it", i)
+			}
+		}
+	}
+}
+
+func TestUncleanReplicas(t *testing.T) {
+	for _, all := range []bool{false, true} {
+		c := newCluster(t, 1, nil)
+		cs := []*testChunks{newChunks(c), newChunks(c), newChunks(c)}
+		a := newClient(c)
+		ino := a.create("f", true).Attr.Ino
+		chunk := a.must(a.change(&msg.AllocChunk{Ino: ino, Count: 1})).GetLayout().Chunks[0]
+		crash := cs[:1]
+		if all {
+			crash = cs
+		}
+		for _, s := range crash {
+			s.halt()
+			s.mu.Lock()
+			s.chunks[chunk.Id].Unclean = true
+			s.mu.Unlock()
+		}
+		for _, s := range crash {
+			s.run()
+		}
+		c.eventually("the unclean replicas to be clean", func() bool {
+			for _, s := range cs {
+				s.mu.Lock()
+				i := s.chunks[chunk.Id]
+				bad := !s.ready || i.Unclean || i.Joining
+				s.mu.Unlock()
+				if bad {
+					return false
+				}
+			}
+			return c.leader().status().Degraded == 0
+		})
+		accepted := 0
+		for _, s := range cs {
+			accepted += s.count(wire.ChunkAccept)
+		}
+		if all != (accepted == 1) {
+			t.Errorf("all unclean %v: %d replicas were accepted", all, accepted)
+		}
+		for _, s := range cs {
+			s.halt()
+		}
+		a.close()
+		c.kill(0)
+	}
+}
+
+func TestLeaderChangeKeepsSessionsAndServers(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	for range 3 {
+		newChunks(c)
+	}
+	a, b := newClient(c), newClient(c)
+	ino := a.create("f", true).Attr.Ino
+	a.must(a.change(&msg.AllocChunk{Ino: ino, Count: 1}))
+	c.kill(c.leaderIndex())
+	if m := b.must(b.change(&msg.Open{Ino: ino, Want: msg.Want_WANT_WRITE})).GetOpen().Mode; m != msg.Mode_SHARED_WRITE {
+		t.Errorf("mode beside a holder of the earlier leader's time: %v", m)
+	}
+	if a.calls(msg.Callback_LEASE) != 1 {
+		t.Errorf("%d recalls of the holder", a.calls(msg.Callback_LEASE))
+	}
+	a.must(a.change(&msg.AllocChunk{Ino: ino, First: 1, Count: 1}))
+}
