@@ -62,14 +62,17 @@ func (d *decider) chown(op *msg.SetAttr, n *state.Inode, ev *event.SetAttr) fser
 		return fserr.Perm
 	}
 	ev.Uid, ev.Gid = op.Uid, op.Gid
-	if n.IsRegular() && op.Perm == nil {
+	if op.Perm == nil {
 		killPriv(n, ev)
 	}
 	return fserr.OK
 }
 
-// killPriv clears setuid, and setgid if group-executable: without that it meant mandatory locking.
+// killPriv clears setuid and, if group-executable (without that it meant mandatory locking), setgid of a regular file.
 func killPriv(n *state.Inode, ev *event.SetAttr) {
+	if !n.IsRegular() {
+		return
+	}
 	perm := n.Perm()
 	if ev.Perm != nil {
 		perm = *ev.Perm
