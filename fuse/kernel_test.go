@@ -235,7 +235,8 @@ func TestMountAsUser(t *testing.T) {
 	defer cancel()
 	cmd := guestCommand(ctx, "mount-as-user", dir)
 	cmd.Path = "/proc/self/exe"
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 4321, Gid: 4321}}
+	const nobody = 65534 // fusermount3 wants a user with a name
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}
