@@ -54,6 +54,10 @@ func (l *leadership) registerServer(ctx context.Context, conn *wire.Conn, p *pee
 	}
 	now := bootNow()
 	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		return nil, fmt.Errorf("leadership ended: %w", fserr.NotLeader)
+	}
 	c := l.servers[server]
 	if c == nil {
 		if len(l.servers) >= maxChunkServers {
@@ -81,7 +85,6 @@ func (l *leadership) registerServer(ctx context.Context, conn *wire.Conn, p *pee
 		old.Close()
 	}
 	p.server.Store(uint32(server))
-	context.AfterFunc(l.ctx, func() { conn.Close() })
 	reply.Fenced = l.fencedSessions()
 	reply.Peers = l.peerList()
 	l.s.log.Info("chunk server registered", "cs", server, "addr", req.Addr, "host", req.Host)
@@ -242,6 +245,21 @@ func (l *leadership) views(st *state.State) []plan.ServerView {
 		return true
 	})
 	return out
+}
+
+// noteStale remembers the copies that a server was left with, to rebuild from or to delete.
+func (l *leadership) noteStale(server id.ServerID, chunks ...*state.Chunk) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := l.servers[server]
+	if c == nil || c.stale == nil { // when it registers it says what it has
+		return
+	}
+	for _, k := range chunks {
+		if len(c.stale) < maxServerStale {
+			c.stale[k.ID] = k.Epoch
+		}
+	}
 }
 
 func (l *leadership) hasStale(c *chunkServer, k id.ChunkID) bool {

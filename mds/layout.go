@@ -43,10 +43,24 @@ func (l *leadership) changeLayout(ctx context.Context, req *msg.MetaRequest, ino
 	if err == nil && out.Code == fserr.OK {
 		l.notePunch(ino, session, out.Reply)
 		if d := req.GetDropReplica(); d != nil && out.Event != nil {
+			l.noteDropped(out.Event.GetReplicaDrop())
 			l.s.log.Info("replica dropped", "inode", ino, "chunk", id.ChunkID(d.Chunk), "cs", id.ServerID(d.Server), "session", session, "cause", d.Reason)
 		}
 	}
 	return out, err
+}
+
+// noteDropped remembers what copies the server of the event was left with.
+func (l *leadership) noteDropped(ev *event.ReplicaDrop) {
+	var chunks []*state.Chunk
+	l.s.fsm.view(func(st *state.State) {
+		for _, e := range ev.GetChunks() {
+			if c, ok := st.Chunk(id.Ino(ev.Ino), e.Index); ok {
+				chunks = append(chunks, c)
+			}
+		}
+	})
+	l.noteStale(id.ServerID(ev.GetServer()), chunks...)
 }
 
 // recallLayouts returns when no holder but session uses a layout of the inode.

@@ -15,8 +15,9 @@ import (
 )
 
 // request handles one filesystem operation on the leader. An error means that the outcome is not known or could not be
-// decided; its code says whether the client should look for another leader.
-func (l *leadership) request(ctx context.Context, req *msg.MetaRequest) (decide.Outcome, error) {
+// decided; its code says whether the client should look for another leader. Only an administrator may change something
+// without a session; such a change is not remembered.
+func (l *leadership) request(ctx context.Context, req *msg.MetaRequest, admin bool) (decide.Outcome, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, l.s.o.RequestTimeout, errors.New("the request's time is over"))
 	defer cancel()
 	stop := context.AfterFunc(l.ctx, cancel)
@@ -29,6 +30,10 @@ func (l *leadership) request(ctx context.Context, req *msg.MetaRequest) (decide.
 			}
 		}
 		return l.read(ctx, req)
+	}
+	if session == 0 && admin {
+		req.Seq, req.Acked = 0, 0
+		return l.change(ctx, req)
 	}
 	if session == 0 || req.Seq == 0 {
 		return decide.Outcome{Code: fserr.NoSession}, nil

@@ -31,7 +31,8 @@ const (
 	maxMuxBacklog     = 64               // accepted connections that nobody has taken
 	maxReadDirEntries = 4096             // entries in one answer
 	maxReportChunks   = 1 << 22          // chunks that one server may report
-	maxStaleCopies    = 1 << 20          // remembered old copies of chunks, all servers
+	maxServerStale    = 1 << 16          // remembered old copies of chunks on one server
+	maxStaleCopies    = 1 << 20          // chunks noted as unknown, or as short of replicas
 	maxJournalRead    = 1 << 20          // bytes of one JournalRead answer
 	maxDigests        = 16               // digests remembered for comparison
 	maxCheckpoints    = 4                // open checkpoints that JournalRead sends in pieces

@@ -106,7 +106,7 @@ func (l *leadership) judge(server id.ServerID, all map[id.ChunkID]chunkCopy) ver
 		}
 		r, ok := c.Find(server)
 		switch {
-		case !ok && len(v.stale) < maxStaleCopies/maxChunkServers*16:
+		case !ok && len(v.stale) < maxServerStale:
 			v.stale[k] = have.epoch
 		case !ok, r.Joining: // the planner joins it again
 		case have.unclean:
@@ -153,6 +153,7 @@ func (l *leadership) dropReplica(ctx context.Context, k id.ChunkID, server id.Se
 	err = l.propose(&event.Event{Body: &event.Event_ReplicaDrop{ReplicaDrop: &event.ReplicaDrop{Ino: uint64(c.Ino), Server: uint32(server),
 		Chunks: []*event.ReplicaDrop_Entry{{Index: c.Index(), Epoch: uint64(c.Epoch) + 1}}}}}, reason)
 	if err == nil {
+		l.noteStale(server, c)
 		l.s.log.Info("replica dropped", "chunk", k, "inode", c.Ino, "cs", server, "epoch", c.Epoch+1, "cause", reason)
 	}
 	return err

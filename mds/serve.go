@@ -103,7 +103,7 @@ func (s *Server) serveMeta(ctx context.Context, c *wire.Conn, p *peer, f *wire.F
 	if r := req.GetReadDir(); r != nil {
 		r.Max = min(r.Max, maxReadDirEntries)
 	}
-	out, err := l.request(ctx, req)
+	out, err := l.request(ctx, req, p.role == msg.Hello_ADMIN)
 	if err != nil {
 		code := s.codeOf(err)
 		reply := &msg.MetaReply{Detail: err.Error()}

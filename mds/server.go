@@ -257,13 +257,14 @@ func (s *Server) closeAll() {
 	if s.mux != nil {
 		s.mux.close()
 	}
-	if l := s.lead.Swap(nil); l != nil {
-		l.cancel()
-	}
+	l := s.lead.Swap(nil)
 	if s.raft != nil {
 		if err := s.raft.Shutdown().Error(); err != nil {
 			s.log.Warn("raft did not stop", "err", err)
 		}
+	}
+	if l != nil { // after Raft, so that no proposal of it is waited for
+		l.close()
 	}
 	if s.wire != nil {
 		s.wire.Close()
