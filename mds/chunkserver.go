@@ -32,6 +32,9 @@ type chunkServer struct {
 	load        int                      // rebuilds to or from it
 }
 
+// stateFailed in a heartbeat says that the server's disk is out of service.
+const stateFailed = "failed"
+
 // chunkCopy is what a server said of one chunk.
 type chunkCopy struct {
 	epoch            id.Epoch
@@ -186,6 +189,8 @@ func (l *leadership) watchServers() {
 		switch {
 		case c.conn != nil && silent:
 			l.setDown(c, "it was not heard from")
+		case c.conn != nil && c.beat.State == stateFailed:
+			l.setDown(c, "its disk failed")
 		case c.down != 0 && c.conn != nil && c.ready:
 			c.down = 0
 			l.s.log.Info("chunk server up", "cs", c.id)
@@ -195,7 +200,7 @@ func (l *leadership) watchServers() {
 
 // live reports whether c is to be used. The caller holds l.mu.
 func (l *leadership) live(c *chunkServer) bool {
-	return c != nil && c.conn != nil && c.ready && bootNow()-c.heard <= l.s.o.ServerTimeout
+	return c != nil && c.conn != nil && c.ready && c.beat.State != stateFailed && bootNow()-c.heard <= l.s.o.ServerTimeout
 }
 
 func (l *leadership) isLive(server id.ServerID) bool {

@@ -34,8 +34,9 @@ func (l *leadership) goFence(session id.SessionID, f *fence) {
 	l.spawnLocked(func() { l.fence(session, f) })
 }
 
-// fence asks each chunk server to refuse the session. A server counts as done when it has answered, has registered since (which
-// tells it), or has not been heard from for its own lease, after which it serves nobody.
+// fence asks each chunk server to refuse the session. A server counts as done when it has answered, or has not been heard from for
+// its own lease, after which it serves nobody until it is told when it registers. That it has registered is not enough: it may
+// still serve under its earlier lease while the answer, with the session in it, is on its way.
 func (l *leadership) fence(session id.SessionID, f *fence) {
 	answered := make(map[*wire.Conn]bool)
 	results := make(chan *wire.Conn, maxChunkServers)
@@ -47,7 +48,6 @@ func (l *leadership) fence(session id.SessionID, f *fence) {
 		l.mu.Lock()
 		for _, c := range l.servers {
 			switch {
-			case c.conn != nil && c.registered > f.since:
 			case c.conn != nil && answered[c.conn]:
 			case now > c.heard+l.s.o.ServerLease+leaseSlack:
 			default:
