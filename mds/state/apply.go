@@ -382,10 +382,10 @@ func (s *State) policySet(ev *event.Event, b *event.PolicySet) {
 
 // renorm gives the chunks at and below ino that inherit from it their new norm.
 func (s *State) renorm(ino id.Ino) {
-	todo := []id.Ino{ino}
-	for len(todo) > 0 {
-		n, ok := s.Inode(todo[len(todo)-1])
-		todo = todo[:len(todo)-1]
+	queue := []id.Ino{ino}
+	for len(queue) > 0 {
+		n, ok := s.Inode(queue[len(queue)-1])
+		queue = queue[:len(queue)-1]
 		if !ok {
 			continue
 		}
@@ -397,7 +397,7 @@ func (s *State) renorm(ino id.Ino) {
 		}
 		s.Dentries(n.Ino, 0, func(d *Dentry) bool {
 			if c, ok := s.Inode(d.Ino); ok && c.Parent == n.Ino && c.OwnPolicy().Norm == 0 {
-				todo = append(todo, d.Ino)
+				queue = append(queue, d.Ino)
 			}
 			return true
 		})
