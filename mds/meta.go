@@ -26,7 +26,7 @@ func (l *leadership) request(ctx context.Context, req *msg.MetaRequest, admin bo
 	if decide.ReadOnly(req) {
 		if session != 0 {
 			if _, ok := l.alive(session); !ok {
-				return decide.Outcome{Code: fserr.NoSession}, nil
+				return decide.Outcome{Code: fserr.NoSession}, l.confirmRead(ctx)
 			}
 		}
 		return l.read(ctx, req)
@@ -40,7 +40,7 @@ func (l *leadership) request(ctx context.Context, req *msg.MetaRequest, admin bo
 	}
 	x, code := l.enter(session)
 	if code != fserr.OK {
-		return decide.Outcome{Code: code}, nil
+		return decide.Outcome{Code: code}, l.confirmRead(ctx)
 	}
 	defer l.leave(x)
 	unbind := context.AfterFunc(x.ctx, cancel)

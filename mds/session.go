@@ -41,8 +41,11 @@ func (l *leadership) enter(session id.SessionID) (*session, fserr.Code) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	x := l.sessions[session]
-	if x == nil || x.closing {
+	switch {
+	case x == nil:
 		return nil, fserr.NoSession
+	case x.closing: // it is over only when the event is committed
+		return nil, fserr.Unavailable
 	}
 	x.active++
 	return x, fserr.OK
@@ -134,8 +137,11 @@ func (l *leadership) renew(session id.SessionID) fserr.Code {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	x := l.sessions[session]
-	if x == nil || x.closing {
+	switch {
+	case x == nil:
 		return fserr.NoSession
+	case x.closing:
+		return fserr.Unavailable
 	}
 	x.renewed = bootNow()
 	x.deadline = x.renewed + l.s.o.SessionLease
