@@ -122,7 +122,7 @@ func (r *rebuild) sourceTable(ctx context.Context) ([]uint32, error) {
 	}
 	f, err := r.conn.Call(ctx, &wire.Frame{Type: wire.ChunkTable, Class: wire.ClassRepair, Body: body})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", failureCode(err), err)
 	}
 	defer f.Release()
 	if f.Code != fserr.OK {
@@ -195,7 +195,7 @@ func (r *rebuild) copyRun(ctx context.Context, run run) error {
 	req := wire.DataRequest{Chunk: r.chunk, Offset: run.block * chunk.BlockSize, Length: run.count * chunk.BlockSize}
 	f, err := r.conn.Call(ctx, &wire.Frame{Type: wire.Read, Class: wire.ClassRepair, Epoch: r.epoch, Body: req.Append(nil)})
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", failureCode(err), err)
 	}
 	defer f.Release()
 	if f.Code != fserr.OK {
