@@ -49,7 +49,7 @@ func (s *Server) data(ctx context.Context, p peer, req *wire.Frame, o *op) (code
 	if code := permit(p, req, r); code != fserr.OK {
 		return code, nil, nil, 0
 	}
-	if !s.lease.enter() {
+	if s.closing.Load() || !s.lease.enter() {
 		return fserr.Unavailable, nil, nil, 0
 	}
 	defer s.lease.leave()

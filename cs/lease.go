@@ -48,11 +48,9 @@ func (l *lease) held() bool { return bootTime() < l.expiry.Load() }
 // renew extends the lease to until. If it had run out, renew first waits until all that was admitted under it has ended: a
 // write that a sleeping host left half done must not come after writes that the leader allowed meanwhile.
 func (l *lease) renew(ctx context.Context, until int64) error {
-	for !l.held() && l.inflight.Load() > 0 {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(drainPoll):
+	if !l.held() {
+		if err := l.drain(ctx); err != nil {
+			return err
 		}
 	}
 	if until > l.expiry.Load() {
@@ -61,5 +59,14 @@ func (l *lease) renew(ctx context.Context, until int64) error {
 	return nil
 }
 
-// drop ends the lease now.
-func (l *lease) drop() { l.expiry.Store(0) }
+// drain waits until nothing is under way. Preconditions: nothing is admitted meanwhile.
+func (l *lease) drain(ctx context.Context) error {
+	for l.inflight.Load() > 0 {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(drainPoll):
+		}
+	}
+	return nil
+}

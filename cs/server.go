@@ -169,9 +169,8 @@ func (s *Server) stop(orderly bool) {
 		go func() {
 			defer close(s.ended)
 			if orderly {
-				s.lease.drop() // nothing new is admitted
 				ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
-				_ = s.lease.renew(ctx, 0)
+				_ = s.lease.drain(ctx) // nothing new is admitted since closing is set
 				cancel()
 			}
 			s.cancel()
