@@ -13,8 +13,8 @@ E2E_TIMEOUT  := 9m
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
-build: ## the one static binary, as ./varve
-	CGO_ENABLED=0 go build -trimpath -o varve ./cmd/varve
+build: ## the one static binary, as build/varve
+	CGO_ENABLED=0 go build -trimpath -o build/varve ./cmd/varve
 
 test: ## all that must pass: tools, check, unit tests with the race detector, end to end (as root)
 	.ci/deps
@@ -55,4 +55,4 @@ generate: ## make the protobuf code again (protoc 3.21.12 of Debian 12, pinned p
 	.ci/generate
 
 clean: ## remove what was built
-	rm -rf varve build
+	rm -rf build

@@ -1,0 +1,70 @@
+package main
+
+import (
+	"context"
+	"strconv"
+	"strings"
+	"time"
+
+	"varve/internal/id"
+)
+
+// moment is a place in the journal that a person names: an index, or a time that must be looked up.
+type moment struct {
+	index id.Index
+	time  time.Time // zero: index counts
+}
+
+// timeLayouts are the ways to write a time; those without a zone are local.
+var timeLayouts = []string{
+	time.RFC3339Nano, "2006-01-02T15:04:05.999999999", "2006-01-02 15:04:05.999999999", "2006-01-02T15:04", "2006-01-02 15:04", "2006-01-02",
+}
+
+// parseMoment reads an index, a time, or how long ago: "1234", "2026-03-01T12:00", "-10m", "10m ago", "now".
+func parseMoment(s string, now time.Time) (moment, error) {
+	if n, err := strconv.ParseUint(s, 10, 64); err == nil {
+		return moment{index: id.Index(n)}, nil
+	}
+	if s == "now" {
+		return moment{time: now}, nil
+	}
+	ago, isAgo := strings.CutSuffix(s, " ago")
+	if !isAgo {
+		ago, isAgo = strings.CutPrefix(s, "-")
+	}
+	if isAgo {
+		if d, err := parseSpan(ago); err == nil && d >= 0 {
+			return moment{time: now.Add(-d)}, nil
+		}
+	}
+	for _, l := range timeLayouts {
+		if t, err := time.ParseInLocation(l, s, now.Location()); err == nil {
+			return moment{time: t}, nil
+		}
+	}
+	return moment{}, usagef("%q is no index and no time: want such as 1234, 2026-03-01T12:00, 2026-03-01T12:00:00Z or -10m", s)
+}
+
+// parseSpan reads a duration; unlike time.ParseDuration it knows days.
+func parseSpan(s string) (time.Duration, error) {
+	if days, ok := strings.CutSuffix(s, "d"); ok {
+		n, err := strconv.ParseUint(days, 10, 16)
+		if err != nil {
+			return 0, usagef("%q is no duration: want such as 90s, 10m, 24h or 7d", s)
+		}
+		return time.Duration(n) * 24 * time.Hour, nil
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		return 0, usagef("%q is no duration: want such as 90s, 10m, 24h or 7d", s)
+	}
+	return d, nil
+}
+
+// in returns the index that m means in h.
+func (m moment) in(ctx context.Context, h history) (id.Index, error) {
+	if m.time.IsZero() {
+		return m.index, nil
+	}
+	return indexAt(ctx, h, m.time)
+}

@@ -1,0 +1,147 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"varve/fuse"
+	"varve/internal/client"
+	"varve/internal/fserr"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	unmountTimeout = 15 * time.Second
+	logDir         = "/var/log/varve"
+)
+
+// mountSpec is one mount to serve.
+type mountSpec struct {
+	cluster string // its directory
+	dir     string // absolute
+	mountOptions
+}
+
+func (a *app) mountCommand() *cobra.Command {
+	var options []string
+	var foreground bool
+	var logFile string
+	var pid pidFile
+	cmd := &cobra.Command{
+		Use: "mount DIR", Short: "Mount the cluster on a directory", Args: exactArgs("DIR"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o, err := parseMountOptions(options)
+			if err != nil {
+				return err
+			}
+			d, err := a.readCluster()
+			if err != nil {
+				return err
+			}
+			dir, err := filepath.Abs(args[0])
+			if err != nil {
+				return err
+			}
+			spec := mountSpec{cluster: d.path, dir: dir, mountOptions: o}
+			if !foreground {
+				return a.mountInBackground(cmd.Context(), spec, options, logFile)
+			}
+			if err := pid.write(); err != nil {
+				return err
+			}
+			defer pid.remove()
+			return runMount(cmd.Context(), spec, slog.Default(), func() { signalReady("") })
+		},
+	}
+	f := cmd.Flags()
+	f.StringArrayVarP(&options, "options", "o", nil, "ro, transport=auto|dev; those of fstab that mean nothing here are accepted")
+	f.BoolVarP(&foreground, "foreground", "f", false, "serve in this process until it is told to stop")
+	f.StringVarP(&logFile, "log", "l", "", "log of the process in the background (default "+logDir+"/mount-DIR.log)")
+	pid.flag(cmd)
+	return cmd
+}
+
+// mountInBackground starts a process that serves the mount, and returns when it is mounted.
+func (a *app) mountInBackground(ctx context.Context, spec mountSpec, options []string, logFile string) error {
+	if logFile == "" {
+		logFile = os.DevNull
+		if err := os.MkdirAll(logDir, 0o755); err == nil {
+			logFile = filepath.Join(logDir, "mount-"+strings.ReplaceAll(strings.Trim(spec.dir, "/"), "/", "-")+".log")
+		}
+	}
+	args := []string{"-c", spec.cluster, "mount", "-f"}
+	for _, o := range options {
+		args = append(args, "-o", o)
+	}
+	_, err := startDaemon(ctx, append(args, "--", spec.dir), logFile)
+	if err != nil {
+		return err
+	}
+	if a.json {
+		return a.printJSON(map[string]string{"mount": spec.dir, "log": logFile})
+	}
+	return nil
+}
+
+// runMount mounts and serves until ctx ends or someone unmounts it. ready is called when it is mounted.
+func runMount(ctx context.Context, spec mountSpec, log *slog.Logger, ready func()) error {
+	d, err := readClusterDir(spec.cluster)
+	if err != nil {
+		return err
+	}
+	c, err := client.Dial(ctx, client.Options{
+		Cluster: d.uuid, Name: d.name, Addrs: d.mds, Mount: spec.dir, Version: version, Logger: log,
+	})
+	if err != nil {
+		return err
+	}
+	s, err := fuse.Mount(ctx, fuse.Options{
+		Logger: log, MountPoint: spec.dir, FSName: mountSource(spec.cluster), AllowOther: os.Geteuid() == 0, ReadOnly: spec.readOnly,
+	}, backend{c})
+	if err != nil {
+		return errors.Join(err, c.Close())
+	}
+	ready()
+	select {
+	case <-s.Done():
+		err = s.Wait()
+	case <-ctx.Done():
+		err = s.Unmount(unmountTimeout)
+	}
+	if cerr := c.Close(); cerr != nil {
+		log.Warn("session not closed in order; the cluster ends it when its lease is over", "err", cerr)
+	}
+	return err
+}
+
+func (a *app) umountCommand() *cobra.Command {
+	var lazy bool
+	cmd := &cobra.Command{
+		Use: "umount DIR", Short: "Unmount", Args: exactArgs("DIR"),
+		RunE: func(_ *cobra.Command, args []string) error { return umount(args[0], lazy) },
+	}
+	cmd.Flags().BoolVar(&lazy, "lazy", false, "detach at once; what is open goes on until it is closed")
+	return cmd
+}
+
+func umount(dir string, lazy bool) error {
+	err := fuse.Unmount(dir, lazy, unmountTimeout)
+	switch {
+	case errors.Is(err, unix.EBUSY):
+		return refusedf("%s is in use (see fuser -vm %s): close what is open there, or give --lazy: %w", dir, dir, err)
+	case errors.Is(err, fserr.Invalid), errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%w; varve mounts are listed by: findmnt -t fuse.varve", err)
+	case fserr.Of(err) == fserr.Timeout:
+		return &exitError{exitFailed, err} // not the cluster is out of reach but the process that serves the mount
+	}
+	return err
+}

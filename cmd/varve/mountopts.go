@@ -1,0 +1,89 @@
+package main
+
+import (
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+)
+
+// mountOptions are what -o says.
+type mountOptions struct {
+	readOnly  bool
+	transport string // auto or dev
+}
+
+// mountIgnored are the options of mount(8) and fstab(5) that mean nothing to a varve mount, or that it always has.
+var mountIgnored = []string{"defaults", "rw", "auto", "noauto", "nofail", "_netdev", "nosuid", "nodev", "default_permissions", "allow_other", "user", "users"}
+
+// mountLater are options of later releases: refused by name, since ignoring one would promise something.
+var mountLater = map[string]string{
+	"cache": "the read cache", "cachesize": "the read cache", "at": "mounting the past",
+}
+
+// parseMountOptions reads the arguments of -o.
+func parseMountOptions(args []string) (mountOptions, error) {
+	o := mountOptions{transport: "auto"}
+	for _, word := range strings.Split(strings.Join(args, ","), ",") {
+		name, value, hasValue := strings.Cut(strings.TrimSpace(word), "=")
+		switch {
+		case name == "":
+		case name == "ro" && !hasValue:
+			o.readOnly = true
+		case name == "transport":
+			if err := checkTransport(value); err != nil {
+				return o, err
+			}
+			o.transport = value
+		case mountLater[name] != "":
+			return o, usagef("mount option %q: %s comes with a later release; leave it out", name, mountLater[name])
+		case !hasValue && slices.Contains(mountIgnored, name), strings.HasPrefix(name, "x-"), name == "comment":
+		default:
+			return o, usagef("mount option %q is unknown: want ro, transport=auto|dev, or one of %s", word, strings.Join(mountIgnored, " "))
+		}
+	}
+	return o, nil
+}
+
+func checkTransport(t string) error {
+	switch t {
+	case "auto", "dev":
+		return nil
+	case "uring":
+		return usagef("transport=uring (FUSE over io_uring) comes with a later release; use transport=auto")
+	}
+	return usagef("transport %q: want auto or dev", t)
+}
+
+// The source of a mount, as /proc/mounts shows it, says which cluster directory it came from: varve://NAME, or varve://
+// and the absolute path with what the kernel's table cannot hold as %XX.
+const sourceScheme = "varve://"
+
+func mountSource(clusterPath string) string {
+	if name, ok := strings.CutPrefix(clusterPath, clustersDir+"/"); ok && clusterName.MatchString(name) {
+		return sourceScheme + name
+	}
+	var b strings.Builder
+	for i := range len(clusterPath) {
+		switch c := clusterPath[i]; {
+		case c <= ' ' || c == ',' || c == '\\' || c == '%' || c == '#' || c >= 0x7f:
+			fmt.Fprintf(&b, "%%%02X", c)
+		default:
+			b.WriteByte(c)
+		}
+	}
+	return sourceScheme + b.String()
+}
+
+// sourceCluster returns the cluster directory that a mount's source names.
+func sourceCluster(source string) (string, error) {
+	rest, ok := strings.CutPrefix(source, sourceScheme)
+	if !ok {
+		return "", fmt.Errorf("mount source %q: want %sNAME", source, sourceScheme)
+	}
+	path, err := url.PathUnescape(rest)
+	if err != nil {
+		return "", fmt.Errorf("mount source %q: %w", source, err)
+	}
+	return clusterPath(path)
+}

@@ -1,0 +1,270 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"varve/cs"
+	"varve/internal/fserr"
+	"varve/internal/id"
+	"varve/mds"
+
+	"github.com/spf13/cobra"
+)
+
+const (
+	joinTimeout = time.Minute      // to be taken in by a cluster
+	stopTimeout = 25 * time.Second // for an orderly stop
+)
+
+func (a *app) makeMDSCommand() *cobra.Command {
+	var first, password bool
+	var addr, dir string
+	var passwordFD int
+	cmd := &cobra.Command{
+		Use: "make-mds [-I] -a IP[:PORT] -r DIR", Short: "Make the directory of a metadata server: with -I the first of a new cluster", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if password || cmd.Flags().Changed("password-fd") {
+				return usagef("this release has no authentication yet, so a password would protect nothing: leave -p out, and give -a an address " +
+					"that only trusted hosts reach (127.0.0.1 for one machine)")
+			}
+			if addr == "" || dir == "" {
+				return usagef("make-mds needs -a IP[:PORT] and -r DIR; see varve make-mds --help")
+			}
+			if first {
+				return a.makeCluster(dir, addr)
+			}
+			return a.joinCluster(cmd.Context(), dir, addr)
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVarP(&first, "init", "I", false, "make a new cluster")
+	f.StringVarP(&addr, "addr", "a", "", "IP[:PORT] at which the other servers and clients reach this one (default port "+defaultPort+")")
+	f.StringVarP(&dir, "repo", "r", "", "directory of the server; must be empty or missing")
+	f.BoolVarP(&password, "password", "p", false, "")
+	f.IntVar(&passwordFD, "password-fd", -1, "")
+	_ = f.MarkHidden("password")
+	_ = f.MarkHidden("password-fd")
+	return cmd
+}
+
+// madeJSON is what make-mds and make-cs print with --json.
+type madeJSON struct {
+	Cluster string `json:"cluster"`
+	UUID    string `json:"uuid"`
+	Server  string `json:"server,omitempty"`
+	Dir     string `json:"dir"`
+	Addr    string `json:"addr"`
+}
+
+func (a *app) makeCluster(dir, addr string) error {
+	path, err := clusterPath(a.cluster)
+	if err != nil {
+		return err
+	}
+	d, err := initCluster(path, filepath.Base(path), dir, addr, "")
+	if err != nil {
+		return err
+	}
+	if a.json {
+		return a.printJSON(madeJSON{d.name, d.uuid.String(), "mds1", dir, d.mds[0]})
+	}
+	fmt.Fprintf(a.out, "cluster %s made (%s); start its first metadata server with: varve mds -r %s\n", d.name, d.uuid, shellQuote(dir))
+	if host, _, _ := net.SplitHostPort(d.mds[0]); !net.ParseIP(host).IsLoopback() {
+		fmt.Fprintf(a.out, "note: there is no authentication in this release: whoever reaches %s may read and write\n", d.mds[0])
+	}
+	return nil
+}
+
+// initCluster makes a cluster's first metadata server and its cluster directory.
+func initCluster(path, name, dir, addr, replicas string) (*clusterDir, error) {
+	if old, err := readClusterDir(path); err == nil {
+		return nil, refusedf("%s already says where the cluster %s (%s) is, and this node would no longer find it; "+
+			"choose another -c, or move that directory away", path, old.name, old.uuid)
+	}
+	if !clusterName.MatchString(name) {
+		return nil, usagef("cluster name %q: want 1 to 64 of the characters A-Z a-z 0-9 _ -", name)
+	}
+	addr, err := hostPort(addr)
+	if err != nil {
+		return nil, usagef("-a: %w", err)
+	}
+	if err := os.MkdirAll(path, 0o755); err != nil { // before the server is made, which cannot be taken back
+		return nil, fmt.Errorf("make the cluster directory: %w", err)
+	}
+	uuid, err := mds.Init(mds.Options{Dir: dir, Addr: addr, Name: name, Replicas: replicas})
+	if err != nil {
+		return nil, existing(err)
+	}
+	d := &clusterDir{path: path, name: name, uuid: uuid, mds: []string{addr}}
+	return d, d.write()
+}
+
+func (a *app) joinCluster(ctx context.Context, dir, addr string) error {
+	d, err := a.readCluster()
+	if err != nil {
+		return err
+	}
+	if addr, err = hostPort(addr); err != nil {
+		return usagef("-a: %w", err)
+	}
+	if err := joinMDS(ctx, d, dir, addr); err != nil {
+		return err
+	}
+	if a.json {
+		return a.printJSON(madeJSON{d.name, d.uuid.String(), "", dir, addr})
+	}
+	fmt.Fprintf(a.out, "cluster %s has taken the server in as a learner; it votes once it runs: varve mds -r %s\n", d.name, shellQuote(dir))
+	return nil
+}
+
+func joinMDS(ctx context.Context, d *clusterDir, dir, addr string) error {
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	_, err := mds.Join(ctx, mds.Options{Dir: dir, Addr: addr, Name: d.name}, d.mds)
+	return existing(err)
+}
+
+// existing makes the refusal to overwrite a directory one for safety.
+func existing(err error) error {
+	if errors.Is(err, fs.ErrExist) || errors.Is(err, fserr.Exist) || errors.Is(err, fserr.NotEmpty) {
+		return &exitError{exitRefused, err}
+	}
+	return err
+}
+
+func (a *app) makeCSCommand() *cobra.Command {
+	var dir, addr, host, rack string
+	var tier uint32
+	cmd := &cobra.Command{
+		Use: "make-cs -r DIR -t TIER [-a IP[:PORT]]", Short: "Make the directory of a chunk server and register it", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if dir == "" || !cmd.Flags().Changed("tier") {
+				return usagef("make-cs needs -r DIR and -t TIER (0 to 3); see varve make-cs --help")
+			}
+			if tier > 3 {
+				return usagef("tier %d: want 0 to 3", tier)
+			}
+			d, err := a.readCluster()
+			if err != nil {
+				return err
+			}
+			listen, err := csAddr(addr, d.mds[0])
+			if err != nil {
+				return err
+			}
+			server, err := makeCS(cmd.Context(), d, cs.Options{Dir: dir, Addr: listen, Host: host, Rack: rack, Tier: tier})
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(madeJSON{d.name, d.uuid.String(), server.String(), dir, listen})
+			}
+			fmt.Fprintf(a.out, "%s of cluster %s made; start it with: varve cs -r %s\n", server, d.name, shellQuote(dir))
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.StringVarP(&dir, "repo", "r", "", "directory for the chunks; must be empty or missing")
+	f.Uint32VarP(&tier, "tier", "t", 0, "class of the disk, 0 to 3")
+	f.StringVarP(&addr, "addr", "a", "", "IP[:PORT] at which clients and servers reach it (default: the IP that reaches the metadata servers, any port)")
+	f.StringVar(&host, "host", "", "name of the host, for placement (default: its hostname)")
+	f.StringVar(&rack, "rack", "", "name of the rack, for placement")
+	return cmd
+}
+
+func makeCS(ctx context.Context, d *clusterDir, o cs.Options) (id.ServerID, error) {
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	o.Metas, o.Cluster, o.Name, o.Version = d.mds, d.uuid, d.name, version
+	server, err := cs.Init(ctx, o)
+	return server, existing(err)
+}
+
+// csAddr returns where a chunk server listens: as given, with any port if none is, or at the address from which this host
+// reaches a metadata server.
+func csAddr(given, meta string) (string, error) {
+	if given != "" {
+		if ip := net.ParseIP(strings.Trim(given, "[]")); ip != nil {
+			return net.JoinHostPort(ip.String(), "0"), nil
+		}
+		if _, _, err := net.SplitHostPort(given); err != nil {
+			return "", usagef("-a %q: want IP[:PORT], such as 10.0.0.1 or 10.0.0.1:2511", given)
+		}
+		return given, nil
+	}
+	c, err := net.Dial("udp", meta) // sends nothing: the kernel only picks a route
+	if err != nil {
+		return "", fmt.Errorf("find the address that reaches %s: %w; give one with -a", meta, err)
+	}
+	defer c.Close()
+	host, _, err := net.SplitHostPort(c.LocalAddr().String())
+	if err != nil {
+		return "", err
+	}
+	return net.JoinHostPort(host, "0"), nil
+}
+
+func (a *app) mdsCommand() *cobra.Command {
+	return a.serverCommand("mds", "Run a metadata server in the foreground", runMDS)
+}
+
+func (a *app) csCommand() *cobra.Command {
+	return a.serverCommand("cs", "Run a chunk server in the foreground", runCS)
+}
+
+func (a *app) serverCommand(name, short string, run func(context.Context, string, *slog.Logger) error) *cobra.Command {
+	var dir string
+	var pid pidFile
+	cmd := &cobra.Command{
+		Use: name + " -r DIR", Short: short, Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if dir == "" {
+				return usagef("%s needs -r DIR, which make-%s made", name, name)
+			}
+			if err := pid.write(); err != nil {
+				return err
+			}
+			defer pid.remove()
+			return run(cmd.Context(), dir, slog.Default())
+		},
+	}
+	cmd.Flags().StringVarP(&dir, "repo", "r", "", "directory of the server")
+	pid.flag(cmd)
+	return cmd
+}
+
+// runMDS runs a metadata server until ctx ends, then stops it in order.
+func runMDS(ctx context.Context, dir string, log *slog.Logger) error {
+	s, err := mds.Open(mds.Options{Dir: dir, Logger: log})
+	if err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run() }()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	defer cancel()
+	return s.Shutdown(stop)
+}
+
+// runCS runs a chunk server until ctx ends, then stops it in order.
+func runCS(ctx context.Context, dir string, log *slog.Logger) error {
+	s, err := cs.Open(cs.Options{Dir: dir, Version: version, Logger: log})
+	if err != nil {
+		return err
+	}
+	return s.Run(ctx)
+}

@@ -1,0 +1,246 @@
+package main
+
+import (
+	"encoding/hex"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"varve/internal/id"
+	"varve/internal/wire/msg"
+
+	"github.com/spf13/cobra"
+)
+
+// statusJSON is what `stat --json` prints.
+type statusJSON struct {
+	Name         string         `json:"name"`
+	UUID         string         `json:"uuid"`
+	Health       string         `json:"health"` // HEALTHY, DEGRADED, UNDER-MIN or NO-LEADER
+	Reasons      []string       `json:"reasons,omitempty"`
+	Auth         string         `json:"auth"` // "none" in this release
+	Leader       string         `json:"leader"`
+	Answering    string         `json:"answering"`
+	Term         uint64         `json:"term"`
+	Index        uint64         `json:"index"`
+	Checkpoint   uint64         `json:"checkpoint"`
+	Digest       string         `json:"digest,omitempty"`
+	JournalBytes uint64         `json:"journal_bytes"`
+	Total        uint64         `json:"total_bytes"`
+	Free         uint64         `json:"free_bytes"`
+	Inodes       uint64         `json:"inodes"`
+	Chunks       uint64         `json:"chunks"`
+	Degraded     uint64         `json:"degraded"`
+	UnderMin     uint64         `json:"under_min"`
+	Joining      uint64         `json:"joining"`
+	Garbage      uint64         `json:"garbage"`
+	Metas        []metaJSON     `json:"mds"`
+	Servers      []serverJSON   `json:"cs"`
+	Sessions     []*sessionJSON `json:"sessions"`
+}
+
+type metaJSON struct {
+	ID      uint32 `json:"id"`
+	Addr    string `json:"addr"`
+	State   string `json:"state"`
+	Applied uint64 `json:"applied"`
+	Voter   bool   `json:"voter"`
+}
+
+type serverJSON struct {
+	ID        uint32 `json:"id"`
+	Addr      string `json:"addr"`
+	Host      string `json:"host"`
+	Tier      uint32 `json:"tier"`
+	State     string `json:"state"`
+	Total     uint64 `json:"total_bytes"`
+	Free      uint64 `json:"free_bytes"`
+	Chunks    uint64 `json:"chunks"`
+	HeardMS   int64  `json:"heard_ms"`
+	LatencyUS uint32 `json:"latency_us"`
+}
+
+type sessionJSON struct {
+	ID        uint64 `json:"id"`
+	Host      string `json:"host"`
+	Mount     string `json:"mount"`
+	Files     uint64 `json:"files"`
+	RenewedMS int64  `json:"renewed_ms"`
+	Connected bool   `json:"connected"`
+}
+
+// States of servers as the metadata servers name them.
+const (
+	stateLive        = "live"
+	stateUnreachable = "unreachable"
+	stateRetired     = "retired"
+)
+
+func newStatusJSON(st *msg.StatusReply) *statusJSON {
+	s := &statusJSON{
+		Name: st.Name, UUID: clusterString(st.Cluster), Auth: "none", Leader: st.Leader,
+		Term: st.Term, Index: st.Index, Checkpoint: st.Checkpoint, Digest: hex.EncodeToString(st.Digest), JournalBytes: st.JournalBytes,
+		Total: st.Total, Free: st.Free, Inodes: st.Inodes, Chunks: st.Chunks, Degraded: st.Degraded, UnderMin: st.UnderMin,
+		Joining: st.Joining, Garbage: st.Garbage, Answering: id.MetaID(st.Answering).String(),
+		Metas: []metaJSON{}, Servers: []serverJSON{}, Sessions: []*sessionJSON{},
+	}
+	for _, m := range st.Metas {
+		s.Metas = append(s.Metas, metaJSON{m.Server, m.Addr, m.State, m.Applied, m.Voter})
+	}
+	for _, c := range st.Servers {
+		s.Servers = append(s.Servers, serverJSON{c.Server, c.Addr, c.Host, c.Tier, c.State, c.Total, c.Free, c.Chunks, c.HeardMs, c.LatencyUs})
+	}
+	for _, c := range st.Sessions {
+		s.Sessions = append(s.Sessions, &sessionJSON{c.Session, c.Host, c.Mount, c.Files, c.RenewedMs, c.Connected})
+	}
+	s.Health, s.Reasons = health(s)
+	return s
+}
+
+func clusterString(b []byte) string {
+	var c id.Cluster
+	if len(b) != len(c) {
+		return ""
+	}
+	copy(c[:], b)
+	return c.String()
+}
+
+// health says in one word how the cluster is, and why.
+func health(s *statusJSON) (word string, reasons []string) {
+	word = "HEALTHY"
+	worse := func(w, format string, args ...any) {
+		reasons = append(reasons, fmt.Sprintf(format, args...))
+		if word == "HEALTHY" || w != "DEGRADED" {
+			word = w
+		}
+	}
+	for _, m := range s.Metas {
+		if m.State == stateUnreachable {
+			worse("DEGRADED", "metadata server %s (%s) is unreachable", id.MetaID(m.ID), m.Addr)
+		}
+	}
+	for _, c := range s.Servers {
+		if c.State != stateLive && c.State != stateRetired {
+			worse("DEGRADED", "chunk server %s (%s) is %s", id.ServerID(c.ID), c.Addr, c.State)
+		}
+	}
+	if s.Degraded > 0 || s.Joining > 0 {
+		worse("DEGRADED", "%s short of replicas, %s being rebuilt", count(s.Degraded, "chunk"), count(s.Joining, "replica"))
+	}
+	if s.UnderMin > 0 {
+		worse("UNDER-MIN", "%s below the minimum of replicas: writes to them wait", count(s.UnderMin, "chunk"))
+	}
+	if s.Leader == "" {
+		worse("NO-LEADER", "no leader among the metadata servers: changes wait")
+	}
+	return word, reasons
+}
+
+func (a *app) statCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "stat", Short: "Show the state of the cluster", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			d, err := a.readCluster()
+			if err != nil {
+				return err
+			}
+			st, err := d.status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			s := newStatusJSON(st)
+			if a.json {
+				return a.printJSON(s)
+			}
+			return a.printStatus(s)
+		},
+	}
+}
+
+func (a *app) printStatus(s *statusJSON) error {
+	leader := s.Leader
+	for _, m := range s.Metas {
+		if m.Addr == s.Leader {
+			leader = fmt.Sprintf("%s at %s", id.MetaID(m.ID), m.Addr)
+		}
+	}
+	if leader == "" {
+		leader = "none"
+	}
+	fmt.Fprintf(a.out, "cluster   %s (%s)\n", s.Name, s.UUID)
+	fmt.Fprintf(a.out, "health    %s\n", strings.Join(append([]string{s.Health}, s.Reasons...), "\n          "))
+	fmt.Fprintf(a.out, "access    open: this release has no authentication, whoever reaches the ports may read and write\n")
+	fmt.Fprintf(a.out, "leader    %s, term %d, index %d, checkpoint %d, journal %s\n", leader, s.Term, s.Index, s.Checkpoint, a.size(s.JournalBytes))
+	fmt.Fprintf(a.out, "space     %s free of %s\n", a.size(s.Free), a.size(s.Total))
+	fmt.Fprintf(a.out, "files     %s, %s: %d degraded, %d below minimum, %s joining, %d to delete\n\n", count(s.Inodes, "inode"),
+		count(s.Chunks, "chunk"), s.Degraded, s.UnderMin, count(s.Joining, "replica"), s.Garbage)
+	if err := a.printServers(s); err != nil {
+		return err
+	}
+	rows := [][]string{{"SESSION", "HOST", "MOUNT", "FILES", "RENEWED", "CONNECTED"}}
+	for _, c := range s.Sessions {
+		rows = append(rows, []string{strconv.FormatUint(c.ID, 10), c.Host, c.Mount, strconv.FormatUint(c.Files, 10),
+			a.age(time.Duration(c.RenewedMS) * time.Millisecond), yesNo(c.Connected)})
+	}
+	fmt.Fprintln(a.out)
+	return a.table(rows)
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}
+
+// printServers prints the tables of metadata and chunk servers.
+func (a *app) printServers(s *statusJSON) error {
+	rows := [][]string{{"MDS", "ADDRESS", "STATE", "APPLIED", "VOTER"}}
+	for _, m := range s.Metas {
+		applied := strconv.FormatUint(m.Applied, 10)
+		if m.Applied == 0 {
+			applied = "-"
+		}
+		rows = append(rows, []string{id.MetaID(m.ID).String(), m.Addr, m.State, applied, yesNo(m.Voter)})
+	}
+	if err := a.table(rows); err != nil {
+		return err
+	}
+	fmt.Fprintln(a.out)
+	rows = [][]string{{"CS", "ADDRESS", "STATE", "HOST", "TIER", "CHUNKS", "FREE", "TOTAL", "HEARD"}}
+	for _, c := range s.Servers {
+		heard := "-"
+		if c.HeardMS >= 0 && c.State != stateRetired {
+			heard = a.age(time.Duration(c.HeardMS) * time.Millisecond)
+		}
+		rows = append(rows, []string{id.ServerID(c.ID).String(), c.Addr, c.State, c.Host, strconv.FormatUint(uint64(c.Tier), 10),
+			strconv.FormatUint(c.Chunks, 10), a.size(c.Free), a.size(c.Total), heard})
+	}
+	return a.table(rows)
+}
+
+func (a *app) listServicesCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "list-services", Short: "List the servers of the cluster", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			d, err := a.readCluster()
+			if err != nil {
+				return err
+			}
+			st, err := d.status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			s := newStatusJSON(st)
+			if a.json {
+				return a.printJSON(struct {
+					Metas   []metaJSON   `json:"mds"`
+					Servers []serverJSON `json:"cs"`
+				}{s.Metas, s.Servers})
+			}
+			return a.printServers(s)
+		},
+	}
+}

@@ -1,0 +1,200 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+
+	"varve/internal/id"
+	"varve/journal"
+	"varve/mds/event"
+	"varve/mds/state"
+
+	"github.com/spf13/cobra"
+)
+
+// verifyJSON is what `journal verify --json` prints. Fields about files are there with -r only.
+type verifyJSON struct {
+	Records     uint64 `json:"records"`
+	First       uint64 `json:"first"`
+	Last        uint64 `json:"last"`
+	Segments    int    `json:"segments,omitempty"`
+	Checkpoints int    `json:"checkpoints,omitempty"`
+	Bytes       int64  `json:"bytes,omitempty"`
+	Gaps        int    `json:"gaps"`
+	Torn        int64  `json:"torn_bytes"`
+	Digests     int    `json:"digests_compared"` // recorded in the journal, in checkpoints, or of the running server
+	Digest      string `json:"digest"`           // of the state at last
+}
+
+func (a *app) journalVerifyCommand() *cobra.Command {
+	var f journalFlags
+	cmd := &cobra.Command{
+		Use: "verify", Short: "Check every record, the chain of hashes, checkpoints, and that replay gives the recorded digests", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			h, err := a.openHistory(cmd.Context(), f)
+			if err != nil {
+				return err
+			}
+			defer h.close()
+			v, err := verifyHistory(cmd.Context(), h, f.dir)
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(v)
+			}
+			fmt.Fprintf(a.out, "%s, %d to %d", count(v.Records, "record"), v.First, v.Last)
+			if f.dir != "" {
+				fmt.Fprintf(a.out, "; %s, %s, %s", count(uint64(v.Segments), "segment"), a.size(uint64(v.Bytes)), count(uint64(v.Checkpoints), "checkpoint"))
+			}
+			fmt.Fprintf(a.out, "; %s, %s torn at the end\n", count(uint64(v.Gaps), "hole"), a.size(uint64(v.Torn)))
+			fmt.Fprintf(a.out, "checksums and chain are right; replay gives all %d digests that were recorded\ndigest at %d: %s\n", v.Digests, v.Last, v.Digest)
+			return nil
+		},
+	}
+	return f.add(cmd)
+}
+
+// verifyHistory checks the files in dir, if there is one, and replays h.
+func verifyHistory(ctx context.Context, h history, dir string) (*verifyJSON, error) {
+	v := new(verifyJSON)
+	want := map[id.Index][]byte{}
+	if dir != "" {
+		jdir, err := journalDir(dir)
+		if err != nil {
+			return nil, err
+		}
+		rep, err := journal.Verify(journal.Options{Dir: jdir}, nil)
+		if err != nil {
+			return nil, fmt.Errorf("verified up to index %d: %w", rep.Last, err)
+		}
+		v.Segments, v.Checkpoints, v.Bytes, v.Torn = rep.Segments, rep.Checkpoints, rep.Bytes, rep.Torn
+	}
+	var marks []id.Index
+	switch h := h.(type) {
+	case *offline:
+		points, err := h.j.Checkpoints()
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range points {
+			marks = append(marks, p.Index)
+		}
+	case *online:
+		index, digest, err := h.digest(ctx)
+		if err != nil {
+			return nil, err
+		}
+		want[index] = digest
+	}
+	first, last, err := h.bounds(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := v.collect(ctx, h, first, last, want); err != nil {
+		return nil, err
+	}
+	return v, v.replay(ctx, h, first, last, want, marks)
+}
+
+// collect counts the records and notes the digests that events carry.
+func (v *verifyJSON) collect(ctx context.Context, h history, first, last id.Index, want map[id.Index][]byte) error {
+	for from := first; from <= last; {
+		err := h.records(ctx, from, func(rec journal.Record) error {
+			if rec.Index > last {
+				return errStop
+			}
+			if v.Records == 0 {
+				v.First = uint64(rec.Index)
+			}
+			v.Records++
+			v.Last, from = uint64(rec.Index), rec.Index+1
+			ev, err := decodeEvent(rec)
+			if err != nil {
+				return err
+			}
+			if d := ev.GetDigest(); d != nil {
+				want[id.Index(d.Index)] = d.Digest
+			}
+			return nil
+		})
+		var gap *journal.GapError
+		if !errors.As(err, &gap) {
+			return err
+		}
+		v.Gaps++
+		from = gap.Next
+	}
+	return nil
+}
+
+// replay applies all events and compares digests with want and with the checkpoints at marks.
+func (v *verifyJSON) replay(ctx context.Context, h history, first, last id.Index, want map[id.Index][]byte, marks []id.Index) error {
+	for _, m := range marks {
+		s, err := h.checkpoint(ctx, m)
+		if err != nil {
+			return err
+		}
+		if s == nil || s.Index() != m {
+			return fmt.Errorf("checkpoint at %d cannot be read: %w", m, journal.ErrCorrupt)
+		}
+		d := s.Digest()
+		if w, ok := want[m]; ok && !bytes.Equal(w, d[:]) {
+			return digestError(m, w, d[:])
+		}
+		want[m] = d[:]
+	}
+	s, err := startOf(ctx, h, first, last)
+	if err != nil {
+		return err
+	}
+	compare := func(s *state.State, _ *event.Event) error {
+		w, ok := want[s.Index()]
+		if !ok {
+			return nil
+		}
+		if d := s.Digest(); !bytes.Equal(w, d[:]) {
+			return digestError(s.Index(), w, d[:])
+		}
+		v.Digests++
+		return nil
+	}
+	for {
+		s, err = replayFrom(ctx, h, s, last, compare)
+		var gap *journal.GapError
+		if !errors.As(err, &gap) {
+			break
+		}
+		if s, err = h.checkpoint(ctx, gap.Next-1); err != nil {
+			return err
+		}
+		if s == nil || s.Index() != gap.Next-1 {
+			return fmt.Errorf("%w, and no checkpoint is there to go on from", gap)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	d := s.Digest()
+	v.Digest = hex.EncodeToString(d[:])
+	return nil
+}
+
+// startOf returns the state from which the oldest records that can be replayed go on; nil is the empty one.
+func startOf(ctx context.Context, h history, first, last id.Index) (*state.State, error) {
+	if first <= 1 {
+		return nil, nil
+	}
+	s, err := h.checkpoint(ctx, first-1)
+	if s != nil || err != nil {
+		return s, err
+	}
+	return h.checkpoint(ctx, last)
+}
+
+func digestError(at id.Index, want, got []byte) error {
+	return fmt.Errorf("state at index %d: digest %x was recorded, replay gives %x: %w", at, want, got, journal.ErrCorrupt)
+}
