@@ -76,7 +76,8 @@ func (h *callbacks) Serve(ctx context.Context, conn *wire.Conn, req *wire.Frame)
 		in.mu.Unlock()
 		h.c.invalidate(in.ino, int64(cb.Offset), int64(cb.Length))
 	case msg.Callback_UPGRADE:
-		h.c.background(func() { in.upgrade(cb) })
+		recalls := in.recallCount() // before the answer: a recall that comes after it wins
+		h.c.background(func() { in.upgrade(cb, recalls) })
 	}
 	err := conn.ReplyMessage(req, fserr.OK, reply)
 	if cb.Kind == msg.Callback_LEASE && err == nil {
@@ -166,14 +167,19 @@ func (in *inode) recalled(reply *msg.CallbackReply) {
 	in.reportedLocked(&reply.Size, &reply.Mtime)
 }
 
+func (in *inode) recallCount() uint64 {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.recalls
+}
+
 // upgrade takes the mode that the metadata server offers because nobody else has the file open any more. The size is
 // asked for first, with no lock held; a recall meanwhile wins.
-func (in *inode) upgrade(cb *msg.Callback) {
+func (in *inode) upgrade(cb *msg.Callback, recalls uint64) {
 	in = in.s.pin(in.ino)
 	defer in.s.unpin(in)
 	in.mu.Lock()
-	recalls := in.recalls
-	fits := in.lease == cb.Lease && in.mode == msg.Mode_SHARED_WRITE && in.want != msg.Want_WANT_NONE
+	fits := in.recalls == recalls && in.lease == cb.Lease && in.mode == msg.Mode_SHARED_WRITE && in.want != msg.Want_WANT_NONE
 	in.mu.Unlock()
 	if !fits {
 		return
@@ -186,6 +192,7 @@ func (in *inode) upgrade(cb *msg.Callback) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if in.recalls == recalls && in.lease == cb.Lease && in.sizeKnown && in.mode == msg.Mode_SHARED_WRITE {
+		in.forgetLayoutLocked() // its holes were not to be believed
 		in.mode = cb.Mode
 	}
 }

@@ -96,6 +96,7 @@ func (op *dataOp) run(ctx context.Context) error {
 	in := op.in
 	var wait backoff
 	var st *stall
+	asked := false // for a hole, in this operation
 	defer func() { st.end() }()
 	for {
 		if ctx.Err() != nil {
@@ -121,12 +122,20 @@ func (op *dataOp) run(ctx context.Context) error {
 		switch {
 		case !known:
 			in.layoutMu.RUnlock()
+			asked = false
 			if err := in.fetch(ctx, op.piece.Index); err != nil {
 				return err
 			}
 			continue
 		case loc == nil && op.typ != wire.Write:
 			in.layoutMu.RUnlock()
+			hole, err := in.believeHole(ctx, op.piece.Index, &asked)
+			if err != nil {
+				return err
+			}
+			if !hole {
+				continue
+			}
 			op.mode = mode
 			return nil
 		case loc == nil:

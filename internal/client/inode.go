@@ -150,6 +150,13 @@ func (in *inode) grant(reply *msg.MetaReply, recalls uint64, want msg.Want, gen 
 		}
 		in.takeSizeLocked(reply.Attr, reply.Index)
 	}
+	if in.mode == msg.Mode_SHARED_WRITE && o.Mode != in.mode {
+		asked := gen == in.layoutGen
+		in.forgetLayoutLocked() // its holes were not to be believed
+		if asked {
+			gen = in.layoutGen
+		}
+	}
 	in.lease, in.mode, in.want = o.Lease, o.Mode, want
 	f := in.handleLocked(write)
 	in.mu.Unlock()
@@ -294,6 +301,7 @@ func (in *inode) flushAttr(ctx context.Context, sizeOnly bool) error {
 	defer in.mu.Unlock()
 	switch {
 	case err == nil || fserr.Of(err) == fserr.NotExist:
+	case fserr.Of(err) == fserr.Stale && in.s.ctx.Err() == nil && in.readers+in.writers == 0: // removed, and no handle pins it
 	case in.mode != msg.Mode_EXCLUSIVE_WRITE && !in.sizeDirty && !in.timeDirty:
 		return nil // recalled meanwhile, and reported with that
 	default:
@@ -350,6 +358,22 @@ func (in *inode) closeHandle(ctx context.Context, write bool) error {
 	return err
 }
 
+// forsake forgets an inode that is gone at the metadata server, with what was to be reported of it.
+func (in *inode) forsake() {
+	in.layoutMu.Lock()
+	defer in.layoutMu.Unlock()
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.readers+in.writers > 0 {
+		return // an open handle pins an inode; what it does next says what is wrong
+	}
+	in.want, in.mode = msg.Want_WANT_NONE, msg.Mode_MODE_NONE
+	in.sizeDirty, in.timeDirty = false, false
+	clear(in.unflushed)
+	in.forgetLayoutLocked()
+	in.s.markDirty(in, false)
+}
+
 // giveBack releases the lease of an inode without handles.
 func (in *inode) giveBack(ctx context.Context) error {
 	if err := in.leaseOp.lock(ctx); err != nil {
@@ -357,6 +381,10 @@ func (in *inode) giveBack(ctx context.Context) error {
 	}
 	defer in.leaseOp.unlock()
 	if err := in.fsync(ctx, false); err != nil { // nobody would remember what is not flushed
+		if fserr.Of(err) == fserr.Stale && in.s.ctx.Err() == nil {
+			in.forsake()
+			return nil
+		}
 		return err
 	}
 	in.layoutMu.Lock()

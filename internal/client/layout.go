@@ -165,6 +165,29 @@ func (in *inode) fetch(ctx context.Context, index uint32) error {
 	})
 }
 
+// believeHole reports whether a hole found in the layout may be believed. Under a shared-write lease another mount may have
+// put a chunk there since, so it is asked for once more, after the caller's operation has begun; then the caller looks again.
+// Preconditions: layoutMu is not held.
+func (in *inode) believeHole(ctx context.Context, index uint32, asked *bool) (bool, error) {
+	if *asked || in.modeNow() != msg.Mode_SHARED_WRITE {
+		return true, nil
+	}
+	in.mu.Lock()
+	if p := in.layout[index/pageChunks]; p != nil && p.chunks[index%pageChunks] == nil {
+		p.known &^= 1 << (index % pageChunks)
+	}
+	gen := in.layoutGen
+	in.mu.Unlock()
+	reply, err := in.s.c.do(ctx, in.s, &msg.MetaRequest{Op: &msg.MetaRequest_GetLayout{GetLayout: &msg.GetLayout{
+		Ino: uint64(in.ino), First: index, Count: 1}}})
+	if err != nil {
+		return false, err
+	}
+	in.learnLayout(reply.GetLayout(), gen)
+	*asked = true
+	return false, nil
+}
+
 // alloc makes a chunk where there is a hole.
 func (in *inode) alloc(ctx context.Context, index uint32) error {
 	return in.once(ctx, flight{index: index, alloc: true}, func() error {

@@ -17,6 +17,10 @@ import (
 // maxAddrs bounds the list of metadata servers.
 const maxAddrs = 64
 
+// maxCallbacks bounds callbacks answered at once. It is large because one of them may wait for the kernel to write pages
+// back, and that for an answer on the same connection.
+const maxCallbacks = 4096
+
 // membersEvery is how often the list of metadata servers is refreshed.
 const membersEvery = time.Minute
 
@@ -209,7 +213,7 @@ func (c *Client) tryOne(ctx context.Context, addr string, s *session) (l *link, 
 	}
 	h := &callbacks{c: c}
 	h.s.Store(s)
-	conn, _, err := wire.Dial(dctx, addr, hello, h, wire.Options{})
+	conn, _, err := wire.Dial(dctx, addr, hello, h, wire.Options{InFlight: maxCallbacks})
 	if err != nil {
 		return nil, "", err
 	}

@@ -91,6 +91,7 @@ func (in *inode) readPiece(ctx context.Context, pc chunk.Piece, p []byte) error 
 		last   *location
 		damage int // rounds in which every replica answered with damage
 		sound  bool
+		asked  bool // for a hole, in this operation
 	)
 	defer func() { st.end() }()
 	whole := wholeBlocks(pc)
@@ -102,6 +103,7 @@ func (in *inode) readPiece(ctx context.Context, pc chunk.Piece, p []byte) error 
 		loc, known := in.lookup(pc.Index)
 		if !known {
 			in.layoutMu.RUnlock()
+			asked = false
 			if err := in.fetch(ctx, pc.Index); err != nil {
 				return err
 			}
@@ -109,6 +111,13 @@ func (in *inode) readPiece(ctx context.Context, pc chunk.Piece, p []byte) error 
 		}
 		if loc == nil {
 			in.layoutMu.RUnlock()
+			hole, err := in.believeHole(ctx, pc.Index, &asked)
+			if err != nil {
+				return err
+			}
+			if !hole {
+				continue
+			}
 			clear(p)
 			return nil
 		}

@@ -201,15 +201,24 @@ func (in *inode) seek(ctx context.Context, off int64, hole bool) (int64, error) 
 func (in *inode) seekChunk(ctx context.Context, index, from uint32, hole bool) (at uint32, found bool, err error) {
 	var wait backoff
 	tried := uint32(0)
+	asked := false
 	for {
 		loc, known := in.lookup(index)
 		switch {
 		case !known:
+			asked = false
 			if err := in.fetch(ctx, index); err != nil {
 				return 0, false, err
 			}
 			continue
 		case loc == nil:
+			believed, err := in.believeHole(ctx, index, &asked)
+			if err != nil {
+				return 0, false, err
+			}
+			if !believed {
+				continue
+			}
 			return from, hole, nil
 		}
 		in.layoutMu.RLock()
