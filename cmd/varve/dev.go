@@ -92,7 +92,7 @@ func (a *app) devUp(ctx context.Context, f *devFlags) (err error) {
 	}
 	unlock, err := c.lock()
 	if err != nil {
-		return refusedf("the cluster in %s is running already; stop it first with: varve dev down --dir %s", c.dir, shellQuote(c.dir))
+		return fmt.Errorf("the cluster in %s is running already; stop it first with: varve dev down --dir %s", c.dir, shellQuote(c.dir))
 	}
 	defer unlock()
 	if err := c.leftovers(); err != nil {
@@ -138,7 +138,7 @@ func (c *devConfig) leftovers() error {
 	for _, kind := range []string{"mds", "cs", "mount"} {
 		for _, name := range c.names(kind) {
 			if pid := c.process(name); pid != 0 {
-				return refusedf("%s (process %d) of an earlier run is still there; stop it first with: varve dev down --dir %s", name, pid, shellQuote(c.dir))
+				return fmt.Errorf("%s (process %d) of an earlier run is still there; stop it first with: varve dev down --dir %s", name, pid, shellQuote(c.dir))
 			}
 		}
 	}

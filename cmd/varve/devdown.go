@@ -18,7 +18,7 @@ import (
 )
 
 // downWait is how long `dev down` gives a `dev up` that was asked to stop, before it ends everything itself.
-const downWait = 45 * time.Second
+const downWait = 40 * time.Second
 
 func (a *app) devDownCommand() *cobra.Command {
 	var dir string

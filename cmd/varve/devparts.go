@@ -19,7 +19,7 @@ import (
 
 const (
 	restartPause = time.Second
-	stopGrace    = 20 * time.Second // for one kind of part to stop, before it is killed
+	stopGrace    = 12 * time.Second // for one kind of part to stop, before it is killed
 	killGrace    = 3 * time.Second
 	pollPause    = 100 * time.Millisecond
 )
@@ -155,6 +155,7 @@ func (p *parts) runOnce(ctx context.Context, pt *part, logFile *os.File) error {
 	case <-ctx.Done():
 	}
 	_ = cmd.Process.Signal(unix.SIGTERM)
+	_ = cmd.Process.Signal(unix.SIGCONT) // one that was stopped cannot end
 	select {
 	case <-ended:
 	case <-time.After(stopGrace):
@@ -227,6 +228,7 @@ func endProcess(pid int, grace time.Duration) {
 		if unix.Kill(pid, sig.sig) != nil {
 			return
 		}
+		_ = unix.Kill(pid, unix.SIGCONT) // one that was stopped cannot end
 		for end := time.Now().Add(sig.wait); time.Now().Before(end); time.Sleep(pollPause / 2) {
 			if !alive(pid) {
 				return

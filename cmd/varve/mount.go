@@ -20,7 +20,7 @@ import (
 )
 
 const (
-	unmountTimeout = 15 * time.Second
+	unmountTimeout = 10 * time.Second
 	logDir         = "/var/log/varve"
 )
 
