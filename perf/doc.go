@@ -1,0 +1,18 @@
+// Package perf is a load generator: it reads and writes a target as told by Options and returns what it measured.
+//
+// Use: Run(ctx, Options) returns a Result, which WriteText prints for people and encoding/json for programs. Cancelling ctx
+// ends the run early; the Result then holds what ran. A target that fails, fills up or goes away ends up in the Result
+// too; Run returns an error only if nothing could run.
+//
+// What is measured. Latency is from the start of an operation to its end. With Options.Rate (open loop) it counts from
+// the moment at which the operation was due, whether or not the generator came to start it: a target that stalls
+// for a second is charged for every operation due in that second (no coordinated omission; see Gil Tene's wrk2).
+// Laying files out, reading back and the generator's own work on the contents of blocks are not measured.
+//
+// Verification. With Options.Verify every 512 bytes of a block say which run, job, block and write they belong to, under a
+// checksum (block.go). A block that is read is compared with what was acknowledged last, and named lost, old, torn, misplaced or
+// corrupt. After the run, all that it wrote is read back from the target, past the page cache where the kernel lets it.
+//
+// Jobs work on ranges of their own: a file each below mount:DIR, named varve-perf.N, which are kept for the next run; a part each of
+// file:PATH. Run may be called several times at once, on different targets.
+package perf

@@ -1,0 +1,240 @@
+package perf
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+)
+
+// opKind is what an operation does.
+type opKind uint8
+
+const (
+	opRead opKind = iota
+	opWrite
+	opSync
+	opKinds
+)
+
+func (k opKind) String() string { return [...]string{"read", "write", "fsync"}[k] }
+
+// op is one operation to be done.
+type op struct {
+	kind  opKind
+	block int64
+	seq   uint64        // of a write
+	due   time.Duration // since the start of the run; 0 in closed loop: at once
+}
+
+// job gives out the operations of one job and keeps what its blocks should hold.
+type job struct {
+	o      *Options
+	n      int
+	file   *file
+	pool   pool
+	run    uint64
+	blocks int64
+	every  time.Duration // between operations in open loop; 0 in closed loop
+	until  time.Duration // no operation is due at or after it; 0: no limit
+
+	mu     sync.Mutex // guards what follows
+	rng    *rand.Rand
+	given  int64 // operations given out, without fsyncs
+	cursor int64 // next block in order
+	seq    uint64
+	writes int
+	owed   int    // fsyncs that are due
+	state  *state // of the blocks, nil without Verify
+}
+
+func newJob(o *Options, n int, f *file, p pool, run uint64) *job {
+	j := &job{
+		o: o, n: n, file: f, pool: p, run: run, blocks: o.Size / o.BlockSize, until: o.Duration,
+		rng: rand.New(rand.NewPCG(o.Seed, uint64(n))),
+	}
+	if o.Rate > 0 {
+		j.every = time.Duration(float64(time.Second) * float64(o.Jobs) / o.Rate)
+		j.every = max(j.every, 1)
+	}
+	if o.Verify {
+		j.state = &state{blocks: make([]span, j.blocks), busy: map[int64]struct{}{}}
+	}
+	return j
+}
+
+// due returns when operation k is due in open loop. The jobs take turns.
+func (j *job) due(k int64) time.Duration {
+	return time.Duration(k)*j.every + j.every*time.Duration(j.n)/time.Duration(j.o.Jobs)
+}
+
+// next returns the next operation, false if there is none left. Each must be given back to done.
+func (j *job) next() (op, bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.owed > 0 {
+		j.owed--
+		return op{kind: opSync}, true
+	}
+	if j.until == 0 && j.given >= j.blocks {
+		return op{}, false
+	}
+	var o op
+	if j.every > 0 {
+		if o.due = max(j.due(j.given), 1); j.until > 0 && o.due >= j.until {
+			return op{}, false
+		}
+	}
+	j.given++
+	if j.o.RW.writes() && (j.o.RW != RandRW || j.rng.IntN(100) >= j.o.ReadPercent) {
+		o.kind = opWrite
+	}
+	o.block = j.place()
+	if o.kind == opWrite {
+		j.seq++
+		o.seq = j.seq
+		j.state.begin(o)
+	}
+	return o, true
+}
+
+// place chooses a block. Under Verify no two operations under way share one, so that what it holds is known; Validate sees
+// to it that at least half of the blocks are free.
+func (j *job) place() int64 {
+	b := j.cursor
+	if j.o.RW.random() {
+		b = j.rng.Int64N(j.blocks)
+	}
+	for !j.state.take(b) {
+		b = (b + 1) % j.blocks
+	}
+	j.cursor = (b + 1) % j.blocks
+	return b
+}
+
+// done ends an operation that next gave out. The outcome err is nil if it was done.
+func (j *job) done(o op, err error) {
+	if j.state == nil && (o.kind != opWrite || j.o.FsyncEvery == 0) {
+		return // nothing depends on it
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if o.kind == opSync {
+		return
+	}
+	if j.state != nil {
+		delete(j.state.busy, o.block)
+	}
+	if o.kind != opWrite || err != nil {
+		return
+	}
+	j.state.end(o)
+	if j.writes++; j.o.FsyncEvery > 0 && j.writes%j.o.FsyncEvery == 0 {
+		j.owed++
+	}
+}
+
+// missed returns how many operations were due before at and were not given out.
+func (j *job) missed(at time.Duration) int64 {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.every == 0 || at <= j.due(0) {
+		return 0
+	}
+	due := int64((at-j.due(0)-1)/j.every) + 1
+	if j.until == 0 {
+		due = min(due, j.blocks)
+	}
+	return max(0, due-j.given)
+}
+
+// prepare makes p what the operation writes.
+func (j *job) prepare(o op, p []byte) {
+	switch {
+	case o.kind != opWrite || j.file.fd < 0:
+	case j.o.Verify:
+		j.pool.seal(p, stamp{run: j.run, job: uint32(j.n), block: o.block, seq: o.seq})
+	default:
+		j.pool.fill(p, uint64(j.n)<<48^o.seq)
+	}
+}
+
+// inspect compares what the operation read with what its block should hold, and returns what is wrong.
+func (j *job) inspect(o op, p []byte) *Fault {
+	if j.state == nil || o.kind != opRead {
+		return nil
+	}
+	return j.compare(o.block, p)
+}
+
+func (j *job) compare(block int64, p []byte) *Fault {
+	j.mu.Lock()
+	s := j.state.blocks[block]
+	j.mu.Unlock()
+	kind, detail := check(p, want{run: j.run, job: uint32(j.n), block: block, lo: s.lo, hi: s.hi})
+	if kind == "" {
+		return nil
+	}
+	return &Fault{Kind: kind, Job: j.n, Block: block, Path: j.file.path, Offset: j.file.base + block*j.o.BlockSize, Detail: detail}
+}
+
+// span says which writes a block may hold: that of number lo, the last acknowledged, to that of hi, the last begun.
+type span struct{ lo, hi uint64 }
+
+// state is what the blocks of a job should hold. A nil state keeps nothing.
+type state struct {
+	blocks []span
+	busy   map[int64]struct{} // blocks of operations under way, at most QD
+}
+
+func (s *state) take(block int64) bool {
+	if s == nil {
+		return true
+	}
+	if _, taken := s.busy[block]; taken {
+		return false
+	}
+	s.busy[block] = struct{}{}
+	return true
+}
+
+func (s *state) begin(o op) {
+	if s != nil {
+		s.blocks[o.block].hi = o.seq
+	}
+}
+
+func (s *state) end(o op) {
+	if s != nil {
+		s.blocks[o.block].lo = o.seq
+	}
+}
+
+// layoutChunk is how many bytes are written at once when a file is laid out.
+const layoutChunk = 1 << 20
+
+// layOut writes the whole range of the job.
+func (j *job) layOut(stop func() error, buffer []byte) error {
+	perChunk := max(1, int64(len(buffer))/j.o.BlockSize)
+	for b := int64(0); b < j.blocks; b += perChunk {
+		if err := stop(); err != nil {
+			return err
+		}
+		n := min(perChunk, j.blocks-b)
+		chunk := buffer[:n*j.o.BlockSize]
+		for i := range n {
+			j.seq++
+			o := op{kind: opWrite, block: b + i, seq: j.seq}
+			j.prepare(o, chunk[i*j.o.BlockSize:(i+1)*j.o.BlockSize])
+			j.state.begin(o)
+			j.state.end(o)
+		}
+		if err := j.file.transfer(opWrite, chunk, b*j.o.BlockSize); err != nil {
+			return fmt.Errorf("lay out %s: %w", j.file.path, err)
+		}
+	}
+	if err := j.file.sync(); err != nil {
+		return fmt.Errorf("lay out %s: %w", j.file.path, err)
+	}
+	return nil
+}

@@ -1,0 +1,140 @@
+package perf
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Limits, so that a mistyped number does not eat the machine.
+const (
+	maxJobs      = 256
+	maxDepth     = 2048
+	maxWorkers   = 4096             // jobs x depth
+	maxBuffers   = 4 << 30          // bytes of jobs x depth x block size
+	maxBlockSize = 64 << 20         // bytes
+	maxDuration  = 24 * time.Hour   // bounds the time series
+	maxBlocks    = int64(1) << 28   // of a job under Verify, whose state costs 16 bytes each
+	maxRate      = float64(1 << 30) // operations a second
+)
+
+// RW says which operations are done and in which order.
+type RW string
+
+// Patterns.
+const (
+	Read      RW = "read"
+	Write     RW = "write"
+	RandRead  RW = "randread"
+	RandWrite RW = "randwrite"
+	RandRW    RW = "randrw"
+)
+
+var patterns = []RW{Read, Write, RandRead, RandWrite, RandRW}
+
+func (rw RW) reads() bool  { return rw != Write && rw != RandWrite }
+func (rw RW) writes() bool { return rw != Read && rw != RandRead }
+func (rw RW) random() bool { return strings.HasPrefix(string(rw), "rand") }
+
+// Engine says how the operations reach the kernel.
+type Engine string
+
+// Engines.
+const (
+	Auto  Engine = "auto"  // URing where the kernel has it, else Sync
+	Sync  Engine = "sync"  // a goroutine an operation under way, pread and pwrite
+	URing Engine = "uring" // an io_uring a job, on a thread of its own
+)
+
+// Options of a run. The zero value works: it measures the generator alone.
+type Options struct {
+	// Target is mount:DIR, file:PATH (a file or block device), or null, which does nothing; default null.
+	Target string `json:"target"`
+	RW     RW     `json:"rw"` // default randread
+	// ReadPercent is the share of reads of randrw; default 50.
+	ReadPercent int   `json:"read_percent,omitempty"`
+	BlockSize   int64 `json:"block_size"` // bytes of an operation; default 4096
+	QD          int   `json:"qd"`         // operations under way in each job; default 1
+	Jobs        int   `json:"jobs"`       // default 1
+	// Size is how many bytes each job works on, rounded down to blocks; default 64 MiB.
+	Size int64 `json:"size"`
+	// Duration is how long operations are started; 0: until each job has done as many operations as it has blocks.
+	Duration time.Duration `json:"duration_ns"`
+	// Rate is the operations a second of all jobs together (open loop); 0: each starts when one before it ends (closed loop).
+	Rate float64 `json:"rate,omitempty"`
+	// FsyncEvery adds an fdatasync after as many writes of a job; 0: none. It is not counted in Rate.
+	FsyncEvery int    `json:"fsync_every,omitempty"`
+	Verify     bool   `json:"verify,omitempty"`
+	Seed       uint64 `json:"seed"`             // of the random order; the same seed gives the same order to each job
+	Direct     bool   `json:"direct,omitempty"` // O_DIRECT
+	Engine     Engine `json:"engine"`           // default auto
+}
+
+// setDefaults fills in what is zero.
+func (o *Options) setDefaults() {
+	set := func(p *int, v int) {
+		if *p == 0 {
+			*p = v
+		}
+	}
+	if o.Target == "" {
+		o.Target = "null"
+	}
+	if o.RW == "" {
+		o.RW = RandRead
+	}
+	if o.Engine == "" {
+		o.Engine = Auto
+	}
+	if o.BlockSize == 0 {
+		o.BlockSize = 4096
+	}
+	if o.Size == 0 {
+		o.Size = max(64<<20, o.BlockSize)
+	}
+	if o.RW == RandRW {
+		set(&o.ReadPercent, 50)
+	}
+	set(&o.QD, 1)
+	set(&o.Jobs, 1)
+}
+
+// Validate reports every fault of the options at once.
+func (o Options) Validate() error {
+	o.setDefaults()
+	var faults []error
+	check := func(ok bool, format string, args ...any) {
+		if !ok {
+			faults = append(faults, fmt.Errorf(format, args...))
+		}
+	}
+	if _, err := parseTarget(o.Target); err != nil {
+		faults = append(faults, err)
+	}
+	check(slices.Contains(patterns, o.RW), "pattern %q: want one of %v", o.RW, patterns)
+	check(slices.Contains([]Engine{Auto, Sync, URing}, o.Engine), "engine %q: want auto, sync or uring", o.Engine)
+	check(o.ReadPercent >= 0 && o.ReadPercent <= 100, "share of reads %d %%: want 0 to 100", o.ReadPercent)
+	check(o.BlockSize >= 1 && o.BlockSize <= maxBlockSize, "block size %d: want 1 to %d", o.BlockSize, maxBlockSize)
+	check(o.BlockSize%sectorSize == 0 || !o.Direct && !o.Verify, "block size %d: direct and verify want a multiple of %d", o.BlockSize, sectorSize)
+	check(o.Jobs >= 1 && o.Jobs <= maxJobs, "%d jobs: want 1 to %d", o.Jobs, maxJobs)
+	check(o.QD >= 1 && o.QD <= maxDepth, "depth %d: want 1 to %d", o.QD, maxDepth)
+	if len(faults) > 0 {
+		return errors.Join(faults...) // what follows calculates with them
+	}
+	check(o.Jobs*o.QD <= maxWorkers, "%d jobs of depth %d: at most %d operations under way", o.Jobs, o.QD, maxWorkers)
+	check(int64(o.Jobs*o.QD)*o.BlockSize <= maxBuffers, "%d jobs of depth %d and block size %d: at most %d bytes under way", o.Jobs, o.QD, o.BlockSize, maxBuffers)
+	check(o.Size >= o.BlockSize && o.Size <= math.MaxInt64/maxJobs, "size %d: want at least a block", o.Size)
+	check(o.Duration >= 0 && o.Duration <= maxDuration, "duration %v: want 0 to %v", o.Duration, maxDuration)
+	check(o.Rate >= 0 && o.Rate <= maxRate, "rate %v: want 0 to %v", o.Rate, maxRate)
+	check(o.FsyncEvery >= 0, "fsync every %d writes: want 0 or more", o.FsyncEvery)
+	if o.Verify {
+		blocks := o.Size / o.BlockSize
+		check(o.Target != "null", "target null keeps nothing to verify")
+		check(blocks >= 2*int64(o.QD), "verify: %d blocks for depth %d: want twice as many blocks", blocks, o.QD)
+		check(blocks <= maxBlocks, "verify: %d blocks a job: at most %d", blocks, maxBlocks)
+	}
+	return errors.Join(faults...)
+}

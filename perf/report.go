@@ -1,0 +1,121 @@
+package perf
+
+import (
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/dustin/go-humanize"
+)
+
+// WriteText prints the result for people.
+func (res *Result) WriteText(w io.Writer) error {
+	var b strings.Builder
+	o := &res.Options
+	fmt.Fprintf(&b, "%s%s on %s: blocks of %s, depth %d, %s of %s, engine %s", o.RW, o.mix(), o.Target,
+		humanize.IBytes(uint64(o.BlockSize)), o.QD, o.jobs(), humanize.IBytes(uint64(o.Size)), o.Engine)
+	if o.Rate > 0 {
+		fmt.Fprintf(&b, ", %s operations a second", humanize.Comma(int64(o.Rate)))
+	}
+	fmt.Fprintf(&b, "; ran %s\n", res.Elapsed.Round(time.Millisecond))
+	if res.Stopped != "" {
+		fmt.Fprintf(&b, "ended early: %s\n", res.Stopped)
+	}
+	b.WriteByte('\n')
+
+	t := tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(t, "\tcount\tIOPS\tMiB/s\tmean\tp50\tp90\tp99\tp99.9\tmax\t")
+	for _, row := range []struct {
+		name string
+		ops  *Operations
+	}{{"read", res.Read}, {"write", res.Write}, {"fsync", res.Fsync}} {
+		if row.ops != nil {
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", row.name, humanize.Comma(row.ops.Count),
+				humanize.Comma(int64(row.ops.IOPS)), strconv.FormatFloat(row.ops.MiBs, 'f', 1, 64), row.ops.Latency.cells())
+		}
+	}
+	if res.StartLag != nil {
+		fmt.Fprintf(t, "start lag\t\t\t\t%s\n", res.StartLag.cells())
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	res.writeFaults(&b)
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// mix is the share of reads where there are both.
+func (o *Options) mix() string {
+	if o.RW != RandRW {
+		return ""
+	}
+	return fmt.Sprintf(" (%d %% reads)", o.ReadPercent)
+}
+
+func (o *Options) jobs() string {
+	if o.Jobs == 1 {
+		return "1 job"
+	}
+	return strconv.Itoa(o.Jobs) + " jobs"
+}
+
+func (l Latency) cells() string {
+	var b strings.Builder
+	for _, d := range []time.Duration{l.Mean, l.P50, l.P90, l.P99, l.P999, l.Max} {
+		b.WriteString(short(d) + "\t")
+	}
+	return b.String()
+}
+
+// short prints a span in three digits.
+func short(d time.Duration) string {
+	for _, unit := range []struct {
+		d    time.Duration
+		name string
+	}{{time.Second, "s"}, {time.Millisecond, "ms"}, {time.Microsecond, "µs"}} {
+		if d >= unit.d-unit.d/2000 { // what would round up to it
+			v, decimals := float64(d)/float64(unit.d), 0
+			for limit := 99.95; decimals < 2 && v < limit; limit /= 10 {
+				decimals++
+			}
+			return strconv.FormatFloat(v, 'f', decimals, 64) + unit.name
+		}
+	}
+	return strconv.Itoa(int(d)) + "ns"
+}
+
+// writeFaults prints what went wrong, and what was verified.
+func (res *Result) writeFaults(b *strings.Builder) {
+	if res.Missed > 0 {
+		fmt.Fprintf(b, "\n%s operations were due and could not be started: the target does not keep up with the rate at this depth\n", humanize.Comma(res.Missed))
+	}
+	if res.Stuck > 0 {
+		fmt.Fprintf(b, "\n%s operations never ended\n", humanize.Comma(res.Stuck))
+	}
+	if len(res.Errors) > 0 {
+		b.WriteString("\nerrors:\n")
+		for _, e := range res.Errors {
+			fmt.Fprintf(b, "  %s x %s: %s\n", humanize.Comma(e.Count), e.Op, e.Error)
+		}
+	}
+	v := res.Verify
+	if v == nil {
+		return
+	}
+	fmt.Fprintf(b, "\nverified %s blocks", humanize.Comma(v.Checked))
+	if v.ReadBack != "" {
+		fmt.Fprintf(b, " (read back: %s)", v.ReadBack)
+	}
+	if v.Faults() == 0 {
+		b.WriteString(": all hold what they should\n")
+		return
+	}
+	fmt.Fprintf(b, ": %d lost, %d old, %d torn, %d misplaced, %d corrupt\n", v.Lost, v.Old, v.Torn, v.Misplaced, v.Corrupt)
+	for _, f := range v.First {
+		fmt.Fprintf(b, "  %s\n", f)
+	}
+}

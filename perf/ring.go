@@ -1,0 +1,204 @@
+package perf
+
+import (
+	"context"
+	"errors"
+	"io"
+	"math/bits"
+	"time"
+
+	"varve/internal/disk"
+	"varve/iouring"
+
+	"golang.org/x/sys/unix"
+)
+
+// timerData marks the completion of the timer; those of operations carry the number of their slot.
+const timerData = ^uint64(0)
+
+// ringWorker drives one job through one ring. It belongs to one locked goroutine.
+type ringWorker struct {
+	l     *load
+	j     *job
+	r     *recorder
+	ring  *iouring.Ring
+	slots []ringSlot
+	free  []int // slots without an operation
+	done  []iouring.Completion
+
+	// The timer, a timerfd that is read through the ring: in open loop it wakes the worker when the next operation is
+	// due, and at the end of the run. -1 in closed loop, where every completion wakes the worker.
+	timer   int
+	ticking bool // a read of the timer is under way
+	tick    []byte
+	ahead   op // given out by the job, not due yet, if waiting
+	waiting bool
+}
+
+// ringSlot is an operation under way.
+type ringSlot struct {
+	x    outcome
+	p    []byte
+	done int // bytes of p
+}
+
+func newRingWorker(l *load, j *job, r *recorder) (*ringWorker, error) {
+	entries := uint32(1) << bits.Len(uint(l.o.QD)) // at least QD+1: one for the timer
+	ring, err := iouring.New(iouring.Options{Entries: entries})
+	if err != nil {
+		return nil, err
+	}
+	w := &ringWorker{l: l, j: j, r: r, ring: ring, timer: -1, tick: make([]byte, 8), slots: make([]ringSlot, l.o.QD)}
+	for i := range w.slots {
+		w.slots[i].p = disk.AlignedBuffer(int(l.o.BlockSize))
+		w.free = append(w.free, i)
+	}
+	if j.every > 0 {
+		if w.timer, err = unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_CLOEXEC); err != nil {
+			return nil, errors.Join(err, ring.Close())
+		}
+	}
+	return w, nil
+}
+
+func (w *ringWorker) close() error {
+	err := w.ring.Close()
+	if w.timer >= 0 {
+		err = errors.Join(err, unix.Close(w.timer))
+	}
+	return err
+}
+
+// loop works until nothing is left to start and all that was started has ended.
+func (w *ringWorker) loop() error {
+	if w.timer >= 0 { // a cancelled run must not wait for an operation that is due in an hour
+		fired := make(chan struct{})
+		stop := context.AfterFunc(w.l.ctx, func() { defer close(fired); _ = setTimer(w.timer, 1) })
+		defer func() {
+			if !stop() {
+				<-fired // the timer is not closed while it is being set
+			}
+		}()
+	}
+	more := true
+	for {
+		for more && len(w.free) > 0 {
+			var err error
+			if more, err = w.startNext(); err != nil {
+				return err
+			}
+			if w.waiting {
+				break
+			}
+		}
+		if w.ring.Pending() == 0 {
+			return nil
+		}
+		if !more && w.ticking && w.ring.Pending() == 1 {
+			if err := setTimer(w.timer, 1); err != nil { // only the timer is left
+				return err
+			}
+		}
+		if err := w.ring.Submit(1); err != nil {
+			return err
+		}
+		w.done = w.ring.Reap(w.done[:0], len(w.slots)+1)
+		ended := w.l.now() // of them all: what follows for one is not charged to the others
+		for _, c := range w.done {
+			if c.Data == timerData {
+				w.ticking = false
+				continue
+			}
+			if err := w.completed(int(c.Data), c, ended); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// startNext starts the job's next operation, or arms the timer if it is not due. It returns false if there is none.
+func (w *ringWorker) startNext() (bool, error) {
+	o, ok := w.ahead, w.waiting
+	w.waiting = false
+	if !ok {
+		if w.l.over() {
+			return false, nil
+		}
+		if o, ok = w.j.next(); !ok {
+			return false, nil
+		}
+	}
+	if left := o.due - w.l.now(); left > 0 {
+		if w.l.over() {
+			w.j.done(o, errTime)
+			return false, nil
+		}
+		w.ahead, w.waiting = o, true
+		return true, w.wait(left)
+	}
+	n := w.free[len(w.free)-1]
+	w.free = w.free[:len(w.free)-1]
+	s := &w.slots[n]
+	w.j.prepare(o, s.p)
+	s.done = 0
+	w.l.busy.Add(1)
+	s.x = outcome{op: o, started: w.l.now()}
+	return true, w.queue(n)
+}
+
+// wait makes the ring wake the worker after d.
+func (w *ringWorker) wait(d time.Duration) error {
+	if err := setTimer(w.timer, d); err != nil {
+		return err
+	}
+	if w.l.ctx.Err() != nil { // cancelled before the timer was set, so nobody will
+		if err := setTimer(w.timer, 1); err != nil {
+			return err
+		}
+	}
+	if w.ticking {
+		return nil
+	}
+	w.ticking = true
+	return w.ring.Read(w.timer, w.tick, 0, timerData)
+}
+
+func setTimer(fd int, d time.Duration) error {
+	return unix.TimerfdSettime(fd, 0, &unix.ItimerSpec{Value: unix.NsecToTimespec(int64(max(d, 1)))}, nil)
+}
+
+// queue gives the rest of a slot's operation to the ring.
+func (w *ringWorker) queue(n int) error {
+	s, f := &w.slots[n], w.j.file
+	off := f.base + s.x.op.block*w.l.o.BlockSize + int64(s.done)
+	switch {
+	case f.fd < 0:
+		return w.ring.Nop(uint64(n))
+	case s.x.op.kind == opSync:
+		return w.ring.Sync(f.fd, uint64(n))
+	case s.x.op.kind == opWrite:
+		return w.ring.Write(f.fd, s.p[s.done:], off, uint64(n))
+	}
+	return w.ring.Read(f.fd, s.p[s.done:], off, uint64(n))
+}
+
+// completed takes what the ring says of a slot's operation, which goes on if it was done in part.
+func (w *ringWorker) completed(n int, c iouring.Completion, ended time.Duration) error {
+	s := &w.slots[n]
+	transfer := s.x.op.kind != opSync && w.j.file.fd >= 0
+	switch {
+	case errors.Is(c.Err, unix.EINTR) || errors.Is(c.Err, unix.EAGAIN):
+		return w.queue(n)
+	case c.Err != nil:
+		s.x.err = c.Err
+	case transfer && c.N <= 0:
+		s.x.err = io.ErrUnexpectedEOF
+	case transfer && s.done+c.N < len(s.p):
+		s.done += c.N
+		return w.queue(n)
+	}
+	s.x.ended = ended
+	w.l.finish(w.j, w.r, s.x, s.p)
+	w.free = append(w.free, n)
+	return nil
+}

@@ -1,0 +1,169 @@
+package perf
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// A target is what the load goes to.
+type target struct {
+	kind string // mount, file, null
+	path string
+}
+
+func parseTarget(s string) (target, error) {
+	kind, path, found := strings.Cut(s, ":")
+	switch {
+	case s == "null":
+		return target{kind: kind}, nil
+	case found && path != "" && (kind == "mount" || kind == "file"):
+		return target{kind: kind, path: path}, nil
+	}
+	return target{}, fmt.Errorf("target %q: want mount:DIR, file:PATH or null", s)
+}
+
+// null reports whether operations end at once.
+func (t target) null() bool { return t.kind == "null" }
+
+// file is what one job works on: an open descriptor from base on. It may be used by several goroutines at once.
+type file struct {
+	fd   int // -1 of the target null
+	path string
+	base int64
+}
+
+// open opens the file of a job.
+func (t target) open(job int, o *Options) (*file, error) {
+	if t.null() {
+		return &file{fd: -1}, nil
+	}
+	f := &file{path: t.path, base: int64(job) * o.Size}
+	if t.kind == "mount" {
+		if st, err := os.Stat(t.path); err != nil {
+			return nil, err
+		} else if !st.IsDir() {
+			return nil, fmt.Errorf("%s is not a directory: for a file use file:%s", t.path, t.path)
+		}
+		f.path, f.base = filepath.Join(t.path, fmt.Sprintf("varve-perf.%d", job)), 0
+	}
+	flags := unix.O_RDWR | unix.O_CREAT | unix.O_CLOEXEC
+	if o.Direct {
+		flags |= unix.O_DIRECT
+	}
+	err := again(func() (err error) { f.fd, err = unix.Open(f.path, flags, 0o600); return err })
+	if errors.Is(err, unix.EROFS) || errors.Is(err, unix.EACCES) {
+		err = again(func() (err error) { f.fd, err = unix.Open(f.path, flags&^unix.O_CREAT&^unix.O_RDWR, 0); return err })
+	}
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: f.path, Err: err}
+	}
+	return f, nil
+}
+
+func (f *file) close() error {
+	if f.fd < 0 {
+		return nil
+	}
+	return unix.Close(f.fd)
+}
+
+// transfer reads or writes all of p at off of the job's range.
+func (f *file) transfer(kind opKind, p []byte, off int64) error {
+	if f.fd < 0 {
+		return nil
+	}
+	for len(p) > 0 {
+		n := 0
+		err := again(func() (err error) {
+			if kind == opWrite {
+				n, err = unix.Pwrite(f.fd, p, f.base+off)
+			} else {
+				n, err = unix.Pread(f.fd, p, f.base+off)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		if n <= 0 {
+			return io.ErrUnexpectedEOF
+		}
+		p, off = p[n:], off+int64(n)
+	}
+	return nil
+}
+
+func (f *file) sync() error {
+	if f.fd < 0 {
+		return nil
+	}
+	return again(func() error { return unix.Fdatasync(f.fd) })
+}
+
+// forget asks the kernel to drop what it caches of the job's range, so that reads come from the target. It is advice.
+func (f *file) forget(size int64) {
+	if f.fd >= 0 {
+		_ = unix.Fadvise(f.fd, f.base, size, unix.FADV_DONTNEED)
+	}
+}
+
+// short reports whether the file is regular and ends inside the job's range.
+func (f *file) short(size int64) (bool, error) {
+	if f.fd < 0 {
+		return false, nil
+	}
+	var st unix.Stat_t
+	if err := again(func() error { return unix.Fstat(f.fd, &st) }); err != nil {
+		return false, &os.PathError{Op: "stat", Path: f.path, Err: err}
+	}
+	return st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size < f.base+size, nil
+}
+
+// again repeats a system call that a signal interrupted.
+func again(call func() error) error {
+	for {
+		if err := call(); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// endsRun reports whether an operation's error means that the operations after it cannot fare better.
+func endsRun(err error) bool {
+	for _, e := range []error{
+		unix.ENOSPC, unix.EDQUOT, unix.EFBIG, unix.ENODEV, unix.ENXIO, unix.ENOTCONN, unix.ECONNABORTED, unix.ESTALE,
+		unix.EROFS, unix.EBADF, unix.EINVAL, unix.ENOENT,
+	} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// reason says in words why the run ended.
+func reason(op opKind, err error) string {
+	words := ""
+	switch {
+	case errors.Is(err, unix.ENOSPC):
+		words = "disk full"
+	case errors.Is(err, unix.EDQUOT):
+		words = "quota used up"
+	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENOTCONN),
+		errors.Is(err, unix.ECONNABORTED), errors.Is(err, unix.ESTALE):
+		words = "target gone"
+	case errors.Is(err, unix.EROFS), errors.Is(err, unix.EBADF):
+		words = "target is read-only"
+	case errors.Is(err, unix.EINVAL):
+		words = "target refuses such operations (direct I/O wants larger blocks?)"
+	default:
+		words = "target fails"
+	}
+	return fmt.Sprintf("%s: %s: %v", words, op, err)
+}

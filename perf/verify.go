@@ -1,0 +1,150 @@
+package perf
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"varve/internal/disk"
+)
+
+// maxFaults bounds the faults that a result describes; all are counted.
+const maxFaults = 16
+
+// VerifyResult is what Options.Verify found.
+type VerifyResult struct {
+	Checked int64 `json:"checked"` // blocks compared: those read in the run, and those read back after it
+	// ReadBack says whether what was written was read back after the run: done, or why not.
+	ReadBack  string  `json:"read_back,omitempty"`
+	Lost      int64   `json:"lost"`
+	Old       int64   `json:"old"`
+	Torn      int64   `json:"torn"`
+	Misplaced int64   `json:"misplaced"`
+	Corrupt   int64   `json:"corrupt"`
+	First     []Fault `json:"first,omitempty"` // the first faults, at most 16
+}
+
+// Fault is a block that does not hold what it should.
+type Fault struct {
+	Kind   FaultKind `json:"kind"`
+	Job    int       `json:"job"`
+	Block  int64     `json:"block"`  // in the job's range
+	Path   string    `json:"path"`   // of the file or device
+	Offset int64     `json:"offset"` // of the block in it, in bytes
+	Detail string    `json:"detail"`
+}
+
+func (f Fault) String() string {
+	return fmt.Sprintf("%s at %d: %s (job %d, block %d): %s", f.Path, f.Offset, f.Kind, f.Job, f.Block, f.Detail)
+}
+
+// Faults is the number of blocks that do not hold what they should.
+func (v *VerifyResult) Faults() int64 { return v.Lost + v.Old + v.Torn + v.Misplaced + v.Corrupt }
+
+func (v *VerifyResult) add(f *Fault) {
+	if f == nil {
+		return
+	}
+	*v.counter(f.Kind)++
+	if len(v.First) < maxFaults {
+		v.First = append(v.First, *f)
+	}
+}
+
+func (v *VerifyResult) counter(k FaultKind) *int64 {
+	switch k {
+	case Lost:
+		return &v.Lost
+	case Old:
+		return &v.Old
+	case Torn:
+		return &v.Torn
+	case Misplaced:
+		return &v.Misplaced
+	}
+	return &v.Corrupt
+}
+
+func (v *VerifyResult) merge(from *VerifyResult) {
+	v.Checked += from.Checked
+	for _, k := range []FaultKind{Lost, Old, Torn, Misplaced, Corrupt} {
+		*v.counter(k) += *from.counter(k)
+	}
+	v.First = append(v.First, from.First...)
+	v.First = v.First[:min(len(v.First), maxFaults)]
+}
+
+// readBack reads all that the jobs wrote and compares it, a goroutine a job, and returns how that ended.
+func readBack(ctx context.Context, o *Options, jobs []*job, r *recorder) string {
+	var wg sync.WaitGroup
+	for _, j := range jobs {
+		wg.Go(func() {
+			if err := j.file.sync(); err != nil { // what is dirty cannot be forgotten
+				r.failed(opSync, err)
+			}
+			j.file.forget(o.Size)
+			j.readBack(ctx, r)
+		})
+	}
+	wg.Wait()
+	if ctx.Err() != nil {
+		return cancelled
+	}
+	return "done"
+}
+
+func (j *job) readBack(ctx context.Context, r *recorder) {
+	size := j.o.BlockSize
+	perChunk := max(1, layoutChunk/size)
+	p := disk.AlignedBuffer(int(perChunk * size))
+	failures := 0
+	for first := int64(0); first < j.blocks && ctx.Err() == nil && failures < maxErrors; first += perChunk {
+		n := min(perChunk, j.blocks-first)
+		if !j.wrote(first, n) {
+			continue
+		}
+		whole := j.file.transfer(opRead, p[:n*size], first*size) == nil
+		for i := range n {
+			if !j.wrote(first+i, 1) {
+				continue
+			}
+			b := p[i*size : (i+1)*size]
+			if !whole { // find out which blocks cannot be read
+				if err := j.file.transfer(opRead, b, (first+i)*size); err != nil {
+					r.failed(opRead, fmt.Errorf("read back: %w", err))
+					if failures++; endsRun(err) || failures >= maxErrors {
+						return
+					}
+					continue
+				}
+			}
+			r.checked(j.compare(first+i, b))
+		}
+	}
+}
+
+// wrote reports whether the run wrote, or tried to write, one of n blocks.
+func (j *job) wrote(first, n int64) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, s := range j.state.blocks[first : first+n] {
+		if s.hi > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// failed and checked count what readBack finds.
+func (r *recorder) failed(kind opKind, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.fail(errorKind{kind, err.Error()}, 1)
+}
+
+func (r *recorder) checked(f *Fault) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.verify.Checked++
+	r.verify.add(f)
+}
