@@ -118,14 +118,15 @@ func (c *Client) Close() error {
 	return nil
 }
 
-// background runs f on a goroutine that Close waits for.
-func (c *Client) background(f func()) {
+// background runs f on a goroutine that Close waits for. After Close it does not, and reports false.
+func (c *Client) background(f func()) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ctx.Err() != nil {
-		return
+		return false
 	}
 	c.wg.Go(f)
+	return true
 }
 
 // tick reports sizes and watches the session's lease.

@@ -12,13 +12,12 @@
 //   - While a server cannot be reached, operations wait and are retried; a changing metadata request is carried
 //     out once, since a retry carries the same (session, seq). Waiting ends with ctx, Options.Timeout or Close.
 //   - A write whose caller gave up half-way goes on in the background, its blocks still locked, until all replicas
-//     are equal.
+//     are equal; so does a truncate.
 //   - When the session was lost, every File of it fails with fserr.Stale for ever; nothing of it is tried again under
 //     the next session.
 //
 // Lock order, outermost first; a lock is never waited for while holding one further down:
 //
-//	File.dead                  none
 //	inode.leaseOp              one Open or Release request of the inode at a time
 //	inode.appendOp             one exclusive append at a time
 //	inode.ranges               blocks that are read, written or punched

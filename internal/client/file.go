@@ -109,7 +109,7 @@ func (f *File) Truncate(ctx context.Context, size int64) error {
 	if !f.write {
 		return fserr.BadHandle
 	}
-	return f.in.s.c.truncateOpen(ctx, f, size)
+	return f.in.s.c.truncateOpen(ctx, f, size, false)
 }
 
 // Release ends the open. The lease is kept for the next one.

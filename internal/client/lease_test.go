@@ -283,6 +283,52 @@ func TestSharedWrites(t *testing.T) {
 	}
 }
 
+func TestHoleFilledByAnotherMount(t *testing.T) {
+	w := newWorld(t, 1, 2, 2, 1)
+	c1, c2 := w.dial(t, nil), w.dial(t, nil)
+	f1 := create(t, c1, "a")
+	f2 := open(t, c2, f1, true)
+	write(t, f1, fill(10, 1), 2*chunk.Size)
+	if got := read(t, f1, chunk.Size, 4096); !chunk.IsZero(got) || len(got) != 4096 {
+		t.Fatal("hole does not read as zeros")
+	}
+	want := fill(4096, 2)
+	write(t, f2, want, chunk.Size)
+	if !bytes.Equal(read(t, f1, chunk.Size, 4096), want) {
+		t.Fatal("what another mount put into a hole is not seen")
+	}
+}
+
+func TestInterruptedTruncateEnds(t *testing.T) {
+	w := newWorld(t, 1, 1, 1, 1)
+	c := w.dial(t, nil)
+	f := create(t, c, "a")
+	want := fill(8192, 1)
+	write(t, f, want, 0)
+	out := make(chan struct{})
+	w.setBefore(func(req *msg.MetaRequest) (fserr.Code, bool) {
+		if set := req.GetSetAttr(); set != nil && !set.Flush {
+			<-out
+		}
+		return 0, false
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := f.Truncate(ctx, 100); fserr.Of(err) != fserr.Timeout {
+		t.Fatal(err)
+	}
+	close(out)
+	if got := read(t, f, 0, 8192); !bytes.Equal(got, want[:100]) {
+		t.Fatalf("%d bytes", len(got))
+	}
+	if err := f.Truncate(t.Context(), 8192); err != nil {
+		t.Fatal(err)
+	}
+	if got := read(t, f, 0, 8192); !chunk.IsZero(got[100:]) {
+		t.Fatal("what was cut off came back")
+	}
+}
+
 func TestUpgrade(t *testing.T) {
 	w := newWorld(t, 1, 1, 1, 1)
 	c1, c2 := w.dial(t, nil), w.dial(t, nil)

@@ -24,6 +24,7 @@ type trouble struct {
 	epoch    id.Epoch
 	broken   int
 	missing  int
+	stale    int
 	damaged  int
 	notReady time.Time // since when
 }
@@ -88,9 +89,10 @@ func (op *dataOp) judge(t *target, e id.Epoch, now time.Time) remedy {
 	case fserr.Fenced, fserr.NoSession:
 		op.in.s.kill(code)
 	case fserr.StaleEpoch:
-		r.forget = true
+		tr.stale++
+		r.forget, r.pause = true, tr.stale > 1 // the layout has been learned again and says the same
 	case fserr.NoChunk:
-		r.forget = true
+		r.forget, r.pause = true, tr.missing > 0
 		if tr.missing++; tr.missing > missingLimit {
 			r.drop = "it does not have the chunk"
 		}
@@ -137,7 +139,7 @@ func (op *dataOp) mend(ctx context.Context, loc *location) (pause bool, err erro
 	if in.s.ctx.Err() != nil {
 		return false, fserr.Stale
 	}
-	if full == op.n && len(op.forwards()) == 0 {
+	if full == op.n { // nobody has carried it out: under a shared-write lease the first would have been first
 		return false, fmt.Errorf("chunk %v: %w", loc.chunk, fserr.NoSpace)
 	}
 	for _, r := range remedies[:op.n] {
@@ -161,16 +163,6 @@ func (op *dataOp) mend(ctx context.Context, loc *location) (pause bool, err erro
 		pause = true
 	}
 	return pause, nil
-}
-
-// forwards returns the servers that the first replica was to forward to.
-func (op *dataOp) forwards() []id.ServerID {
-	for i, s := range op.req.Forward {
-		if s == 0 {
-			return op.req.Forward[:i]
-		}
-	}
-	return op.req.Forward[:]
 }
 
 // undo makes the replicas of a write equal again when one of them, which cannot be dropped, has no space for it: what

@@ -102,7 +102,8 @@ func (c *Client) Create(ctx context.Context, cred *msg.Cred, req *msg.Create) (*
 	return c.overlay(reply.Attr), f, nil
 }
 
-// Open opens a regular file.
+// Open opens a regular file. trunc empties it, and takes its setuid and setgid bits away unless the caller is root or the
+// kernel has checked, which asks for that itself.
 func (c *Client) Open(ctx context.Context, cred *msg.Cred, ino id.Ino, write, trunc bool) (*File, error) {
 	mask := uint32(0)
 	if cred != nil && !cred.Checked {
@@ -116,7 +117,7 @@ func (c *Client) Open(ctx context.Context, cred *msg.Cred, ino id.Ino, write, tr
 		return nil, err
 	}
 	if trunc {
-		if err := c.truncateOpen(ctx, f, 0); err != nil {
+		if err := c.truncateOpen(ctx, f, 0, !cred.GetChecked() && cred.GetUid() != 0); err != nil {
 			_ = f.Release(ctx) // the truncate's error is the one to tell
 			return nil, err
 		}
@@ -145,14 +146,14 @@ func (c *Client) open(ctx context.Context, cred *msg.Cred, ino id.Ino, write boo
 	}
 }
 
-func (c *Client) truncateOpen(ctx context.Context, f *File, size int64) error {
+func (c *Client) truncateOpen(ctx context.Context, f *File, size int64, killPriv bool) error {
 	if size < 0 {
 		return fserr.Invalid
 	}
 	ctx, cancel := c.limit(ctx)
 	defer cancel()
 	n := uint64(size)
-	_, err := f.in.truncate(ctx, &msg.Cred{Checked: true}, &msg.SetAttr{Ino: uint64(f.in.ino), Size: &n, MtimeNow: true, KillPriv: true})
+	_, err := f.in.truncate(ctx, &msg.Cred{Checked: true}, &msg.SetAttr{Ino: uint64(f.in.ino), Size: &n, MtimeNow: true, KillPriv: killPriv})
 	return err
 }
 
@@ -280,10 +281,12 @@ func (c *Client) Lock(ctx context.Context, req *msg.Lock) (*msg.LockReply, error
 		}
 		ch := make(chan answer, 1)
 		// Each request is seen to its end, so that no lock is granted that nobody knows of.
-		c.background(func() {
+		if !c.background(func() {
 			r, err := lockOf(c.do(s.ctx, s, &msg.MetaRequest{Op: &msg.MetaRequest_Lock{Lock: try}}))
 			ch <- answer{r, err}
-		})
+		}) {
+			return nil, fserr.Stale
+		}
 		var a answer
 		select {
 		case a = <-ch:

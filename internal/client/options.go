@@ -14,7 +14,7 @@ import (
 // Notifier is told when the kernel must forget what it cached. Calls may block; the client holds no lock that a
 // filesystem operation needs.
 type Notifier interface {
-	// InvalidateInode drops cached attributes and the pages of [off, off+length); length 0 means to the end.
+	// InvalidateInode drops cached attributes and the pages of [off, off+length); length 0 means to the end. It returns when the kernel has dropped them.
 	InvalidateInode(ino id.Ino, off, length int64)
 	// InvalidateEntry drops a cached name.
 	InvalidateEntry(parent id.Ino, name []byte)

@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -72,7 +73,8 @@ func (in *inode) extend(ctx context.Context, off, n int64) error {
 	return in.writeDone(ctx, off, n, false) // the size only grows by it, whatever others do meanwhile
 }
 
-// truncate sets the size of a file that the caller has open for writing, and the other attributes of set with it.
+// truncate sets the size of a file that the caller has open for writing, and the other attributes of set with it. Once it
+// was asked for it is seen to its end, with the whole file locked, even if the caller gives up.
 func (in *inode) truncate(ctx context.Context, cred *msg.Cred, set *msg.SetAttr) (*msg.Attr, error) {
 	size := int64(set.GetSize())
 	if size < 0 || size > chunk.MaxFileSize {
@@ -82,34 +84,53 @@ func (in *inode) truncate(ctx context.Context, cred *msg.Cred, set *msg.SetAttr)
 	if err != nil {
 		return nil, err
 	}
-	settling := false
-	defer func() {
-		if !settling {
-			in.ranges.unlock(hold)
-		}
-	}()
 	if from, to := in.leftover(size); from < to {
-		if err := in.clear(ctx, from, to); err != nil {
-			return nil, err
-		}
+		err = in.clear(ctx, from, to)
 	}
-	// The metadata server must know the size that it cuts.
-	if err := in.flushAttr(ctx, false); err != nil {
+	if err == nil { // the metadata server must know the size that it cuts
+		err = in.flushAttr(ctx, false)
+	}
+	if err != nil {
+		in.ranges.unlock(hold)
 		return nil, err
 	}
+	if cred != nil { // its slice is the caller's
+		cred = &msg.Cred{Uid: cred.Uid, Gid: cred.Gid, Groups: slices.Clone(cred.Groups), Checked: cred.Checked}
+	}
+	type answer struct {
+		attr *msg.Attr
+		err  error
+	}
+	done := make(chan answer, 1)
+	own := in.s.pin(in.ino)
+	own.mu.Lock()
+	own.writers++ // so that a recall keeps the lease
+	own.mu.Unlock()
+	if !in.s.c.background(func() {
+		attr, err := in.cut(in.s.ctx, cred, set)
+		in.ranges.unlock(hold)
+		done <- answer{attr, err}
+		_ = own.closeHandle(in.s.ctx, true) // a size that cannot be reported now stays due
+	}) {
+		return nil, fserr.Stale
+	}
+	select {
+	case a := <-done:
+		return a.attr, a.err
+	case <-ctx.Done():
+		return nil, ended(ctx)
+	}
+}
+
+// cut asks for a new size and clears what is left of the last chunk. The whole file is locked.
+func (in *inode) cut(ctx context.Context, cred *msg.Cred, set *msg.SetAttr) (*msg.Attr, error) {
 	reply, err := in.s.c.do(ctx, in.s, &msg.MetaRequest{Cred: cred, Op: &msg.MetaRequest_SetAttr{SetAttr: set}})
 	if err != nil {
 		return nil, err
 	}
-	in.resized(size, reply)
-	punch := reply.GetSetAttr()
-	if !punch.GetPunch() {
-		return reply.Attr, nil
-	}
-	err = in.punchTail(ctx, punch)
-	if err != nil && in.s.ctx.Err() == nil {
-		settling = true
-		in.settleTail(hold, punch)
+	in.resized(int64(set.GetSize()), reply)
+	if r := reply.GetSetAttr(); r.GetPunch() {
+		err = in.punchTail(ctx, r)
 	}
 	return reply.Attr, err
 }
@@ -147,21 +168,6 @@ func (in *inode) punchTail(ctx context.Context, r *msg.SetAttrReply) error {
 	}
 	_, err := in.s.c.do(ctx, in.s, &msg.MetaRequest{Op: &msg.MetaRequest_PunchDone{PunchDone: &msg.PunchDone{Ino: uint64(in.ino)}}})
 	return err
-}
-
-// settleTail goes on with the punch of a truncate whose caller gave up; the file stays locked until then.
-func (in *inode) settleTail(hold *rangeHold, r *msg.SetAttrReply) {
-	in = in.s.pin(in.ino)
-	in.mu.Lock()
-	in.writers++ // so that a recall keeps the lease
-	in.mu.Unlock()
-	in.s.c.background(func() {
-		defer func() { _ = in.closeHandle(in.s.ctx, true) }() // a size that cannot be reported now stays due
-		if err := in.punchTail(in.s.ctx, r); err != nil && in.s.ctx.Err() == nil {
-			in.s.c.log.Warn("an interrupted truncate could not be completed", "inode", in.ino, "err", err)
-		}
-		in.ranges.unlock(hold)
-	})
 }
 
 // seek finds the next data or hole at or after off.
