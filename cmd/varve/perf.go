@@ -1,0 +1,138 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"varve/perf"
+
+	"github.com/spf13/cobra"
+)
+
+// perfFlags are the flags of perf run that are not an option of the load as they stand.
+type perfFlags struct {
+	o       perf.Options
+	rw      string
+	engine  string
+	bs      string
+	size    string
+	outFile string
+}
+
+// perfCommand belongs into the list of app.root.
+var _ = (*app).perfCommand
+
+func (a *app) perfCommand() *cobra.Command {
+	return groupCommand("perf", "Generate load and measure it", a.perfRunCommand())
+}
+
+func (a *app) perfRunCommand() *cobra.Command {
+	f := &perfFlags{}
+	cmd := &cobra.Command{
+		Use: "run", Short: "Read and write a target, and report how fast it was", Args: noArgs,
+		Long: "Read and write a target, and report how fast it was.\n\n" +
+			"Below mount:DIR each job has a file varve-perf.N, which is kept for the next run; in file:PATH, which may be a\n" +
+			"block device, each has a part, and writing destroys what is there. Ctrl-C ends the run and reports what ran.",
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.perfRun(cmd, f) },
+	}
+	fl, o := cmd.Flags(), &f.o
+	fl.StringVar(&o.Target, "target", "", "mount:DIR, file:PATH or null (the generator alone)")
+	fl.DurationVar(&o.Duration, "for", 30*time.Second, "how long; 0: as many operations as there are blocks")
+	fl.StringVar(&f.rw, "rw", string(perf.RandRead), "read, write, randread, randwrite or randrw")
+	fl.IntVar(&o.ReadPercent, "mix", 50, "share of reads of randrw in percent")
+	fl.StringVar(&f.bs, "bs", "4k", "bytes of an operation; k, m and g are powers of 1024")
+	fl.IntVar(&o.QD, "qd", 32, "operations under way in each job")
+	fl.IntVar(&o.Jobs, "jobs", 2, "jobs")
+	fl.StringVar(&f.size, "size", "2g", "bytes that each job works on")
+	fl.Float64Var(&o.Rate, "rate", 0, "operations a second of all jobs, whether or not the target keeps up (open loop); 0: as many as it takes")
+	fl.IntVar(&o.FsyncEvery, "fsync", 0, "fdatasync after as many writes of a job; 0: never")
+	fl.BoolVar(&o.Verify, "verify", false, "write blocks that say what they are, check those that are read, and read all back at the end")
+	fl.BoolVar(&o.Direct, "direct", false, "go past the page cache (O_DIRECT)")
+	fl.StringVar(&f.engine, "engine", string(perf.Auto), "auto, sync or uring")
+	fl.Uint64Var(&o.Seed, "seed", 0, "of the random order")
+	fl.StringVar(&f.outFile, "out", "", "also write the result to this file, as JSON")
+	return cmd
+}
+
+// options are the options of the load that the flags ask for.
+func (f *perfFlags) options() (perf.Options, error) {
+	o := f.o
+	o.RW, o.Engine = perf.RW(f.rw), perf.Engine(f.engine)
+	if o.RW != perf.RandRW {
+		o.ReadPercent = 0
+	}
+	var errs [2]error
+	o.BlockSize, errs[0] = parseBytes("--bs", f.bs)
+	o.Size, errs[1] = parseBytes("--size", f.size)
+	if o.Target == "" {
+		return o, errors.New("which target? Give --target mount:DIR, file:PATH or null")
+	}
+	if err := errors.Join(errs[:]...); err != nil {
+		return o, err
+	}
+	return o, o.Validate()
+}
+
+func (a *app) perfRun(cmd *cobra.Command, f *perfFlags) error {
+	o, err := f.options()
+	if err != nil {
+		return usagef("%w", err)
+	}
+	var out *os.File // opened before the run, which would be in vain
+	if f.outFile != "" {
+		if out, err = os.Create(f.outFile); err != nil {
+			return err
+		}
+		defer out.Close()
+	}
+	res, err := perf.Run(cmd.Context(), o)
+	if err != nil {
+		return err
+	}
+	if out != nil {
+		enc := json.NewEncoder(out)
+		enc.SetIndent("", "  ")
+		if err := errors.Join(enc.Encode(res), out.Close()); err != nil {
+			return err
+		}
+	}
+	if a.json {
+		err = a.printJSON(res)
+	} else {
+		err = res.WriteText(a.out)
+	}
+	if err == nil && !res.OK() {
+		err = perfFault(res)
+	}
+	return err
+}
+
+// perfFault says in one line what was wrong with a run, the worst first.
+func perfFault(res *perf.Result) error {
+	switch v := res.Verify; {
+	case v != nil && v.Faults() > 0:
+		return fmt.Errorf("%s: %d blocks do not hold what was written, the first: %s", res.Options.Target, v.Faults(), v.First[0])
+	case res.Stopped != "":
+		return fmt.Errorf("%s: the run ended early: %s", res.Options.Target, res.Stopped)
+	}
+	return fmt.Errorf("%s: some operations failed; see the report", res.Options.Target)
+}
+
+// parseBytes reads a size as fio and dd do: k, m, g and t, with or without "b" or "ib", are powers of 1024.
+func parseBytes(flag, s string) (int64, error) {
+	lower := strings.ToLower(s)
+	digits := strings.TrimRight(lower, "kmgtib")
+	unit := strings.TrimSuffix(strings.TrimSuffix(lower[len(digits):], "b"), "i")
+	shift, ok := map[string]int{"": 0, "k": 10, "m": 20, "g": 30, "t": 40}[unit]
+	n, err := strconv.ParseInt(digits, 10, 64)
+	if err != nil || !ok || n < 1 || n > math.MaxInt64>>shift {
+		return 0, fmt.Errorf("%s %q: want a number of bytes such as 4096, 4k or 2g", flag, s)
+	}
+	return n << shift, nil
+}
