@@ -15,6 +15,8 @@ const (
 	// A recall waits this long for a report of size and mtime that is under way, so that the report cannot arrive after
 	// somebody else truncated the file. Not longer: the metadata server may hold the report until the recall is answered.
 	recallPatience = 2 * time.Second
+	// invalidatePatience is how long a callback about a write of another mount waits for the kernel.
+	invalidatePatience = 250 * time.Millisecond
 	// floorFor is how long the metadata server may take to commit what a recall reported.
 	floorFor = 2 * time.Second
 )
@@ -52,7 +54,7 @@ func (h *callbacks) Serve(ctx context.Context, conn *wire.Conn, req *wire.Frame)
 	}
 	if in == nil {
 		if cb.Kind == msg.Callback_INVALIDATE || cb.Kind == msg.Callback_LEASE {
-			h.c.invalidate(id.Ino(cb.Ino), int64(cb.Offset), int64(cb.Length))
+			h.invalidate(ctx, cb)
 		}
 		_ = conn.ReplyMessage(req, fserr.OK, reply)
 		return
@@ -74,7 +76,7 @@ func (h *callbacks) Serve(ctx context.Context, conn *wire.Conn, req *wire.Frame)
 		in.mu.Lock()
 		in.forgetSizeLocked()
 		in.mu.Unlock()
-		h.c.invalidate(in.ino, int64(cb.Offset), int64(cb.Length))
+		h.invalidate(ctx, cb)
 	case msg.Callback_UPGRADE:
 		recalls := in.recallCount() // before the answer: a recall that comes after it wins
 		h.c.background(func() { in.upgrade(cb, recalls) })
@@ -83,6 +85,15 @@ func (h *callbacks) Serve(ctx context.Context, conn *wire.Conn, req *wire.Frame)
 	if cb.Kind == msg.Callback_LEASE && err == nil {
 		in.recalled(reply)
 	}
+}
+
+// invalidate drops what another mount has overwritten. It waits for the kernel, but not for ever: two mounts that write to one
+// page through their page caches hold it locked while each waits for the other to drop it. Then the kernel drops it as soon
+// as its own write has ended.
+func (h *callbacks) invalidate(ctx context.Context, cb *msg.Callback) {
+	ctx, cancel := context.WithTimeout(ctx, invalidatePatience)
+	defer cancel()
+	h.c.invalidateNow(ctx, id.Ino(cb.Ino), int64(cb.Offset), int64(cb.Length))
 }
 
 // forgetSizeLocked notes that somebody else may have changed the size, unless it is ours.
@@ -97,7 +108,7 @@ func (in *inode) forgetSizeLocked() {
 // recall stops caching: the kernel writes back and forgets, requests under way end, the mode changes. What open handles
 // still need is kept.
 func (in *inode) recall(ctx context.Context, cb *msg.Callback, reply *msg.CallbackReply) {
-	in.s.c.invalidate(in.ino, 0, 0) // may write through us, so with no lock held
+	in.s.c.invalidateNow(ctx, in.ino, 0, 0) // may write through us, so with no lock held
 	pctx, cancel := context.WithTimeout(ctx, recallPatience)
 	reporting := in.attrOp.lock(pctx) == nil
 	cancel()

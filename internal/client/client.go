@@ -81,10 +81,25 @@ func (c *Client) SetNotifier(n Notifier) {
 	c.notifier.Store(&n)
 }
 
+// invalidate makes the kernel forget, now or soon.
 func (c *Client) invalidate(ino id.Ino, off, length int64) {
 	if n := c.notifier.Load(); n != nil {
 		(*n).InvalidateInode(ino, off, length)
 	}
+}
+
+// invalidateNow makes the kernel forget before it returns, or ctx ends: then it does soon.
+func (c *Client) invalidateNow(ctx context.Context, ino id.Ino, off, length int64) {
+	n := c.notifier.Load()
+	if n == nil {
+		return
+	}
+	w, ok := (*n).(WaitNotifier)
+	if !ok {
+		(*n).InvalidateInode(ino, off, length)
+		return
+	}
+	_ = w.InvalidateInodeWait(ctx, ino, off, length) // it fails only with ctx
 }
 
 // Close reports sizes, ends the session and waits for everything the client started. Files still open are dead

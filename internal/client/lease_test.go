@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -326,6 +327,41 @@ func TestInterruptedTruncateEnds(t *testing.T) {
 	}
 	if got := read(t, f, 0, 8192); !chunk.IsZero(got[100:]) {
 		t.Fatal("what was cut off came back")
+	}
+}
+
+// lockedPage is a notifier whose kernel cannot drop pages while it writes, as with two mounts that write to one page.
+type lockedPage struct {
+	notifier
+	waits atomic.Int32
+}
+
+func (n *lockedPage) InvalidateInodeWait(ctx context.Context, ino id.Ino, off, length int64) error {
+	if length == 0 {
+		return nil
+	}
+	n.waits.Add(1)
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func TestInvalidationsOfTwoWritersDoNotDeadlock(t *testing.T) {
+	w := newWorld(t, 1, 1, 1, 1)
+	n1, n2 := &lockedPage{}, &lockedPage{}
+	c1, c2 := w.dial(t, func(o *Options) { o.Notifier = n1 }), w.dial(t, func(o *Options) { o.Notifier = n2 })
+	f1 := create(t, c1, "a")
+	f2 := open(t, c2, f1, true)
+	var wg sync.WaitGroup
+	for _, f := range []*File{f1, f2} {
+		wg.Go(func() {
+			if _, _, err := f.WriteAt(context.Background(), fill(100, 1), 0, false); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if n1.waits.Load() != 1 || n2.waits.Load() != 1 {
+		t.Fatal("pages were not to be dropped")
 	}
 }
 

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -11,13 +12,20 @@ import (
 	"varve/internal/id"
 )
 
-// Notifier is told when the kernel must forget what it cached. Calls may block; the client holds no lock that a
-// filesystem operation needs.
+// Notifier is told when the kernel must forget what it cached. Calls may block, or only queue; the client holds no lock
+// that a filesystem operation needs.
 type Notifier interface {
-	// InvalidateInode drops cached attributes and the pages of [off, off+length); length 0 means to the end. It returns when the kernel has dropped them.
+	// InvalidateInode drops cached attributes and the pages of [off, off+length); length 0 means to the end.
 	InvalidateInode(ino id.Ino, off, length int64)
 	// InvalidateEntry drops a cached name.
 	InvalidateEntry(parent id.Ino, name []byte)
+}
+
+// WaitNotifier is a Notifier whose InvalidateInode only queues: where another mount is to go on only when nothing old is
+// cached any more, this is called instead.
+type WaitNotifier interface {
+	// InvalidateInodeWait is InvalidateInode and returns when it is done, or ctx has ended.
+	InvalidateInodeWait(ctx context.Context, ino id.Ino, off, length int64) error
 }
 
 // Options of a client. Cluster and Addrs are needed; the zero value of the rest works.
