@@ -165,10 +165,10 @@ func valueOf(f protoreflect.FieldDescriptor, v protoreflect.Value) any {
 		}
 		return strconv.Itoa(int(v.Enum()))
 	case protoreflect.BytesKind:
-		if b := v.Bytes(); !namedValue(f) && printable(b) {
+		if b := v.Bytes(); !namedValue(f) && utf8.Valid(b) {
 			return string(b)
 		}
-		return hex.EncodeToString(v.Bytes())
+		return "0x" + hex.EncodeToString(v.Bytes())
 	case protoreflect.Uint32Kind:
 		n := uint32(v.Uint())
 		switch {

@@ -1,0 +1,192 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestParseBootstrap(t *testing.T) {
+	for _, tc := range []struct {
+		in, want, fault string
+	}{
+		{in: "", want: ""},
+		{in: "10.0.0.1:2510\n", want: "10.0.0.1:2510"},
+		{in: "# all\n\n 10.0.0.1 # first\nmds2.example:99\n10.0.0.1:2510", want: "10.0.0.1:2510 mds2.example:99"},
+		{in: "[fd00::1]:2510\nfd00::2\n[fd00::3]", want: "[fd00::1]:2510 [fd00::2]:2510 [fd00::3]:2510"},
+		{in: "ok\nhost:port", fault: "line 2"},
+		{in: "host:0", fault: "line 1"},
+		{in: "host:1:2", fault: "line 1"},
+		{in: "a b:1", fault: "line 1"},
+		{in: strings.Repeat("h:1\n", 200), want: "h:1"},
+	} {
+		got, err := parseBootstrap([]byte(tc.in))
+		if tc.fault != "" {
+			if err == nil || !strings.Contains(err.Error(), tc.fault) {
+				t.Errorf("%q: error %v, want %q", tc.in, err, tc.fault)
+			}
+			continue
+		}
+		if err != nil || strings.Join(got, " ") != tc.want {
+			t.Errorf("%q: %q, %v; want %q", tc.in, got, err, tc.want)
+		}
+	}
+}
+
+func TestClusterPath(t *testing.T) {
+	wd, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for in, want := range map[string]string{
+		"main": "/etc/varve/clusters/main", "a-B_9": "/etc/varve/clusters/a-B_9", "/x/y/": "/x/y", "d/cluster": filepath.Join(wd, "d/cluster"),
+		"./d": filepath.Join(wd, "d"), ".": wd, "": "", "a b": "", "a.b": "", strings.Repeat("x", 65): "",
+	} {
+		got, err := clusterPath(in)
+		if got != want || (err == nil) != (want != "") {
+			t.Errorf("%q: %q, %v; want %q", in, got, err, want)
+		}
+	}
+}
+
+func TestClusterDir(t *testing.T) {
+	d := &clusterDir{path: filepath.Join(t.TempDir(), "a", "b"), name: "n", uuid: [16]byte{1, 2, 3}, mds: []string{"h:1", "i:2"}}
+	if err := d.write(); err != nil {
+		t.Fatal(err)
+	}
+	d.refresh([]string{"j:3", "h:1"})
+	got, err := readClusterDir(d.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.name != d.name || got.uuid != d.uuid || !slices.Equal(got.mds, []string{"j:3", "h:1"}) {
+		t.Errorf("read %+v, wrote %+v", got, d)
+	}
+	d.refresh(nil) // a server that names nobody does not empty the list
+	if got, err = readClusterDir(d.path); err != nil || len(got.mds) != 2 {
+		t.Errorf("after an empty refresh: %+v, %v", got, err)
+	}
+}
+
+func TestMountOptions(t *testing.T) {
+	for _, tc := range []struct {
+		in    string
+		want  mountOptions
+		fault string
+	}{
+		{in: "", want: mountOptions{transport: "auto"}},
+		{in: "ro,_netdev,defaults,x-systemd.automount", want: mountOptions{readOnly: true, transport: "auto"}},
+		{in: "transport=dev", want: mountOptions{transport: "dev"}},
+		{in: "transport=", fault: "auto or dev"},
+		{in: "transport=tcp", fault: "auto or dev"},
+		{in: "ro=1", fault: "unknown"},
+		{in: "cachesize=100", fault: "later release"},
+		{in: "at=2026-01-01", fault: "later release"},
+		{in: "sync", fault: "unknown"},
+	} {
+		got, err := parseMountOptions([]string{tc.in})
+		if tc.fault != "" {
+			if err == nil || !strings.Contains(err.Error(), tc.fault) || exitCode(err) != exitUsage {
+				t.Errorf("%q: %v, want a usage error with %q", tc.in, err, tc.fault)
+			}
+		} else if err != nil || got != tc.want {
+			t.Errorf("%q: %+v, %v; want %+v", tc.in, got, err, tc.want)
+		}
+	}
+}
+
+func TestMountSource(t *testing.T) {
+	for path, want := range map[string]string{
+		"/etc/varve/clusters/main": "varve://main", "/x/a b,c\\d%e#f": "varve:///x/a%20b%2Cc%5Cd%25e%23f", "/é": "varve:///%C3%A9",
+	} {
+		got := mountSource(path)
+		back, err := sourceCluster(got)
+		if got != want || back != path || err != nil {
+			t.Errorf("%q: %q, want %q; back to %q, %v", path, got, want, back, err)
+		}
+	}
+	if _, err := sourceCluster("/dev/sda"); err == nil {
+		t.Error("a disk is taken for a cluster")
+	}
+}
+
+func TestParseMoment(t *testing.T) {
+	now := time.Date(2026, 3, 2, 12, 0, 0, 0, time.FixedZone("", 3600))
+	for in, want := range map[string]string{
+		"2026-03-01T12:00":          "2026-03-01T12:00:00+01:00",
+		"2026-03-01 12:00:05.5":     "2026-03-01T12:00:05.5+01:00",
+		"2026-03-01T12:00:00Z":      "2026-03-01T12:00:00Z",
+		"2026-03-01":                "2026-03-01T00:00:00+01:00",
+		"-10m":                      "2026-03-02T11:50:00+01:00",
+		"1h30m ago":                 "2026-03-02T10:30:00+01:00",
+		"-7d":                       "2026-02-23T12:00:00+01:00",
+		"now":                       "2026-03-02T12:00:00+01:00",
+		"2026-03-01T12:00:00+02:00": "2026-03-01T12:00:00+02:00",
+	} {
+		m, err := parseMoment(in, now)
+		if got := m.time.Format(time.RFC3339Nano); err != nil || got != want {
+			t.Errorf("%q: %s, %v; want %s", in, got, err, want)
+		}
+	}
+	if m, err := parseMoment("123", now); err != nil || m.index != 123 || !m.time.IsZero() {
+		t.Errorf("123: %+v, %v", m, err)
+	}
+	for _, in := range []string{"", "x", "-x", "--5m", "-", "12:00", "5m"} {
+		if m, err := parseMoment(in, now); err == nil {
+			t.Errorf("%q is taken for %+v", in, m)
+		}
+	}
+}
+
+func TestParseReplicas(t *testing.T) {
+	for in, want := range map[string]string{
+		"3:2": "3:2", "3": "3:2", "1": "1:1", "2": "2:1", "1:1": "1:1", "0": "", "2:3": "", "3:0": "", "9:1": "", "x": "", "3:": "", "-1": "", "3:2:1": "",
+	} {
+		p, err := parseReplicas(in)
+		if want == "" {
+			if err == nil {
+				t.Errorf("%q is taken for %v", in, p)
+			}
+		} else if err != nil || replicasText(p) != want {
+			t.Errorf("%q: %v, %v; want %s", in, p, err, want)
+		}
+	}
+}
+
+func TestShellWords(t *testing.T) {
+	for _, words := range [][]string{
+		{"/bin/varve", "mds", "-r", "/a b/c"}, {"/a b/varve", "x"}, {"/it's", "it's", ""}, {"one"}, {"a\\b", "c\nd", "$e"},
+	} {
+		line := shellJoin(words)
+		first, rest, _ := cutWord(line)
+		if first != shellQuote(words[0]) || rest != shellJoin(words[1:]) {
+			t.Errorf("%q: cut into %q and %q", line, first, rest)
+		}
+	}
+	if got := shellJoin([]string{"a", "it's", ""}); got != `a 'it'\''s' ''` {
+		t.Errorf("quoted %s", got)
+	}
+}
+
+func TestHealth(t *testing.T) {
+	for _, tc := range []struct {
+		s    statusJSON
+		word string
+		why  int
+	}{
+		{statusJSON{Leader: "a"}, "HEALTHY", 0},
+		{statusJSON{}, "NO-LEADER", 1},
+		{statusJSON{Leader: "a", Degraded: 2}, "DEGRADED", 1},
+		{statusJSON{Leader: "a", Degraded: 2, UnderMin: 1}, "UNDER-MIN", 2},
+		{statusJSON{Leader: "a", UnderMin: 1, Servers: []serverJSON{{State: "down"}, {State: "retired"}, {State: "live"}}}, "UNDER-MIN", 2},
+		{statusJSON{Leader: "a", Metas: []metaJSON{{State: "unreachable"}, {State: "leader"}}}, "DEGRADED", 1},
+		{statusJSON{Degraded: 1}, "NO-LEADER", 2},
+	} {
+		if word, why := health(&tc.s); word != tc.word || len(why) != tc.why {
+			t.Errorf("%+v: %s, %q; want %s for %d reasons", tc.s, word, why, tc.word, tc.why)
+		}
+	}
+}
