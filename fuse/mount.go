@@ -114,7 +114,7 @@ func mountAsRoot(opts Options) (fd int, err error) {
 	if opts.AllowOther {
 		data = append(data, "allow_other")
 	}
-	flags := uintptr(unix.MS_NOSUID | unix.MS_NODEV)
+	flags := uintptr(0) // device nodes and setuid work, as on any filesystem that root mounts
 	if opts.ReadOnly {
 		flags |= unix.MS_RDONLY
 	}

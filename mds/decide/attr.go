@@ -68,9 +68,10 @@ func (d *decider) chown(op *msg.SetAttr, n *state.Inode, ev *event.SetAttr) fser
 	return fserr.OK
 }
 
-// killPriv clears setuid and, if group-executable (without that it meant mandatory locking), setgid of a regular file.
+// killPriv clears setuid and, if group-executable (without that it meant mandatory locking), setgid of anything but a
+// directory: device nodes and pipes too, as chown(2) does.
 func killPriv(n *state.Inode, ev *event.SetAttr) {
-	if !n.IsRegular() {
+	if n.IsDir() {
 		return
 	}
 	perm := n.Perm()

@@ -90,6 +90,10 @@ func (r *runner) mapped(m int, prot int, do func(p []byte, off int64) error) err
 		return nil
 	}
 	r.detail("[%d,+%d)", off, n)
+	// A program that maps a file asks for its size first, by which a kernel learns what another mount did to it.
+	if err := r.stat(m); err != nil {
+		return err
+	}
 	start := off / page * page
 	p, err := unix.Mmap(r.fds[m].plain, start, int(off-start+n), prot, unix.MAP_SHARED)
 	if err != nil {

@@ -86,6 +86,7 @@ func (r *runner) both(what string, f func(root string) (string, error)) error {
 	dir := r.o.Dirs[r.rng.IntN(len(r.o.Dirs))]
 	want, wantErr := f(r.o.Reference)
 	got, gotErr := f(dir)
+	what = shorten(what)
 	r.log = append(r.log, fmt.Sprintf("%s = %q %v", what, short(want), wantErr))
 	if len(r.log) > 40 {
 		r.log = r.log[1:]
@@ -98,6 +99,8 @@ func (r *runner) both(what string, f func(root string) (string, error)) error {
 	}
 	return nil
 }
+
+func shorten(s string) string { return strings.ReplaceAll(s, names[len(names)-1], "<long>") }
 
 func short(s string) string {
 	if len(s) > 80 {
@@ -319,7 +322,7 @@ func (r *runner) compareTrees() error {
 			case i >= len(want):
 				return fmt.Errorf("%s has %q, which the reference has not", dir, short(got[i]))
 			case want[i] != got[i]:
-				return fmt.Errorf("%s has %q, want %q", dir, got[i], want[i])
+				return fmt.Errorf("%s has %q, want %q", dir, shorten(got[i]), shorten(want[i]))
 			}
 		}
 	}
