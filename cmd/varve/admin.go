@@ -98,3 +98,27 @@ func (d *clusterDir) status(ctx context.Context) (*msg.StatusReply, error) {
 	}
 	return better, nil
 }
+
+// leaderPatience is how long a question waits for an election to end.
+const leaderPatience = 3 * time.Second
+
+// leaderStatus is status from a leader, if there is one within a short time; else what others know.
+func (d *clusterDir) leaderStatus(ctx context.Context) (*msg.StatusReply, error) {
+	for end := time.Now().Add(leaderPatience); ; {
+		st, err := d.status(ctx)
+		if err != nil || serves(st) || time.Now().After(end) || ctx.Err() != nil {
+			return st, err
+		}
+		time.Sleep(pollPause)
+	}
+}
+
+// serves reports whether the leader itself has answered.
+func serves(st *msg.StatusReply) bool {
+	for _, m := range st.Metas {
+		if m.Server == st.Answering {
+			return m.State == "leader"
+		}
+	}
+	return false
+}

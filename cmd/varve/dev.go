@@ -223,16 +223,6 @@ func (p *parts) upMounts(ctx context.Context) error {
 	return nil
 }
 
-// serves reports whether the leader itself has answered.
-func serves(st *msg.StatusReply) bool {
-	for _, m := range st.Metas {
-		if m.Server == st.Answering {
-			return m.State == "leader"
-		}
-	}
-	return false
-}
-
 // complete reports whether all servers of the dev cluster take part.
 func (p *parts) complete(st *msg.StatusReply) bool {
 	voters, live := 0, 0

@@ -13,15 +13,18 @@ import (
 	"time"
 
 	"varve/fuse"
+	"varve/internal/wire"
+	"varve/internal/wire/msg"
 
 	"golang.org/x/sys/unix"
 )
 
 const (
-	restartPause = time.Second
-	stopGrace    = 12 * time.Second // for one kind of part to stop, before it is killed
-	killGrace    = 3 * time.Second
-	pollPause    = 100 * time.Millisecond
+	restartPause  = time.Second
+	stopGrace     = 12 * time.Second // for one kind of part to stop, before it is killed
+	settleTimeout = 2 * time.Second
+	killGrace     = 3 * time.Second
+	pollPause     = 100 * time.Millisecond
 )
 
 // part is one server or mount of a dev cluster.
@@ -202,11 +205,38 @@ func (p *parts) stop(names ...string) error {
 
 // stopAll stops mounts, then chunk servers, then metadata servers.
 func (p *parts) stopAll() error {
-	var errs []error
-	for _, kind := range []string{"mount", "cs", "mds"} {
-		errs = append(errs, p.stop(p.c.names(kind)...))
+	errs := []error{p.stop(p.c.names("mount")...), p.stop(p.c.names("cs")...)}
+	p.settle()
+	return errors.Join(append(errs, p.stop(p.c.names("mds")...))...)
+}
+
+// settle waits, for a short time, until every metadata server has applied what the leader has. Stopped all at once, the
+// others might not have learned yet that the last events were committed, and their journals would lack them until the next start.
+func (p *parts) settle() {
+	if len(p.c.MDS) == 1 {
+		return
 	}
-	return errors.Join(errs...)
+	ctx, cancel := context.WithTimeout(context.Background(), settleTimeout)
+	defer cancel()
+	d, err := readClusterDir(p.c.clusterDir())
+	if err != nil {
+		return // never got that far
+	}
+	st, err := d.status(ctx)
+	if err != nil {
+		return
+	}
+	for _, addr := range p.c.MDS {
+		m, err := d.dial(ctx, addr)
+		if err != nil {
+			continue
+		}
+		err = m.ask(ctx, wire.StateDigest, &msg.StateDigest{AtLeast: st.Index}, new(msg.StateDigestReply))
+		if err != nil {
+			p.log.Warn("metadata server is stopped before it has caught up", "addr", addr, "err", err)
+		}
+		m.close()
+	}
 }
 
 // cleanUp removes what a process that has ended left.

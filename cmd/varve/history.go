@@ -141,7 +141,7 @@ func applyEvent(s *state.State, ev *event.Event) (err error) {
 	return nil
 }
 
-// replay returns the state at index to (all: the end of the journal), from the nearest checkpoint. each, if not nil, is
+// replay returns the state at index to, from the nearest checkpoint. each, if not nil, is
 // called after every event applied.
 func replay(ctx context.Context, h history, to id.Index, each func(*state.State, *event.Event) error) (*state.State, error) {
 	s, err := h.checkpoint(ctx, to)
@@ -192,9 +192,6 @@ func replayFrom(ctx context.Context, h history, s *state.State, to id.Index, eac
 	})
 	return s, err
 }
-
-// allIndexes stands for the end of the journal.
-const allIndexes = ^id.Index(0)
 
 // indexAt returns the last index whose time is at most t, by bisection: times do not step back but for corrections of the
 // clock, for which any such index is as good.

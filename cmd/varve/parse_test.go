@@ -177,13 +177,14 @@ func TestHealth(t *testing.T) {
 		word string
 		why  int
 	}{
-		{statusJSON{Leader: "a"}, "HEALTHY", 0},
+		{statusJSON{Leader: "a", ledBy: true}, "HEALTHY", 0},
 		{statusJSON{}, "NO-LEADER", 1},
-		{statusJSON{Leader: "a", Degraded: 2}, "DEGRADED", 1},
-		{statusJSON{Leader: "a", Degraded: 2, UnderMin: 1}, "UNDER-MIN", 2},
-		{statusJSON{Leader: "a", UnderMin: 1, Servers: []serverJSON{{State: "down"}, {State: "retired"}, {State: "live"}}}, "UNDER-MIN", 2},
-		{statusJSON{Leader: "a", Metas: []metaJSON{{State: "unreachable"}, {State: "leader"}}}, "DEGRADED", 1},
+		{statusJSON{Leader: "a", ledBy: true, Degraded: 2}, "DEGRADED", 1},
+		{statusJSON{Leader: "a", ledBy: true, Degraded: 2, UnderMin: 1}, "UNDER-MIN", 2},
+		{statusJSON{Leader: "a", ledBy: true, UnderMin: 1, Servers: []serverJSON{{State: "down"}, {State: "retired"}, {State: "live"}}}, "UNDER-MIN", 2},
+		{statusJSON{Leader: "a", ledBy: true, Metas: []metaJSON{{State: "unreachable"}, {State: "leader"}}}, "DEGRADED", 1},
 		{statusJSON{Degraded: 1}, "NO-LEADER", 2},
+		{statusJSON{Leader: "a", Servers: []serverJSON{{State: "unknown"}}}, "NO-LEADER", 1},
 	} {
 		if word, why := health(&tc.s); word != tc.word || len(why) != tc.why {
 			t.Errorf("%+v: %s, %q; want %s for %d reasons", tc.s, word, why, tc.word, tc.why)

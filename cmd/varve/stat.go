@@ -38,6 +38,8 @@ type statusJSON struct {
 	Metas        []metaJSON     `json:"mds"`
 	Servers      []serverJSON   `json:"cs"`
 	Sessions     []*sessionJSON `json:"sessions"`
+
+	ledBy bool // the leader itself has answered; only it knows how chunk servers and sessions are
 }
 
 type metaJSON struct {
@@ -85,6 +87,7 @@ func newStatusJSON(st *msg.StatusReply) *statusJSON {
 		Joining: st.Joining, Garbage: st.Garbage, Answering: id.MetaID(st.Answering).String(),
 		Metas: []metaJSON{}, Servers: []serverJSON{}, Sessions: []*sessionJSON{},
 	}
+	s.ledBy = serves(st)
 	for _, m := range st.Metas {
 		s.Metas = append(s.Metas, metaJSON{m.Server, m.Addr, m.State, m.Applied, m.Voter})
 	}
@@ -122,7 +125,7 @@ func health(s *statusJSON) (word string, reasons []string) {
 		}
 	}
 	for _, c := range s.Servers {
-		if c.State != stateLive && c.State != stateRetired {
+		if s.ledBy && c.State != stateLive && c.State != stateRetired {
 			worse("DEGRADED", "chunk server %s (%s) is %s", id.ServerID(c.ID), c.Addr, c.State)
 		}
 	}
@@ -132,8 +135,11 @@ func health(s *statusJSON) (word string, reasons []string) {
 	if s.UnderMin > 0 {
 		worse("UNDER-MIN", "%s below the minimum of replicas: writes to them wait", count(s.UnderMin, "chunk"))
 	}
-	if s.Leader == "" {
+	switch {
+	case s.Leader == "":
 		worse("NO-LEADER", "no leader among the metadata servers: changes wait")
+	case !s.ledBy:
+		worse("NO-LEADER", "the leader %s does not answer: changes wait, and how the chunk servers are is not known", s.Leader)
 	}
 	return word, reasons
 }
@@ -146,7 +152,7 @@ func (a *app) statCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			st, err := d.status(cmd.Context())
+			st, err := d.leaderStatus(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -229,7 +235,7 @@ func (a *app) listServicesCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			st, err := d.status(cmd.Context())
+			st, err := d.leaderStatus(cmd.Context())
 			if err != nil {
 				return err
 			}
