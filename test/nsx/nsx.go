@@ -127,7 +127,7 @@ func (r *runner) step(op int) error {
 	only := func(err error) (string, error) { return "", err }
 	switch r.rng.IntN(22) {
 	case 0, 1, 2:
-		flags := unix.O_CREAT | unix.O_WRONLY
+		flags := unix.O_CREAT | unix.O_WRONLY | unix.O_NONBLOCK // a pipe without reader would block
 		if r.rng.IntN(2) == 0 {
 			flags |= unix.O_EXCL
 		}
