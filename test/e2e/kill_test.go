@@ -103,7 +103,7 @@ func TestKillEverything(t *testing.T) {
 		}
 		time.Sleep(4 * time.Second)
 		// The supervisor first, so that it starts nothing again.
-		names := []string{"dev"}
+		names := []string{"supervisor"}
 		for i := range c.mds {
 			names = append(names, fmt.Sprintf("mds%d", i+1))
 		}
