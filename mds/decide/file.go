@@ -150,10 +150,10 @@ func (d *decider) allocChunk(op *msg.AllocChunk) Outcome {
 		}
 		servers := d.env.Place(n.Ino, i, int(p.Norm))
 		if len(servers) < int(p.Min) {
-			if _, free := d.env.Space(); free < chunk.Size {
-				return fail(fserr.NoSpace, "")
+			if d.live() >= int(p.Min) {
+				return fail(fserr.NoSpace, "the live chunk servers have no room for another chunk")
 			}
-			return fail(fserr.Unavailable, "fewer live chunk servers with room than the policy's minimum")
+			return fail(fserr.Unavailable, "fewer live chunk servers than the policy's minimum")
 		}
 		e := &event.ChunkAlloc_Entry{Index: i, Id: uint64(d.env.NextChunk()), Epoch: 1}
 		for _, v := range servers {
@@ -165,6 +165,18 @@ func (d *decider) allocChunk(op *msg.AllocChunk) Outcome {
 		return d.nothing(n.Ino)
 	}
 	return d.changes(&event.Event{Body: &event.Event_ChunkAlloc{ChunkAlloc: ev}})
+}
+
+// live counts the chunk servers that are live.
+func (d *decider) live() int {
+	n := 0
+	d.s.Servers(func(r *state.Server) bool {
+		if _, live := d.env.Servers(r.ID); live && !r.Retired {
+			n++
+		}
+		return true
+	})
+	return n
 }
 
 func (d *decider) dropReplica(op *msg.DropReplica) Outcome {
