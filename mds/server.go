@@ -13,6 +13,7 @@ import (
 
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+	"go.etcd.io/bbolt"
 
 	"varve/internal/fserr"
 	"varve/internal/id"
@@ -104,7 +105,11 @@ func (s *Server) start() error {
 	if err != nil {
 		return err
 	}
-	s.store, err = raftboltdb.NewBoltStore(filepath.Join(s.o.Dir, "raft.db"))
+	s.store, err = raftboltdb.New(raftboltdb.Options{
+		Path: filepath.Join(s.o.Dir, "raft.db"),
+		// The list of free pages is found again at the start instead of being written with each entry.
+		BoltOptions: &bbolt.Options{NoFreelistSync: true, FreelistType: bbolt.FreelistMapType, Timeout: time.Second},
+	})
 	if err != nil {
 		return fmt.Errorf("%s: %w", filepath.Join(s.o.Dir, "raft.db"), err)
 	}

@@ -3,13 +3,15 @@ package client
 import (
 	"context"
 	"errors"
+	"time"
 
 	"varve/internal/chunk"
 	"varve/internal/wire"
 )
 
-// fsync makes what was written on stable media of all replicas, then reports size and mtime; with dataOnly, mtime only if the size
-// has changed too.
+// fsync makes what was written on stable media of all replicas, then reports size and mtime. The modification time alone is
+// reported at most every FlushEvery, so that a guest which flushes each of its writes makes no event of each: after a crash of
+// the client it may be so much older than the last flush. With dataOnly it waits for the size to change.
 func (in *inode) fsync(ctx context.Context, dataOnly bool) error {
 	if in.s.ctx.Err() != nil {
 		return in.s.live(ctx)
@@ -22,7 +24,15 @@ func (in *inode) fsync(ctx context.Context, dataOnly bool) error {
 	if err != nil {
 		return err
 	}
-	return in.flushAttr(ctx, dataOnly)
+	return in.flushAttr(ctx, dataOnly || in.reportedLately())
+}
+
+// reportedLately reports whether the modification time was told the metadata server so recently that it can wait for the
+// periodic report.
+func (in *inode) reportedLately() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return time.Since(in.reported) < in.s.c.o.FlushEvery
 }
 
 // flushData flushes the chunks written since the last time. What could not be flushed stays due.

@@ -49,6 +49,7 @@ type inode struct {
 	mtime     int64
 	sizeDirty bool // size is not yet known to the metadata server
 	timeDirty bool
+	reported  time.Time           // when the metadata server was last told mtime
 	written   int64               // no byte at or after it was ever sent by us
 	unflushed map[uint32]struct{} // chunks written since their last flush
 
@@ -331,8 +332,11 @@ func (in *inode) reportedLocked(size *uint64, mtime *int64) {
 	if size != nil && in.size == int64(*size) {
 		in.sizeDirty = false
 	}
-	if mtime != nil && in.mtime == *mtime {
-		in.timeDirty = false
+	if mtime != nil {
+		in.reported = time.Now()
+		if in.mtime == *mtime {
+			in.timeDirty = false
+		}
 	}
 	if !in.sizeDirty && !in.timeDirty {
 		in.s.markDirty(in, false)

@@ -152,9 +152,15 @@ func (n *Inode) Punch() (PendingPunch, bool) {
 func (n *Inode) Attr() *msg.Attr {
 	return &msg.Attr{
 		Ino: uint64(n.Ino), Type: n.Type(), Perm: n.Perm(), Nlink: n.Nlink(), Uid: n.UID, Gid: n.GID, Rdev: n.Rdev(),
-		Size: n.Size, Blocks: uint64(n.Chunks()) * (chunk.Size / 512),
+		Size: n.Size, Blocks: n.blocks(),
 		Atime: n.Atime, Mtime: n.Mtime, Ctime: n.Ctime, Btime: n.Btime,
 	}
+}
+
+// blocks is the space that the file takes, in units of 512 bytes, as far as the chunks tell: they are sparse, so it is at most that,
+// and never more than the size.
+func (n *Inode) blocks() uint64 {
+	return min((n.Size+chunk.BlockSize-1)/chunk.BlockSize*chunk.BlockSize, uint64(n.Chunks())*chunk.Size) / 512
 }
 
 // withRare returns a copy of n whose rare part f has changed.
