@@ -6,7 +6,7 @@ SHELL      := bash
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # Times are for two cores; the whole of `make test` fits twenty minutes.
 UNIT_TIMEOUT := 8m
-E2E_TIMEOUT  := 9m
+E2E_TIMEOUT  := 10m
 
 .PHONY: help build test deps check unit e2e bench soak dev generate clean
 
