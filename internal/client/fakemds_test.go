@@ -2,7 +2,6 @@ package client
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/hex"
 	"io"
 	"log/slog"
@@ -55,7 +54,6 @@ type fakeInode struct {
 	chunks  map[uint32]*msg.Chunk
 	holders map[uint64]msg.Want
 	leases  map[uint64]uint64
-	modes   map[uint64]msg.Mode
 	version uint64
 }
 
@@ -611,6 +609,3 @@ func (w *world) drop(session uint64, op *msg.DropReplica, reply *msg.MetaReply, 
 	reply.Result = &msg.MetaReply_Layout{Layout: w.layout(in, op.First, op.Count)}
 	return fserr.OK
 }
-
-// digest is for comparing replicas.
-func digest(b []byte) string { s := sha256.Sum256(b); return hex.EncodeToString(s[:8]) }

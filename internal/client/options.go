@@ -104,14 +104,14 @@ func (o *Options) validate() error {
 		"StallAfter": o.StallAfter, "FlushEvery": o.FlushEvery,
 	} {
 		if d < 0 {
-			errs = append(errs, fmt.Errorf("%s is %v, want a positive time", name, d))
+			errs = append(errs, fmt.Errorf("option %s is %v, want a positive time", name, d))
 		}
 	}
 	if o.Lanes < 1 || o.Lanes > maxLanes {
-		errs = append(errs, fmt.Errorf("Lanes is %d, want 1 to %d", o.Lanes, maxLanes))
+		errs = append(errs, fmt.Errorf("option Lanes is %d, want 1 to %d", o.Lanes, maxLanes))
 	}
 	if o.IdleLeases < 0 {
-		errs = append(errs, fmt.Errorf("IdleLeases is %d, want 0 or more", o.IdleLeases))
+		errs = append(errs, fmt.Errorf("option IdleLeases is %d, want 0 or more", o.IdleLeases))
 	}
 	return errors.Join(errs...)
 }
