@@ -267,6 +267,83 @@ func TestUncleanReplicas(t *testing.T) {
 	}
 }
 
+// crash stops the server and leaves its copy of the chunk as change says.
+func (k *testChunks) crash(chunk uint64, change func(*msg.ChunkInfo)) {
+	k.halt()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	change(k.chunks[chunk])
+}
+
+func unclean(i *msg.ChunkInfo) { i.Unclean = true }
+
+// A replica that is away when an unclean one becomes the truth may hold other bytes, clean as it is.
+func TestAbsentReplicaFollowsTheAccepted(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	cs := []*testChunks{newChunks(c), newChunks(c), newChunks(c)}
+	a := newClient(c)
+	ino := a.create("f", true).Attr.Ino
+	chunk := a.must(a.change(&msg.AllocChunk{Ino: ino, Count: 1})).GetLayout().Chunks[0]
+	cs[1].halt()
+	cs[2].halt()
+	cs[0].crash(chunk.Id, unclean)
+	cs[0].run()
+	c.eventually("the unclean replica to be accepted", func() bool { return cs[0].count(wire.ChunkAccept) > 0 })
+	got := a.must(a.read(&msg.GetLayout{Ino: ino, Count: 1})).GetLayout().Chunks[0]
+	for _, r := range got.Replicas {
+		if r.Joining != (r.Server != uint32(cs[0].id)) {
+			t.Errorf("server %d, joining %t, after server %d was accepted", r.Server, r.Joining, cs[0].id)
+		}
+	}
+	cs[1].run()
+	cs[2].run()
+	c.eventually("the others to follow", func() bool { return c.leader().status().Degraded == 0 })
+	if cs[1].count(wire.ChunkJoin) == 0 || cs[2].count(wire.ChunkJoin) == 0 {
+		t.Error("a replica that was absent is in sync without having joined")
+	}
+}
+
+// A replica that restarted before it was told of its promotion neither serves nor is it a source.
+func TestMissedPromotionAmongUncleanReplicas(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	cs := []*testChunks{newChunks(c), newChunks(c), newChunks(c)}
+	a := newClient(c)
+	ino := a.create("f", true).Attr.Ino
+	chunk := a.must(a.change(&msg.AllocChunk{Ino: ino, Count: 1})).GetLayout().Chunks[0]
+	cs[0].crash(chunk.Id, func(i *msg.ChunkInfo) { i.Joining = true })
+	cs[0].mu.Lock()
+	cs[0].refuse[wire.ChunkPromote] = fserr.NotReady
+	cs[0].mu.Unlock()
+	cs[1].crash(chunk.Id, unclean)
+	cs[2].crash(chunk.Id, unclean)
+	cs[0].run()
+	c.eventually("the promotion to be refused", func() bool { return cs[0].count(wire.ChunkPromote) > 0 })
+	cs[1].run()
+	cs[2].run()
+	c.eventually("the replica to join again", func() bool { return cs[0].count(wire.ChunkJoin) > 0 })
+	if cs[0].count(wire.ChunkAccept) > 0 || cs[1].count(wire.ChunkAccept)+cs[2].count(wire.ChunkAccept) != 1 {
+		t.Error("not one of the unclean replicas was accepted")
+	}
+}
+
+func TestUncleanReplicaThatWasDroppedIsRepaired(t *testing.T) {
+	c := newCluster(t, 1, func(o *Options) { o.UncleanWait = time.Hour })
+	cs := []*testChunks{newChunks(c), newChunks(c), newChunks(c)}
+	a := newClient(c)
+	ino := a.create("f", true).Attr.Ino
+	chunk := a.must(a.change(&msg.AllocChunk{Ino: ino, Count: 1})).GetLayout().Chunks[0]
+	cs[1].halt()
+	cs[0].crash(chunk.Id, unclean)
+	cs[0].run()
+	c.eventually("the unclean replica to be reported", cs[0].isReady)
+	a.must(a.change(&msg.DropReplica{Ino: ino, Server: uint32(cs[0].id), Chunk: chunk.Id, Epoch: chunk.Epoch, Reason: "test", Count: 1}))
+	cs[1].run()
+	c.eventually("the dropped replica to be rebuilt", func() bool { return c.leader().status().Degraded == 0 })
+	if got := a.must(a.read(&msg.GetLayout{Ino: ino, Count: 1})).GetLayout().Chunks[0]; len(got.Replicas) != 3 {
+		t.Errorf("after the repair: %v", got)
+	}
+}
+
 func TestLeaderChangeKeepsSessionsAndServers(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	for range 3 {

@@ -3,6 +3,7 @@ package mds
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"varve/internal/fserr"
@@ -15,9 +16,10 @@ import (
 
 // uncleanChunk is a chunk with in-sync replicas on servers that crashed.
 type uncleanChunk struct {
-	since   time.Duration // bootNow
+	since time.Duration // bootNow
+	// Whether the server's copy can be accepted as it is. One that missed its promotion cannot.
 	servers map[id.ServerID]bool
-	busy    bool
+	busy    bool // it is being promoted late
 }
 
 // chunkReport takes one page of what a chunk server holds. With the last one the server is ready.
@@ -62,13 +64,16 @@ func (l *leadership) chunkReport(ctx context.Context, conn *wire.Conn, p *peer, 
 			l.unknown[key] = now
 		}
 	}
-	for _, k := range v.unclean {
+	unclean := func(k id.ChunkID) *uncleanChunk {
 		u := l.unclean[k]
 		if u == nil {
 			u = &uncleanChunk{since: now, servers: make(map[id.ServerID]bool)}
 			l.unclean[k] = u
 		}
-		u.servers[server] = true
+		return u
+	}
+	for _, k := range v.unclean {
+		unclean(k).servers[server] = true
 	}
 	for _, k := range v.clean {
 		if u := l.unclean[k]; u != nil {
@@ -77,7 +82,9 @@ func (l *leadership) chunkReport(ctx context.Context, conn *wire.Conn, p *peer, 
 	}
 	c.ready = true
 	for _, k := range v.promote {
-		l.spawnLocked(func() { l.promoteLate(server, k) })
+		u := unclean(k.ID)
+		u.servers[server], u.busy = false, true
+		l.spawnLocked(func() { l.promoteLate(server, k, all[k.ID].epoch) })
 	}
 	l.s.log.Info("chunk server ready", "cs", server, "chunks", len(all), "unclean", len(v.unclean), "stale", len(v.stale),
 		"unknown", len(v.unknown), "missing", len(v.missing))
@@ -160,15 +167,24 @@ func (l *leadership) dropReplica(ctx context.Context, k id.ChunkID, server id.Se
 }
 
 // promoteLate finishes the join of a replica that missed its end: by telling it, or, if it does not remember the join well enough, by
-// another one.
-func (l *leadership) promoteLate(server id.ServerID, c *state.Chunk) {
-	err := l.askServer(l.ctx, server, joinTimeout, wire.ChunkPromote, &msg.ChunkPromote{Chunk: uint64(c.ID), Epoch: uint64(c.Epoch)}, nil)
+// another one. The join that made it in sync was at its own epoch, which the set may have left behind since. If there is nobody to copy
+// from, resolveUnclean has it join again as soon as there is.
+func (l *leadership) promoteLate(server id.ServerID, c *state.Chunk, epoch id.Epoch) {
+	defer func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if u := l.unclean[c.ID]; u != nil {
+			u.busy = false
+		}
+	}()
+	err := l.askServer(l.ctx, server, joinTimeout, wire.ChunkPromote, &msg.ChunkPromote{Chunk: uint64(c.ID), Epoch: uint64(epoch)}, nil)
 	if err == nil {
+		l.cleaned(c.ID, server)
 		return
 	}
 	source := l.liveInSync(c, server)
 	if source == 0 {
-		l.s.log.Warn("replica not promoted, and no other to copy from", "chunk", c.ID, "cs", server, "err", err)
+		l.s.log.Warn("replica not promoted, and no other to copy from yet", "chunk", c.ID, "cs", server, "err", err)
 		return
 	}
 	if _, err := l.join(l.ctx, c.ID, server, source, "missed its promotion"); err != nil && l.ctx.Err() == nil {
@@ -190,7 +206,11 @@ func (l *leadership) isUnclean(k id.ChunkID, server id.ServerID) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	u := l.unclean[k]
-	return u != nil && u.servers[server]
+	if u == nil {
+		return false
+	}
+	_, unclean := u.servers[server]
+	return unclean
 }
 
 // maxResolving bounds the unclean chunks that are looked after at once.
@@ -227,35 +247,38 @@ func (l *leadership) resolveOne(k id.ChunkID, waited bool) {
 		l.mu.Unlock()
 		return
 	}
-	var clean, unclean []id.ServerID
-	absent := false
+	var clean, unclean, acceptable, absent []id.ServerID
 	for i := range c.InSync() {
 		server := c.Replica(i).Server
 		switch {
 		case !l.isLive(server):
-			absent = true
+			absent = append(absent, server)
 		case l.isUnclean(k, server):
 			unclean = append(unclean, server)
 		default:
 			clean = append(clean, server)
 		}
 	}
-	if len(unclean) == 0 || absent && !waited {
+	l.mu.Lock()
+	if u := l.unclean[k]; u != nil {
+		for server, ok := range u.servers {
+			switch r, member := c.Find(server); {
+			case !member || r.Joining: // dropped, or joining by now: the planner's concern
+				delete(u.servers, server)
+			case ok && slices.Contains(unclean, server):
+				acceptable = append(acceptable, server)
+			}
+		}
+	}
+	l.mu.Unlock()
+	if len(unclean) == 0 || len(absent) > 0 && !waited || len(clean)+len(acceptable) == 0 {
 		return
 	}
-	truth := unclean[0]
+	var truth id.ServerID
 	if len(clean) > 0 {
 		truth = clean[0]
-	} else {
-		for _, server := range unclean {
-			truth = min(truth, server)
-		}
-		if err := l.askServer(l.ctx, truth, joinTimeout, wire.ChunkAccept, &msg.ChunkAccept{Chunks: []uint64{uint64(k)}}, nil); err != nil {
-			l.s.log.Warn("unclean replica not accepted", "chunk", k, "cs", truth, "err", err)
-			return
-		}
-		l.s.log.Debug("unclean replica accepted", "chunk", k, "cs", truth)
-		l.cleaned(k, truth)
+	} else if truth = slices.Min(acceptable); !l.accept(k, truth, absent) {
+		return
 	}
 	for _, server := range unclean {
 		if server == truth {
@@ -269,6 +292,25 @@ func (l *leadership) resolveOne(k id.ChunkID, waited bool) {
 		}
 		l.cleaned(k, server)
 	}
+}
+
+// accept makes an unclean replica the truth. The absent ones, whose bytes may be others, follow it when they are back; that is recorded
+// first, so that none of them is taken for its equal meanwhile.
+func (l *leadership) accept(k id.ChunkID, truth id.ServerID, absent []id.ServerID) bool {
+	for _, server := range absent {
+		epoch, err := l.join(l.ctx, k, server, truth, "absent when an unclean replica was accepted")
+		if epoch == 0 {
+			l.s.log.Warn("absent replica not joined again", "chunk", k, "cs", server, "err", err)
+			return false
+		}
+	}
+	if err := l.askServer(l.ctx, truth, joinTimeout, wire.ChunkAccept, &msg.ChunkAccept{Chunks: []uint64{uint64(k)}}, nil); err != nil {
+		l.s.log.Warn("unclean replica not accepted", "chunk", k, "cs", truth, "err", err)
+		return false
+	}
+	l.s.log.Debug("unclean replica accepted", "chunk", k, "cs", truth)
+	l.cleaned(k, truth)
+	return true
 }
 
 // cleaned notes that the replica is not a concern of resolveUnclean any more.
