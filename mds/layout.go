@@ -80,6 +80,20 @@ func (l *leadership) recallLayouts(ctx context.Context, ino id.Ino, session id.S
 	})
 }
 
+// withoutLayouts runs change while layouts of the inode are frozen and nobody uses one. By that a replica leaves a set of which the leader
+// itself takes it out: a session that knew the old set could go on reading there, when the server is back.
+func (l *leadership) withoutLayouts(ctx context.Context, ino id.Ino, change func() error) error {
+	freeze := freezeLatch(ino, true)
+	if err := l.latches.acquire(ctx, freeze); err != nil {
+		return err
+	}
+	defer l.latches.release(freeze)
+	if err := l.recallLayouts(ctx, ino, 0); err != nil {
+		return err
+	}
+	return change()
+}
+
 // writeDone tells the other holders what was written, so that nothing older is in their caches when the writer is answered.
 func (l *leadership) writeDone(ctx context.Context, req *msg.MetaRequest) (decide.Outcome, error) {
 	out, err := l.commit(ctx, req)

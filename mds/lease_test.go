@@ -344,6 +344,41 @@ func TestUncleanReplicaThatWasDroppedIsRepaired(t *testing.T) {
 	}
 }
 
+// A server that was given up may come back and still answer reads of the epoch that it knows.
+func TestLeaderCallsLayoutsBackBeforeItDropsAReplica(t *testing.T) {
+	c := newCluster(t, 1, func(o *Options) { o.LostGrace = 500 * time.Millisecond })
+	cs := []*testChunks{newChunks(c), newChunks(c), newChunks(c)}
+	a, b := newClient(c), newClient(c)
+	ino := a.create("f", true).Attr.Ino
+	a.must(a.change(&msg.AllocChunk{Ino: ino, Count: 1}))
+	b.must(b.change(&msg.Open{Ino: ino, Want: msg.Want_WANT_READ}))
+	replicas := func() []*msg.Replica {
+		return a.must(a.read(&msg.GetLayout{Ino: ino, Count: 1})).GetLayout().Chunks[0].Replicas
+	}
+	cs[2].halt()
+	c.eventually("the lost server to be given up", func() bool { return len(replicas()) == 2 })
+	if a.calls(msg.Callback_LAYOUT) != 1 || b.calls(msg.Callback_LAYOUT) != 1 {
+		t.Errorf("the holders were called back %d and %d times for a lost server", a.calls(msg.Callback_LAYOUT), b.calls(msg.Callback_LAYOUT))
+	}
+	size := uint64(100000)
+	a.must(a.change(&msg.SetAttr{Ino: ino, Size: &size}))
+	size = 5000
+	a.must(a.change(&msg.SetAttr{Ino: ino, Size: &size}))
+	cs[1].mu.Lock()
+	cs[1].refuse[wire.ChunkPunch] = fserr.IO
+	cs[1].mu.Unlock()
+	before := b.calls(msg.Callback_LAYOUT)
+	a.close() // the leader punches in its place
+	c.eventually("the tail to be punched", func() bool {
+		pending := false
+		c.leader().fsm.view(func(st *state.State) { st.Punching(func(id.Ino) bool { pending = true; return false }) })
+		return !pending
+	})
+	if got := b.calls(msg.Callback_LAYOUT); got == before {
+		t.Error("the holder was not called back for a replica that did not punch")
+	}
+}
+
 func TestLeaderChangeKeepsSessionsAndServers(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	for range 3 {

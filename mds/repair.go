@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"varve/internal/chunk"
@@ -232,7 +233,7 @@ func (l *leadership) addLoad(a plan.Action, n int) {
 func (l *leadership) act(a plan.Action) {
 	var err error
 	if a.Kind == plan.Drop {
-		err = l.dropReplica(l.ctx, a.Chunk, a.Target, "joining on a lost server")
+		err = l.dropJoining(a)
 	} else {
 		err = l.rebuild(a)
 	}
@@ -252,6 +253,18 @@ func (l *leadership) act(a plan.Action) {
 	if l.ctx.Err() == nil {
 		l.s.log.Warn("rebuild failed, will be tried again", "chunk", a.Chunk, "cs", a.Target, "source", a.Source, "after", b.next, "err", err)
 	}
+}
+
+// dropJoining gives a joining replica up. It may have been in sync in the layout that a session has.
+func (l *leadership) dropJoining(a plan.Action) error {
+	var c *state.Chunk
+	l.s.fsm.view(func(st *state.State) { c, _ = st.ChunkByID(a.Chunk) })
+	if c == nil {
+		return nil
+	}
+	return l.withoutLayouts(l.ctx, c.Ino, func() error {
+		return l.dropReplica(l.ctx, a.Chunk, a.Target, "joining on a lost server")
+	})
 }
 
 // rebuild makes target an in-sync replica. See ARCHITECTURE.md, section 7.
@@ -341,7 +354,22 @@ func (l *leadership) giveUpLost() {
 	}
 }
 
+// giveUp takes the server out of all replica sets, with the layouts of the files that sessions hold called back as by withoutLayouts. If
+// more of its files are held by then, it is left for the next look.
 func (l *leadership) giveUp(server id.ServerID, grace time.Duration) error {
+	inos := l.heldOn(server)
+	var freeze []decide.Latch
+	for _, ino := range inos {
+		freeze = append(freeze, freezeLatch(ino, true)...)
+	}
+	if err := l.latches.acquire(l.ctx, freeze); err != nil {
+		return err
+	}
+	defer l.latches.release(freeze)
+	err := together(inos, func(ino id.Ino) error { return l.recallLayouts(l.ctx, ino, 0) })
+	if err != nil {
+		return err
+	}
 	latch := []decide.Latch{{Kind: latchMembership, Exclusive: true}}
 	if err := l.latches.acquire(l.ctx, latch); err != nil {
 		return err
@@ -357,10 +385,30 @@ func (l *leadership) giveUp(server id.ServerID, grace time.Duration) error {
 	if held == 0 || l.isLive(server) {
 		return nil
 	}
-	err := l.propose(&event.Event{Body: &event.Event_ServerLost{ServerLost: &event.ServerLost{Server: uint32(server)}}},
+	for _, ino := range l.heldOn(server) {
+		if _, frozen := slices.BinarySearch(inos, ino); !frozen {
+			return nil
+		}
+	}
+	err = l.propose(&event.Event{Body: &event.Event_ServerLost{ServerLost: &event.ServerLost{Server: uint32(server)}}},
 		fmt.Sprintf("away for more than %v", grace))
 	if err == nil {
 		l.s.log.Info("chunk server given up", "cs", server, "replicas", held, "grace", grace)
 	}
 	return err
+}
+
+// heldOn returns, in order, the inodes with a replica on the server that can be given up and that sessions hold.
+func (l *leadership) heldOn(server id.ServerID) []id.Ino {
+	var inos []id.Ino
+	st := l.s.fsm.clone()
+	st.ChunksOf(server, func(c *state.Chunk) bool {
+		r, _ := c.Find(server)
+		if h := st.Holders(c.Ino); (r.Joining || c.InSync() > 1) && h.Readers+h.Writers > 0 {
+			inos = append(inos, c.Ino)
+		}
+		return true
+	})
+	slices.Sort(inos)
+	return slices.Compact(inos)
 }

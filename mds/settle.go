@@ -120,6 +120,9 @@ func (l *leadership) punchTail(ctx context.Context, ino id.Ino, tail state.Pendi
 			if err == nil {
 				continue
 			}
+			if lerr := l.recallLayouts(ctx, ino, 0); lerr != nil { // see withoutLayouts
+				return lerr
+			}
 			if derr := l.dropReplica(ctx, c.ID, r.Server, "did not punch: "+err.Error()); derr != nil {
 				return derr
 			}
