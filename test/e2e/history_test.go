@@ -7,8 +7,11 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
@@ -19,6 +22,26 @@ import (
 type replayed struct {
 	Index  uint64 `json:"index"`
 	Digest string `json:"digest"`
+	Tree   []struct {
+		Path  string `json:"path"`
+		Type  string `json:"type"`
+		Mode  string `json:"mode"`
+		Nlink uint64 `json:"nlink"`
+		Size  int64  `json:"size"`
+	} `json:"tree"`
+}
+
+// lines returns what of the tree a mount shows too.
+func (r *replayed) lines() map[string]string {
+	out := make(map[string]string)
+	for _, f := range r.Tree {
+		size := f.Size
+		if f.Type != "regular" {
+			size = 0 // filesystems differ in what they say of others
+		}
+		out[f.Path] = fmt.Sprintf("mode %s nlink %d size %d", strings.TrimLeft(f.Mode, "0"), f.Nlink, size)
+	}
+	return out
 }
 
 func (c *cluster) digest(addr string, atLeast uint64) (uint64, string, error) {
@@ -57,7 +80,7 @@ func TestHistory(t *testing.T) {
 	type point struct {
 		index  uint64
 		digest string
-		files  map[string]bool
+		files  map[string]string
 	}
 	var points []point
 	dir := filepath.Join(c.mounts[0], "history")
@@ -69,11 +92,18 @@ func TestHistory(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		index, digest, err := c.digest(c.metaAddrs()[round%3], 0)
-		if err != nil {
-			t.Fatal(err)
+		var index uint64
+		var digest string
+		for _, addr := range c.metaAddrs() { // a follower may not have applied the last event yet
+			i, d, err := c.digest(addr, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if i > index {
+				index, digest = i, d
+			}
 		}
-		points = append(points, point{index: index, digest: digest, files: listing(t, dir)})
+		points = append(points, point{index: index, digest: digest, files: listing(t, c.mounts[0])})
 	}
 	check := func(where ...string) {
 		t.Helper()
@@ -86,6 +116,15 @@ func TestHistory(t *testing.T) {
 			if r.Index != p.index || r.Digest != p.digest {
 				t.Errorf("varve %v: digest %s at %d, the live server had %s at %d", args, r.Digest, r.Index, p.digest, p.index)
 			}
+			got := r.lines()
+			for path := range got {
+				if got[path] != p.files[path] {
+					t.Fatalf("varve %v: %.200s is %q, the mount showed %q", args, path, got[path], p.files[path])
+				}
+			}
+			if len(got) != len(p.files) {
+				t.Errorf("varve %v: %d files, the mount showed %d", args, len(got), len(p.files))
+			}
 		}
 	}
 	check("-c", c.name())
@@ -97,12 +136,24 @@ func TestHistory(t *testing.T) {
 	t.Logf("%d points of the journal replayed on the running cluster and on %d stopped servers", len(points), c.mds)
 }
 
-func listing(t *testing.T, dir string) map[string]bool {
+// listing is the tree under a mount point, in the form of replayed.lines.
+func listing(t *testing.T, mount string) map[string]string {
 	t.Helper()
-	files := make(map[string]bool)
-	err := filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
-		files[path] = true
-		return err
+	files := make(map[string]string)
+	err := filepath.WalkDir(mount, func(path string, _ os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(path, &st); err != nil {
+			return err
+		}
+		if st.Mode&unix.S_IFMT != unix.S_IFREG {
+			st.Size = 0
+		}
+		files["/"+strings.TrimPrefix(strings.TrimPrefix(path, mount), "/")] =
+			fmt.Sprintf("mode %o nlink %d size %d", st.Mode&0o7777, st.Nlink, st.Size)
+		return nil
 	})
 	if err != nil {
 		t.Fatal(err)
