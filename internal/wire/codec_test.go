@@ -22,7 +22,7 @@ func frameBytes(h header, body, data []byte) []byte {
 }
 
 func read(b []byte, maxBody, maxData uint32) (*Frame, bool, error) {
-	return readFrame(context.Background(), bufio.NewReader(bytes.NewReader(b)), maxBody, maxData, nil)
+	return readFrame(context.Background(), bufio.NewReader(bytes.NewReader(b)), nil, maxBody, maxData, nil)
 }
 
 func TestHeaderRoundTrip(t *testing.T) {

@@ -333,7 +333,7 @@ func (c *Conn) write(f *Frame, reqID uint64, answer bool) error {
 func (c *Conn) readLoop() {
 	defer close(c.readEnd)
 	for {
-		f, answer, err := readFrame(c.ctx, c.br, MaxBody, MaxData, c.Budget)
+		f, answer, err := readFrame(c.ctx, c.br, c.nc, MaxBody, MaxData, c.Budget)
 		if err != nil {
 			c.fail(err)
 			return
@@ -379,8 +379,9 @@ func (c *Conn) deliver(f *Frame) {
 }
 
 // readFrame reads one frame and whether it is an answer. Nothing is allocated for a length over its limit, nor for the data of a
-// request before it has its share of budget, if that is given. ctx bounds only that wait.
-func readFrame(ctx context.Context, br *bufio.Reader, maxBody, maxData uint32, budget *semaphore.Weighted) (*Frame, bool, error) {
+// request before it has its share of budget, if that is given. ctx bounds only that wait. nc, unless nil, is where br reads from: what
+// follows the header must come within frameTimeout.
+func readFrame(ctx context.Context, br *bufio.Reader, nc net.Conn, maxBody, maxData uint32, budget *semaphore.Weighted) (*Frame, bool, error) {
 	b, err := br.Peek(headerSize)
 	if err != nil {
 		if len(b) > 0 && errors.Is(err, io.EOF) {
@@ -400,7 +401,7 @@ func readFrame(ctx context.Context, br *bufio.Reader, maxBody, maxData uint32, b
 	}
 	f := &Frame{Type: h.typ, Class: h.class, Epoch: h.epoch, Code: h.code, id: h.id, pooled: true}
 	f.Body = Buffer(int(h.bodyLen))
-	if _, err := io.ReadFull(br, f.Body); err != nil {
+	if err := readRest(br, nc, f.Body); err != nil {
 		f.Release()
 		return nil, false, err
 	}
@@ -416,11 +417,30 @@ func readFrame(ctx context.Context, br *bufio.Reader, maxBody, maxData uint32, b
 		f.budget, f.held = budget, int64(h.dataLen)
 	}
 	f.Data = Buffer(int(h.dataLen))
-	if _, err := io.ReadFull(br, f.Data); err != nil {
+	if err := readRest(br, nc, f.Data); err != nil {
 		f.Release()
 		return nil, false, err
 	}
 	return f, h.answer, nil
+}
+
+// frameTimeout bounds how long the rest of a frame may take once its header is there. A peer that sends half a frame and then
+// nothing would keep its buffers, and its share of the budget, from others. It is longer than the time after which a sender gives up.
+const frameTimeout = 15 * time.Second
+
+// readRest fills b.
+func readRest(br *bufio.Reader, nc net.Conn, b []byte) error {
+	if nc == nil || br.Buffered() >= len(b) {
+		_, err := io.ReadFull(br, b)
+		return err
+	}
+	if err := nc.SetReadDeadline(time.Now().Add(frameTimeout)); err != nil {
+		return err
+	}
+	if _, err := io.ReadFull(br, b); err != nil {
+		return fmt.Errorf("rest of a frame: %w", err)
+	}
+	return nc.SetReadDeadline(time.Time{})
 }
 
 // Preface returns the first four bytes that every varve connection starts with.

@@ -1,15 +1,18 @@
 package wire
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -384,4 +387,32 @@ func TestListenTaken(t *testing.T) {
 	if _, err := Listen(context.Background(), addr); err == nil {
 		t.Error("a port was taken twice")
 	}
+}
+
+// Half a frame and then silence kept its share of the budget from everybody else.
+func TestHalfAFrameEndsItsConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		here, there := net.Pipe()
+		c := newConn(here, bufio.NewReaderSize(here, readBuffer), Options{})
+		c.Budget = semaphore.NewWeighted(MaxData)
+		c.start(handlerFunc(echo))
+		h := header{typ: Write, id: 1, dataLen: MaxData}
+		b := make([]byte, headerSize, headerSize+100)
+		h.encode(b)
+		if _, err := there.Write(b[:headerSize+100]); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if c.Budget.TryAcquire(1) {
+			t.Fatal("the budget is not held")
+		}
+		time.Sleep(frameTimeout + time.Second)
+		if err := c.Err(); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatal("the connection ended with", err)
+		}
+		if !c.Budget.TryAcquire(MaxData) {
+			t.Fatal("the budget is still held")
+		}
+		c.Quiesce()
+	})
 }

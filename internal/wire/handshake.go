@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"sync"
@@ -82,7 +83,7 @@ func (c *Conn) sayHello(ctx context.Context, hello *msg.Hello) (*msg.HelloReply,
 	if err := c.write(&Frame{Type: Hello, Body: body}, 0, false); err != nil {
 		return nil, fmt.Errorf("%w: %w", fserr.Unavailable, err)
 	}
-	f, answer, err := readFrame(ctx, c.br, maxHello, 0, nil)
+	f, answer, err := readFrame(ctx, c.br, nil, maxHello, 0, nil)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", fserr.Unavailable, err)
 	}
@@ -172,7 +173,11 @@ func (s *Server) handshake(c *Conn) {
 	}()
 	h, err := s.greet(c)
 	if err != nil {
-		s.Logger.Warn("connection refused", "peer", c.RemoteAddr(), "err", err)
+		level := slog.LevelWarn
+		if err == io.EOF {
+			level = slog.LevelDebug // connected and left without a word, as port checks do
+		}
+		s.Logger.Log(c.ctx, level, "connection refused", "peer", c.RemoteAddr(), "err", err)
 		c.Close()
 		close(c.readEnd) // nothing was ever read for a handler: Quiesce need not wait
 		return
@@ -190,7 +195,7 @@ func (s *Server) greet(c *Conn) (Handler, error) {
 	if err := c.nc.SetReadDeadline(time.Now().Add(handshakeTimeout)); err != nil {
 		return nil, err
 	}
-	f, answer, err := readFrame(c.ctx, c.br, maxHello, 0, nil)
+	f, answer, err := readFrame(c.ctx, c.br, nil, maxHello, 0, nil)
 	if err != nil {
 		return nil, err
 	}
