@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"strconv"
 	"time"
 
 	"varve/cs/store"
@@ -115,13 +116,16 @@ func (o Options) withDefaults() (Options, error) {
 
 // checkAddr refuses what others could not connect to.
 func checkAddr(addr string) error {
-	host, _, err := net.SplitHostPort(addr)
+	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
 		return fmt.Errorf("address %q: want IP:PORT: %w", addr, err)
 	}
 	ip := net.ParseIP(host)
 	if ip == nil || ip.IsUnspecified() {
 		return fmt.Errorf("address %q: want the IP address at which others reach this server", addr)
+	}
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return fmt.Errorf("address %q: want a port from 1 to 65535, or 0 for any", addr)
 	}
 	return nil
 }

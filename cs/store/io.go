@@ -265,6 +265,11 @@ func place(block uint32) int64 { return dataOffset + int64(block)*chunk.BlockSiz
 // put writes whole blocks from data, which is aligned, and their checksums. Preconditions: the blocks
 // are locked and active.
 func (s *Store) put(e *entry, block uint32, data []byte, sums []uint32) error {
+	if n := e.holes(block, len(sums)); n > 0 {
+		if err := s.allot(n * chunk.BlockSize); err != nil {
+			return fmt.Errorf("write: chunk %v: block %d: %w", e.id, block, err)
+		}
+	}
 	if _, err := e.img.f.WriteAt(data, place(block)); err != nil {
 		if !full(err) {
 			return s.fail("write", e.id, err)
@@ -273,6 +278,18 @@ func (s *Store) put(e *entry, block uint32, data []byte, sums []uint32) error {
 	}
 	e.record(block, sums)
 	return nil
+}
+
+// holes counts the blocks among n that take up no space yet.
+func (e *entry) holes(block uint32, n int) (holes int64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, sum := range e.img.sums[block:][:n] {
+		if sum == chunk.Hole {
+			holes++
+		}
+	}
+	return holes
 }
 
 // record notes the checksums of blocks that were just written.

@@ -33,6 +33,10 @@ type Options struct {
 	SettleAfter time.Duration
 	// SettleEvery is the pause between two passes of settling. Default: 1 s. Negative: none.
 	SettleEvery time.Duration
+	// Reserve is the free space in bytes below which nothing new is stored (NoSpace): tables, the activity log and whatever else
+	// lives on the disk, a metadata server's journal above all, go on to find room. Default: a 32nd of the disk, at least
+	// 16 MiB and at most 1 GiB, but not over a quarter of the disk. Negative: none.
+	Reserve int64
 }
 
 // Defaults of Options.
@@ -41,6 +45,16 @@ const (
 	defaultSettleAfter = 5 * time.Second
 	defaultSettleEvery = time.Second
 )
+
+// Bounds of the default reserve in bytes, and its share of the disk.
+const (
+	minReserve   = 16 << 20
+	maxReserve   = 1 << 30
+	reserveShare = 32
+)
+
+// maxRoom is how many bytes are given to writers before the disk is asked again how much is free.
+const maxRoom = 1 << 20
 
 // maxStages is the number of staging buffers of 1 MiB that are kept for reuse.
 const maxStages = 32

@@ -140,8 +140,11 @@ func (s *Store) Create(c id.ChunkID, epoch id.Epoch) error {
 	}
 }
 
-// add makes the file and the entry of a chunk. Exist if there is one by now.
+// add makes the file and the entry of a chunk. Exist if there is one by now, NoSpace if the disk is full but for the reserve.
 func (s *Store) add(c id.ChunkID, rep repl.Replica) error {
+	if err := s.allot(dataOffset); err != nil {
+		return fmt.Errorf("create: chunk %v: %w", c, err)
+	}
 	e := &entry{id: c, known: true, rep: rep}
 	e.gate.Lock()
 	defer e.gate.Unlock()

@@ -24,6 +24,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"math"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -56,6 +57,8 @@ type Store struct {
 
 	life   sync.RWMutex // held shared by every operation
 	closed bool         // guarded by life
+
+	room atomic.Int64 // bytes that may be stored before the disk is asked again how much is free
 
 	mu     sync.RWMutex
 	chunks map[id.ChunkID]*entry
@@ -318,12 +321,40 @@ func (s *Store) Count() int {
 	return len(s.ids)
 }
 
-// Space returns the room on the filesystem in bytes.
+// Space returns the room on the filesystem in bytes. What is free does not include the reserve.
 func (s *Store) Space() (total, free uint64, err error) {
 	if err := s.begin(); err != nil {
 		return 0, 0, err
 	}
 	defer s.end()
 	sp, err := s.o.FS.Space(s.o.Dir)
-	return sp.Total, sp.Free, err
+	return sp.Total, uint64(max(0, int64(sp.Free)-s.o.reserve(sp.Total))), err
+}
+
+// reserve is how much of a disk is kept free.
+func (o *Options) reserve(total uint64) int64 {
+	switch {
+	case o.Reserve < 0:
+		return 0
+	case o.Reserve > 0:
+		return o.Reserve
+	}
+	return min(max(int64(total/reserveShare), minReserve), maxReserve, int64(total/4))
+}
+
+// allot takes n bytes of the disk for new data, or returns NoSpace.
+func (s *Store) allot(n int64) error {
+	if s.o.Reserve < 0 || s.room.Add(-n) >= 0 {
+		return nil
+	}
+	sp, err := s.o.FS.Space(s.o.Dir)
+	if err != nil {
+		return nil // the write itself will tell
+	}
+	free := int64(min(sp.Free, math.MaxInt64)) - s.o.reserve(sp.Total)
+	if free < n {
+		return fmt.Errorf("%s: %d bytes are free, of which %d are kept: %w", s.o.Dir, sp.Free, s.o.reserve(sp.Total), fserr.NoSpace)
+	}
+	s.room.Store(min(free, maxRoom) - n)
+	return nil
 }

@@ -479,6 +479,7 @@ func TestLostActivityLog(t *testing.T) {
 func TestFullDisk(t *testing.T) {
 	d := new(disk.Faulty)
 	o := testOptions(d, "/d")
+	o.Reserve = -1
 	s := mustOpen(t, o)
 	must(t, s.Create(1, 1))
 	a := random(rand.New(rand.NewSource(1)), 16*chunk.BlockSize)
@@ -506,6 +507,37 @@ func TestFullDisk(t *testing.T) {
 	if r, err := Check(o); err != nil || r.Count != 0 {
 		t.Fatalf("%+v %v", r, err)
 	}
+}
+
+// A chunk server that filled its disk to the last byte took the metadata server beside it along.
+func TestReserveStaysFree(t *testing.T) {
+	const reserve = 4 << 20
+	d := new(disk.Faulty)
+	o := testOptions(d, "/d")
+	o.Reserve = reserve
+	s := mustOpen(t, o)
+	must(t, s.Create(1, 1))
+	d.SetCapacity(16 << 20)
+	b := random(rand.New(rand.NewSource(1)), 128<<10)
+	var off uint32
+	var err error
+	for err == nil {
+		err = write(s, 1, 1, off, b)
+		off += uint32(len(b))
+	}
+	wantCode(t, err, fserr.NoSpace)
+	if sp, _ := d.Space("/d"); sp.Free < reserve || sp.Free > reserve+2*maxRoom {
+		t.Fatalf("%d bytes are free, want about %d", sp.Free, reserve)
+	}
+	if _, free, err := s.Space(); err != nil || free > 2*maxRoom {
+		t.Fatalf("the store says that %d bytes are free, %v", free, err)
+	}
+	wantCode(t, write(s, 1, 1, off, b), fserr.NoSpace)
+	must(t, write(s, 1, 1, 0, b)) // in place
+	must(t, s.Punch(1, 1, 0, 4<<20))
+	must(t, write(s, 1, 1, off, b))
+	must(t, s.Flush(1, 1))
+	must(t, s.Close())
 }
 
 func TestFailureTakesOutOfService(t *testing.T) {
