@@ -117,7 +117,14 @@ func (c *Client) Close() error {
 	defer cancel()
 	var err error
 	if l != nil {
+		// A session that says goodbye leaves equal replicas behind, with their size; of one that expires they are settled.
 		if err = l.s.flushAll(ctx); err == nil {
+			err = l.s.settled(ctx)
+		}
+		if err == nil {
+			err = l.s.flushAll(ctx)
+		}
+		if err == nil {
 			_, err = l.conn.CallMessage(ctx, wire.CloseSession, wire.ClassMeta, &msg.CloseSession{Session: uint64(l.s.id)}, nil)
 		}
 	} else {

@@ -84,6 +84,9 @@ func newDataOp(in *inode, typ wire.Type, piece chunk.Piece, data []byte) *dataOp
 }
 
 func (op *dataOp) free() {
+	if op.sent && op.typ != wire.Flush {
+		op.in.s.changing.Add(-1)
+	}
 	op.in, op.data = nil, nil
 	op.frame = wire.Frame{}
 	clear(op.targets[:])
@@ -219,6 +222,9 @@ func (op *dataOp) attempt(loc *location, mode msg.Mode) {
 	}
 	if !reachable {
 		return
+	}
+	if !op.sent && op.typ != wire.Flush {
+		in.s.changing.Add(1)
 	}
 	op.sent = true
 	for i := range op.n {

@@ -314,6 +314,63 @@ func TestInterruptedWriteSettles(t *testing.T) {
 	}
 }
 
+func TestCloseWithUnequalReplicasLeavesTheSessionToExpire(t *testing.T) {
+	w := newWorld(t, 1, 2, 2, 2)
+	c := w.dial(t, func(o *Options) { o.CloseTimeout = 300 * time.Millisecond })
+	f := create(t, c, "a")
+	write(t, f, fill(4096, 1), 0)
+	w.cs[2].set(func() {
+		w.cs[2].before = func(t wire.Type, _ *wire.DataRequest) fserr.Code {
+			if t == wire.Write {
+				return fserr.IO
+			}
+			return fserr.OK
+		}
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, _, err := f.WriteAt(ctx, fill(4096, 2), 0, false); fserr.Of(err) != fserr.Timeout {
+		t.Fatalf("write with a replica that fails and is needed: %v", err)
+	}
+	if err := c.Close(); err == nil {
+		t.Error("a session with unequal replicas was closed cleanly")
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.sessions[uint64(f.in.s.id)] == nil {
+		t.Error("the session is gone, so nobody settles the replicas")
+	}
+}
+
+// A layout asked for before a drop, and answered after it, must not bring the dropped replica back.
+func TestDropOutlivesOlderLayouts(t *testing.T) {
+	w := newWorld(t, 1, 2, 2, 1)
+	c := w.dial(t, nil)
+	f := create(t, c, "a")
+	write(t, f, fill(4096, 1), 0)
+	loc, _ := f.in.lookup(0)
+	var late *msg.LayoutReply
+	var gen uint64
+	w.setBefore(func(req *msg.MetaRequest) (fserr.Code, bool) {
+		if req.GetDropReplica() != nil {
+			f.in.forgetLayout() // by another operation, which asks for it again
+			gen = f.in.layoutGeneration()
+			in := w.inode(uint64(f.Ino()))
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			late = w.layout(in, 0, 1)
+		}
+		return fserr.OK, false
+	})
+	if ok, err := f.in.drop(t.Context(), loc, 2, "test"); !ok || err != nil {
+		t.Fatalf("drop: %t, %v", ok, err)
+	}
+	f.in.learnLayout(late, gen)
+	if now, _ := f.in.lookup(0); now != nil && now.has(2) {
+		t.Error("the dropped replica is back")
+	}
+}
+
 func TestTruncate(t *testing.T) {
 	w := newWorld(t, 1, 2, 2, 1)
 	c := w.dial(t, nil)

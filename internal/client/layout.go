@@ -230,8 +230,9 @@ func (in *inode) drop(ctx context.Context, loc *location, server id.ServerID, re
 	}
 	in.s.c.log.Warn("replica dropped", "inode", in.ino, "chunk", loc.chunk, "cs", server, "epoch", loc.epoch, "cause", reason)
 	in.mu.Lock()
-	if in.layoutGen == gen { // else it was forgotten meanwhile, and the answer may be older than that
-		in.forgetLayoutLocked()
+	current := in.layoutGen == gen // else it was forgotten meanwhile, and the answer may be older than that
+	in.forgetLayoutLocked()        // in any case: an answer that is still under way may name the replica
+	if current {
 		gen = in.layoutGen
 	}
 	in.mu.Unlock()

@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -23,6 +24,7 @@ type session struct {
 	renewEvery time.Duration
 	deadline   atomic.Int64 // boot time, ns: until then the metadata servers cannot have expired it
 	servers    pool
+	changing   atomic.Int32 // writes and punches that some replicas may have carried out and others not
 
 	ctx    context.Context // ends with the session
 	cancel context.CancelFunc
@@ -163,6 +165,17 @@ func (s *session) flushAll(ctx context.Context) error {
 	}
 	wg.Wait()
 	return errors.Join(errs...)
+}
+
+// settled returns when no write or punch is under way.
+func (s *session) settled(ctx context.Context) error {
+	var wait backoff
+	for s.changing.Load() > 0 {
+		if err := wait.wait(ctx, s.ctx); err != nil {
+			return fmt.Errorf("%d writes are not on all replicas, the session is left to expire: %w", s.changing.Load(), err)
+		}
+	}
+	return nil
 }
 
 // pin returns the inode, made if need be, and keeps it in the table until unpin.
