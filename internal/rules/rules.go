@@ -6,6 +6,7 @@
 package rules
 
 import (
+	"errors"
 	"fmt"
 	"go/ast"
 	"go/parser"
@@ -75,23 +76,14 @@ var impure = []string{"os", "net", "sync", "context", "log", "math/rand", "crypt
 // pureTime are the names of package time that are values, not clocks.
 var pureTime = []string{"Duration", "Nanosecond", "Microsecond", "Millisecond", "Second", "Minute", "Hour"}
 
-// Check reads the tree below root (which holds go.mod) and returns every violation, sorted.
-func Check(tree fs.FS) ([]string, error) {
+// Check reads the named files of the tree whose root holds go.mod, and returns every violation, sorted. A file that is gone is
+// passed over.
+func Check(tree fs.FS, files []string) ([]string, error) {
 	c := checker{doc: map[string]bool{}}
-	err := fs.WalkDir(tree, ".", func(name string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
+	for _, name := range files {
+		if err := c.file(tree, name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
 		}
-		if d.IsDir() {
-			if skipDir(name) {
-				return fs.SkipDir
-			}
-			return nil
-		}
-		return c.file(tree, name, d)
-	})
-	if err != nil {
-		return nil, err
 	}
 	for pkg, ok := range c.doc {
 		if !ok {
@@ -102,7 +94,23 @@ func Check(tree fs.FS) ([]string, error) {
 	return c.faults, nil
 }
 
-// skipDir reports whether name is no part of the source: hidden, data of tests, built, or of a running cluster.
+// Walk returns the files of a tree that may be source, where no version control says which are.
+func Walk(tree fs.FS) (files []string, err error) {
+	err = fs.WalkDir(tree, ".", func(name string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case !d.IsDir():
+			files = append(files, name)
+		case skipDir(name):
+			return fs.SkipDir
+		}
+		return nil
+	})
+	return files, err
+}
+
+// skipDir reports whether name is no part of the source: hidden, built, or of a running cluster.
 func skipDir(name string) bool {
 	base := path.Base(name)
 	return name != "." && (strings.HasPrefix(base, ".") || strings.HasPrefix(base, "_")) ||
@@ -118,13 +126,12 @@ func (c *checker) failf(where, format string, args ...any) {
 	c.faults = append(c.faults, where+": "+fmt.Sprintf(format, args...))
 }
 
-func (c *checker) file(tree fs.FS, name string, d fs.DirEntry) error {
-	info, err := d.Info()
+func (c *checker) file(tree fs.FS, name string) error {
+	info, err := fs.Stat(tree, name)
 	if err != nil {
 		return err
 	}
-	ignored := strings.HasSuffix(name, ".test") || strings.HasSuffix(name, ".prof") || name == module
-	if info.Size() > maxFileBytes && !ignored {
+	if info.Size() > maxFileBytes {
 		c.failf(name, "has %d bytes, limit %d", info.Size(), maxFileBytes)
 	}
 	if path.Ext(name) != ".go" || strings.Contains(name, "/testdata/") {
