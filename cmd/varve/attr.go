@@ -55,7 +55,7 @@ type mounted struct {
 func findMounted(path string) (*mounted, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
-		return nil, &fs.PathError{Op: "stat", Path: path, Err: err}
+		return nil, fmt.Errorf("%w; give a path on a varve mount, which are listed by: findmnt -t fuse.varve", &fs.PathError{Op: "stat", Path: path, Err: err})
 	}
 	mounts, err := fuse.Mounts()
 	if err != nil {
@@ -206,7 +206,8 @@ func replicasText(p *msg.Policy) string {
 }
 
 // parseReplicas reads NORM[:MIN]; without MIN it is one less than NORM, at least 1.
-func parseReplicas(s string) (*msg.Policy, error) {
+func parseReplicas(given string) (*msg.Policy, error) {
+	s := given
 	if _, _, ok := strings.Cut(s, ":"); !ok {
 		if n, err := strconv.ParseUint(s, 10, 8); err == nil && n > 0 {
 			s = fmt.Sprintf("%d:%d", n, max(n-1, 1))
@@ -214,7 +215,7 @@ func parseReplicas(s string) (*msg.Policy, error) {
 	}
 	p, ok := state.ParsePolicy(s)
 	if !ok {
-		return nil, usagef("replicas %q: want NORM[:MIN] with 1 <= MIN <= NORM <= %d, such as 3:2", s, state.MaxReplicas)
+		return nil, usagef("replicas %q: want NORM[:MIN] with 1 <= MIN <= NORM <= %d, such as 3:2", given, state.MaxReplicas)
 	}
 	return &msg.Policy{Norm: p.Norm, Min: p.Min}, nil
 }

@@ -33,6 +33,9 @@ const (
 	maxBootstrap   = 64       // servers in bs.list
 )
 
+// hostName is what a host's name or address is made of, an IPv6 zone included.
+var hostName = regexp.MustCompile(`^[A-Za-z0-9._:%-]+$`)
+
 var clusterName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
 
 // clusterDir is a cluster directory's path and contents.
@@ -173,7 +176,7 @@ func hostPort(s string) (string, error) {
 		}
 	}
 	n, err := strconv.ParseUint(port, 10, 16)
-	if err != nil || n == 0 || host == "" || strings.ContainsAny(host, " \t/") {
+	if err != nil || n == 0 || !hostName.MatchString(host) {
 		return "", fmt.Errorf("address %q: want HOST[:PORT], such as 10.0.0.1 or 10.0.0.1:%s", s, defaultPort)
 	}
 	return net.JoinHostPort(host, port), nil

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -304,14 +305,20 @@ func (p *parts) mount(i int) *part {
 	}
 }
 
+// readyJSON is what `dev up --json` prints once the cluster is ready.
+type readyJSON struct {
+	Ready   bool     `json:"ready"`
+	Dir     string   `json:"dir"`
+	Cluster string   `json:"cluster"`
+	Mounts  []string `json:"mounts"`
+}
+
 func (a *app) sayReady(c *devConfig) {
 	var b strings.Builder
 	if a.json {
-		fmt.Fprintf(&b, "{\"ready\":true,\"dir\":%q,\"cluster\":%q,\"mounts\":[", c.dir, c.clusterDir())
-		for i, m := range c.Mounts {
-			fmt.Fprintf(&b, "%s%q", strings.Repeat(",", min(i, 1)), m)
-		}
-		b.WriteString("]}\n")
+		enc := json.NewEncoder(&b)
+		enc.SetEscapeHTML(false)
+		_ = enc.Encode(readyJSON{true, c.dir, c.clusterDir(), append([]string{}, c.Mounts...)}) // strings cannot fail
 	} else {
 		prog := shellQuote(programPath())
 		if isGoRun(prog) {

@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"varve/internal/disk"
+
+	"golang.org/x/sys/unix"
 )
 
 // A dev cluster's directory holds
@@ -104,6 +106,9 @@ func readDevConfig(dir string) (*devConfig, error) {
 	}
 	path := filepath.Join(dir, devConfigFile)
 	b, err := readSmall(path)
+	if errors.Is(err, unix.ENOTDIR) {
+		return nil, usagef("--dir %s: not a directory; choose another", dir)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -135,6 +140,12 @@ func devConfigOf(f *devFlags) (*devConfig, error) {
 	for i, m := range c.Mounts {
 		if c.Mounts[i], err = filepath.Abs(m); err != nil {
 			return nil, err
+		}
+		if slices.Contains(c.Mounts[:i], c.Mounts[i]) {
+			return nil, usagef("--mount names %s twice; each mount needs a directory of its own", m)
+		}
+		if info, err := os.Stat(c.Mounts[i]); err == nil && !info.IsDir() {
+			return nil, usagef("--mount %s: not a directory; choose another", m)
 		}
 		if rel, err := filepath.Rel(c.Mounts[i], c.dir); err == nil && (rel == "." || filepath.IsLocal(rel)) {
 			return nil, usagef("--mount %s would hide the cluster's own directory %s; choose another", m, c.dir)

@@ -79,6 +79,9 @@ func parseRange(from, to string, now time.Time) (first, last *moment, err error)
 		}
 		*x.m = &m
 	}
+	if first != nil && last != nil && first.time.IsZero() == last.time.IsZero() && (first.index > last.index || first.time.After(last.time)) {
+		return nil, nil, usagef("--from %s is after --to %s; exchange them", from, to)
+	}
 	return first, last, nil
 }
 
@@ -182,8 +185,8 @@ func (a *app) journalReplay(ctx context.Context, h history, last *moment, path s
 		if to, err = last.in(ctx, h); err != nil {
 			return err
 		}
-		if to > hi {
-			return usagef("--to %d is after the end of the journal, %d", to, hi)
+		if to > hi || to == 0 {
+			return usagef("--to %d is not in the journal: want 1 to %d", to, hi)
 		}
 	}
 	var at int64

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -39,6 +40,9 @@ func parseMoment(s string, now time.Time) (moment, error) {
 	}
 	for _, l := range timeLayouts {
 		if t, err := time.ParseInLocation(l, s, now.Location()); err == nil {
+			if t.Before(time.Unix(0, math.MinInt64)) || t.After(time.Unix(0, math.MaxInt64)) {
+				return moment{}, usagef("%q is further away than times in a journal can be: want a year from 1678 to 2261", s)
+			}
 			return moment{time: t}, nil
 		}
 	}

@@ -102,13 +102,13 @@ func runMount(ctx context.Context, spec mountSpec, log *slog.Logger, ready func(
 		Cluster: d.uuid, Name: d.name, Addrs: d.mds, Mount: spec.dir, Version: version, Logger: log,
 	})
 	if err != nil {
-		return err
+		return unreached(d, err)
 	}
 	s, err := fuse.Mount(ctx, fuse.Options{
 		Logger: log, MountPoint: spec.dir, FSName: mountSource(spec.cluster), AllowOther: os.Geteuid() == 0, ReadOnly: spec.readOnly,
 	}, backend{c})
 	if err != nil {
-		return errors.Join(err, c.Close())
+		return errors.Join(mountPointHint(spec.dir, err), c.Close())
 	}
 	ready()
 	select {
@@ -119,6 +119,31 @@ func runMount(ctx context.Context, spec mountSpec, log *slog.Logger, ready func(
 	}
 	if cerr := c.Close(); cerr != nil {
 		log.Warn("session not closed in order; the cluster ends it when its lease is over", "err", cerr)
+	}
+	return err
+}
+
+// unreached says where the addresses came from that led to no cluster, or to another one.
+func unreached(d *clusterDir, err error) error {
+	list := filepath.Join(d.path, bootstrapFile)
+	switch code := fserr.Of(err); code {
+	case fserr.WrongCluster:
+		return fmt.Errorf("%s names servers of another cluster than %s says; correct it: %w", list, clusterFile, err)
+	case fserr.Unavailable, fserr.Timeout:
+		return fmt.Errorf("%w; start the metadata servers, or correct %s", err, list)
+	}
+	return err
+}
+
+// mountPointHint says what to do about a directory that cannot be mounted on.
+func mountPointHint(dir string, err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%w; make it first: mkdir -p %s", err, shellQuote(dir))
+	case errors.Is(err, unix.ENOTDIR), fserr.Of(err) == fserr.NotDir:
+		return fmt.Errorf("%w; choose a directory", err)
+	case fserr.Of(err) == fserr.Busy:
+		return fmt.Errorf("%w; choose another directory, or unmount that first: varve umount %s", err, shellQuote(dir))
 	}
 	return err
 }

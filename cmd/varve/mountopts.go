@@ -27,7 +27,7 @@ func parseMountOptions(args []string) (mountOptions, error) {
 	for _, word := range strings.Split(strings.Join(args, ","), ",") {
 		name, value, hasValue := strings.Cut(strings.TrimSpace(word), "=")
 		switch {
-		case name == "":
+		case word == "":
 		case name == "ro" && !hasValue:
 			o.readOnly = true
 		case name == "transport":

@@ -134,7 +134,7 @@ func TestParseMoment(t *testing.T) {
 	if m, err := parseMoment("123", now); err != nil || m.index != 123 || !m.time.IsZero() {
 		t.Errorf("123: %+v, %v", m, err)
 	}
-	for _, in := range []string{"", "x", "-x", "--5m", "-", "12:00", "5m"} {
+	for _, in := range []string{"", "x", "-x", "--5m", "-", "12:00", "5m", "2999-01-01", "1066-10-14"} {
 		if m, err := parseMoment(in, now); err == nil {
 			t.Errorf("%q is taken for %+v", in, m)
 		}

@@ -18,6 +18,7 @@ import (
 	"varve/mds"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -129,14 +130,22 @@ func (a *app) joinCluster(ctx context.Context, dir, addr string) error {
 func joinMDS(ctx context.Context, d *clusterDir, dir, addr string) error {
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
-	_, err := mds.Join(ctx, mds.Options{Dir: dir, Addr: addr, Name: d.name}, d.mds)
-	return existing(err)
+	_, err := mds.Join(ctx, mds.Options{Dir: dir, Addr: addr, Name: d.name, Cluster: d.uuid}, d.mds)
+	return existing(unreached(d, err))
 }
 
 // existing makes the refusal to overwrite a directory one for safety.
 func existing(err error) error {
 	if errors.Is(err, fs.ErrExist) || errors.Is(err, fserr.Exist) || errors.Is(err, fserr.NotEmpty) {
 		return &exitError{exitRefused, err}
+	}
+	return inUse(err)
+}
+
+// inUse says what to do about a directory that another process has locked.
+func inUse(err error) error {
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return fmt.Errorf("%w; stop that process first, or give another directory with -r", err)
 	}
 	return err
 }
@@ -186,7 +195,7 @@ func makeCS(ctx context.Context, d *clusterDir, o cs.Options) (id.ServerID, erro
 	defer cancel()
 	o.Metas, o.Cluster, o.Name, o.Version = d.mds, d.uuid, d.name, version
 	server, err := cs.Init(ctx, o)
-	return server, existing(err)
+	return server, existing(unreached(d, err))
 }
 
 // csAddr returns where a chunk server listens: as given, with any port if none is, or at the address from which this host
@@ -242,11 +251,22 @@ func (a *app) serverCommand(name, short string, run func(context.Context, string
 	return cmd
 }
 
+// otherKind says so if a directory without the file that was looked for is that of the other kind of server.
+func otherKind(dir, missing, other string, err error) error {
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if _, serr := os.Stat(filepath.Join(dir, other+".json")); serr == nil {
+		return fmt.Errorf("%s holds no %s but the other kind of server; run that with: varve %s -r %s", dir, missing, other, shellQuote(dir))
+	}
+	return err
+}
+
 // runMDS runs a metadata server until ctx ends, then stops it in order.
 func runMDS(ctx context.Context, dir string, log *slog.Logger) error {
 	s, err := mds.Open(mds.Options{Dir: dir, Logger: log})
 	if err != nil {
-		return err
+		return otherKind(dir, "mds.json", "cs", inUse(err))
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run() }()
@@ -264,7 +284,7 @@ func runMDS(ctx context.Context, dir string, log *slog.Logger) error {
 func runCS(ctx context.Context, dir string, log *slog.Logger) error {
 	s, err := cs.Open(cs.Options{Dir: dir, Version: version, Logger: log})
 	if err != nil {
-		return err
+		return otherKind(dir, "cs.json", "mds", inUse(err))
 	}
 	return s.Run(ctx)
 }
