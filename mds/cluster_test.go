@@ -322,6 +322,8 @@ func (k *testClient) read(op any) *msg.MetaRequest {
 		r.Op = &msg.MetaRequest_DropReplica{DropReplica: op}
 	case *msg.WriteDone:
 		r.Op = &msg.MetaRequest_WriteDone{WriteDone: op}
+	case *msg.PunchDone:
+		r.Op = &msg.MetaRequest_PunchDone{PunchDone: op}
 	case *msg.Lock:
 		r.Op = &msg.MetaRequest_Lock{Lock: op}
 	case *msg.ReadDir:

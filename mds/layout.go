@@ -94,6 +94,40 @@ func (l *leadership) withoutLayouts(ctx context.Context, ino id.Ino, change func
 	return change()
 }
 
+// holdLayouts returns, with the latch that keeps layouts of the inode as they are, when asker may have one. While the tail that a truncate
+// left is not punched only the session that punches it may: what another wrote there would be punched too.
+func (l *leadership) holdLayouts(ctx context.Context, ino id.Ino, asker id.SessionID) ([]decide.Latch, error) {
+	for {
+		freeze := freezeLatch(ino, false)
+		if err := l.latches.acquire(ctx, freeze); err != nil {
+			return nil, err
+		}
+		if !l.punchedByAnother(ino, asker) {
+			return freeze, nil
+		}
+		l.latches.release(freeze)
+		if !sleep(ctx, settlePoll) {
+			return nil, waitError(ctx, "the tail of a truncated file to be punched")
+		}
+	}
+}
+
+// punchedByAnother reports whether a punch is pending that another session is known to owe.
+func (l *leadership) punchedByAnother(ino id.Ino, asker id.SessionID) (pending bool) {
+	l.mu.Lock()
+	owner, known := l.punchers[ino]
+	l.mu.Unlock()
+	if !known || owner == asker || asker == 0 {
+		return false
+	}
+	l.s.fsm.view(func(st *state.State) {
+		if n, ok := st.Inode(ino); ok {
+			_, pending = n.Punch()
+		}
+	})
+	return pending
+}
+
 // writeDone tells the other holders what was written, so that nothing older is in their caches when the writer is answered.
 func (l *leadership) writeDone(ctx context.Context, req *msg.MetaRequest) (decide.Outcome, error) {
 	out, err := l.commit(ctx, req)

@@ -103,6 +103,33 @@ func TestDeadPuncherIsReplaced(t *testing.T) {
 	}
 }
 
+// What another mount writes behind the new end must not be wiped by the punch that is still to come.
+func TestLayoutWaitsForThePunch(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	_ = []*testChunks{newChunks(c), newChunks(c), newChunks(c)}
+	a, b := newClient(c), newClient(c)
+	ino := a.create("f", true).Attr.Ino
+	a.must(a.change(&msg.AllocChunk{Ino: ino, Count: 1}))
+	b.must(b.change(&msg.Open{Ino: ino, Want: msg.Want_WANT_WRITE}))
+	size := uint64(100000)
+	a.must(a.change(&msg.SetAttr{Ino: ino, Size: &size}))
+	size = 5000
+	a.must(a.change(&msg.SetAttr{Ino: ino, Size: &size}))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		b.do(b.read(&msg.GetLayout{Ino: ino, Count: 1}))
+	}()
+	a.must(a.read(&msg.GetLayout{Ino: ino, Count: 1})) // the puncher needs it
+	select {
+	case <-done:
+		t.Error("another session was given a layout while a punch is pending")
+	case <-time.After(200 * time.Millisecond):
+	}
+	a.must(a.change(&msg.PunchDone{Ino: ino}))
+	<-done
+}
+
 func TestUnlinkedInodeGoesWithItsLastHolder(t *testing.T) {
 	c := newCluster(t, 1, nil)
 	a, b := newClient(c), newClient(c)

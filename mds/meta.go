@@ -92,8 +92,8 @@ func (l *leadership) done(req *msg.MetaRequest) bool {
 func (l *leadership) read(ctx context.Context, req *msg.MetaRequest) (decide.Outcome, error) {
 	asker := id.SessionID(req.Session)
 	if g := req.GetGetLayout(); g != nil {
-		freeze := freezeLatch(id.Ino(g.Ino), false)
-		if err := l.latches.acquire(ctx, freeze); err != nil {
+		freeze, err := l.holdLayouts(ctx, id.Ino(g.Ino), asker)
+		if err != nil {
 			return decide.Outcome{}, err
 		}
 		defer l.latches.release(freeze)
