@@ -8,7 +8,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 UNIT_TIMEOUT := 8m
 E2E_TIMEOUT  := 10m
 
-.PHONY: help build test deps check unit e2e bench soak dev generate clean
+.PHONY: help build test deps check unit e2e bench gobench soak dev generate clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -40,13 +40,15 @@ e2e: ## the end-to-end suite: real processes, real mounts, real guests (as root)
 	elif [ "$$(id -u)" != 0 ]; then echo "end to end: skipped, it mounts and so needs root"; \
 	else VARVE_E2E=1 go test -count=1 -timeout $(E2E_TIMEOUT) ./test/e2e/...; fi
 
-bench: ## the benchmarks of the packages (BENCH=pattern, COUNT=10 for benchstat)
+bench: ## a cluster's data and metadata beside the local directory, with ratios (as root; BENCH_ARGS="--rounds 3 --for 5s")
+	go run ./bench $(BENCH_ARGS)
+
+gobench: ## the benchmarks of the packages (BENCH=pattern, COUNT=10 for benchstat)
 	go test -run '^$$' -bench '$(or $(BENCH),.)' -benchmem -count $(or $(COUNT),1) -timeout 60m ./...
 
-soak: ## the tests over and over until one fails or FOR (default 1h) is over
-	@end=$$((SECONDS + $$(echo '$(or $(FOR),1h)' | sed -E 's/^([0-9]+)h$$/\1*3600/; s/^([0-9]+)m$$/\1*60/; s/^([0-9]+)s$$/\1/'))); n=0; \
-	while [ $$SECONDS -lt $$end ]; do n=$$((n+1)); echo "soak: round $$n"; \
-	go test -race -count=1 -shuffle=on -timeout $(UNIT_TIMEOUT) ./...; $(MAKE) --no-print-directory e2e; done
+soak: ## long runs: a million random operations on one and two mounts, ten minutes of kills (OPS=1000000 FOR=10m)
+	VARVE_E2E=1 VARVE_OPS=$(or $(OPS),1000000) go test -count=1 -v -timeout 3h -run TestModel ./test/e2e
+	VARVE_E2E=1 VARVE_SOAK=$(or $(FOR),10m) go test -count=1 -v -timeout 2h -run TestKill ./test/e2e
 
 dev: ## an embedded cluster on this machine, mounted on ./varve-mnt; Ctrl-C stops it
 	go run ./cmd/varve dev
