@@ -28,6 +28,7 @@ type dataOp struct {
 	// does not grow by it. If the lease changes, run returns errMoved.
 	appending bool
 	mode      msg.Mode // under which it was carried out
+	recalls   uint64   // inode.layoutRecalls when it was
 
 	req      wire.DataRequest
 	frame    wire.Frame
@@ -313,3 +314,6 @@ func gone(code fserr.Code) bool { return code == fserr.Fenced || code == fserr.N
 
 // errMoved says that the end of the file was not ours any more when an append got there.
 var errMoved = errors.New("lease changed during an append")
+
+// errCut says that another mount may have truncated the file between a shared write and its report.
+var errCut = errors.New("layout called back before a write was reported")

@@ -55,7 +55,9 @@ type inode struct {
 
 	layout    map[uint32]*page
 	layoutGen uint64
-	flights   map[flight]chan struct{}
+	// layoutRecalls counts LAYOUT callbacks, changed with layoutMu held for writing: another mount may have cut the file.
+	layoutRecalls uint64
+	flights       map[flight]chan struct{}
 }
 
 func newInode(s *session, ino id.Ino) *inode {
@@ -265,6 +267,7 @@ func (in *inode) wrote(op *dataOp, mode msg.Mode) {
 	defer in.mu.Unlock()
 	in.unflushed[op.piece.Index] = struct{}{}
 	in.written = max(in.written, op.end())
+	op.recalls = in.layoutRecalls
 	if mode == msg.Mode_EXCLUSIVE_WRITE && !op.appending {
 		in.growLocked(op.end())
 	}

@@ -284,6 +284,34 @@ func TestSharedWrites(t *testing.T) {
 	}
 }
 
+// The other mount truncates when a write is on the replicas and not yet reported.
+func TestSharedWriteOutlivesATruncate(t *testing.T) {
+	w := newWorld(t, 1, 2, 2, 1)
+	c1, c2 := w.dial(t, nil), w.dial(t, nil)
+	f1 := create(t, c1, "a")
+	write(t, f1, fill(4096, 1), 0)
+	f2 := open(t, c2, f1, true)
+	var once sync.Once
+	w.setBefore(func(req *msg.MetaRequest) (fserr.Code, bool) {
+		if req.GetWriteDone() != nil {
+			once.Do(func() {
+				if _, err := c2.SetAttr(context.Background(), nil, &msg.SetAttr{Ino: uint64(f2.Ino()), Size: new(uint64)}); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		return fserr.OK, false
+	})
+	want := fill(4096, 2)
+	write(t, f1, want, 4096)
+	if !bytes.Equal(read(t, f2, 4096, 4096), want) {
+		t.Fatal("a write that returned is not in the file")
+	}
+	if !bytes.Equal(read(t, f1, 0, 4096), make([]byte, 4096)) {
+		t.Fatal("what was cut off is back")
+	}
+}
+
 func TestHoleFilledByAnotherMount(t *testing.T) {
 	w := newWorld(t, 1, 2, 2, 1)
 	c1, c2 := w.dial(t, nil), w.dial(t, nil)

@@ -46,6 +46,15 @@ func wholeBlocks(p chunk.Piece) chunk.Piece {
 
 // write puts p at off and returns when it is on all replicas, and known to the metadata server if others may look.
 func (in *inode) write(ctx context.Context, p []byte, off int64, appending bool) error {
+	for {
+		if err := in.writeOnce(ctx, p, off, appending); !errors.Is(err, errCut) {
+			return err
+		}
+	}
+}
+
+// writeOnce is write, but fails with errCut if what it wrote may have been cut off before it was part of the file.
+func (in *inode) writeOnce(ctx context.Context, p []byte, off int64, appending bool) error {
 	if len(p) == 0 {
 		return nil
 	}
@@ -162,11 +171,12 @@ func (in *inode) finish(ctx context.Context, hold *rangeHold, ops []*dataOp, err
 	if len(errs) == 1 {
 		err = errs[0]
 	}
-	shared, appending := false, ops[0].appending
+	shared, appending, recalls := false, ops[0].appending, ops[0].recalls
 	var left []*dataOp
 	for i, op := range ops {
 		if errs[i] == nil {
 			shared = shared || op.mode == msg.Mode_SHARED_WRITE
+			recalls = min(recalls, op.recalls)
 			op.free()
 			continue
 		}
@@ -190,7 +200,15 @@ func (in *inode) finish(ctx context.Context, hold *rangeHold, ops []*dataOp, err
 	if err != nil || !shared {
 		return err
 	}
-	return in.writeDone(ctx, off, n, punched)
+	if err := in.writeDone(ctx, off, n, punched); err != nil || punched {
+		return err
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.layoutRecalls != recalls {
+		return errCut
+	}
+	return nil
 }
 
 // settled reports whether the outcome of a failed operation leaves all replicas equal.
