@@ -52,12 +52,9 @@ func Join(ctx context.Context, o Options, addrs []string) (id.Cluster, error) {
 		}
 		addr := withPort(next[0])
 		next = next[1:]
-		reply, err := askJoin(ctx, addr, &msg.JoinMeta{Addr: o.Addr, Uuid: uuid[:]})
+		reply, err := askJoin(ctx, addr, &o, &msg.JoinMeta{Addr: o.Addr, Uuid: uuid[:]})
 		switch {
 		case err == nil:
-			if o.Name != "" && o.Name != reply.Name {
-				return id.Cluster{}, fmt.Errorf("%s is of cluster %q, not %q: %w", addr, reply.Name, o.Name, fserr.WrongCluster)
-			}
 			cluster := id.Cluster(reply.Cluster)
 			return cluster, writeIdentity(o.FS, o.Dir, &identity{
 				Version: identityVersion, Cluster: cluster.String(), Name: reply.Name, Server: reply.Server,
@@ -77,14 +74,18 @@ func Join(ctx context.Context, o Options, addrs []string) (id.Cluster, error) {
 	}
 }
 
-func askJoin(ctx context.Context, addr string, req *msg.JoinMeta) (*msg.JoinMetaReply, error) {
+// askJoin asks one server, unless it is of another cluster than o says.
+func askJoin(ctx context.Context, addr string, o *Options, req *msg.JoinMeta) (*msg.JoinMetaReply, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*memberTimeout)
 	defer cancel()
-	c, _, err := wire.Dial(ctx, addr, &msg.Hello{Role: msg.Hello_ADMIN, Version: version}, nil, wire.Options{})
+	c, hello, err := wire.Dial(ctx, addr, &msg.Hello{Role: msg.Hello_ADMIN, Version: version}, nil, wire.Options{})
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
+	if o.Name != "" && o.Name != hello.Name || !o.Cluster.IsZero() && string(hello.Cluster) != string(o.Cluster[:]) {
+		return nil, fmt.Errorf("%s is of another cluster, named %q (%x); correct the list of metadata servers: %w", addr, hello.Name, hello.Cluster, fserr.WrongCluster)
+	}
 	reply := new(msg.JoinMetaReply)
 	code, err := c.CallMessage(ctx, wire.JoinMeta, wire.ClassMeta, req, reply)
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"varve/internal/disk"
+	"varve/internal/id"
 )
 
 // DefaultPort is the port of a metadata server whose address names none.
@@ -27,7 +28,7 @@ const (
 	maxSessions       = 4096             // open sessions
 	maxChunkServers   = 1024             // registered chunk servers
 	maxLockWaiters    = 4096             // byte-range lock requests held
-	maxMuxPeeking     = 256              // connections whose first bytes have not come
+	maxMuxPeeking     = 4096             // connections whose first bytes have not come
 	maxMuxBacklog     = 64               // accepted connections that nobody has taken
 	maxReadDirEntries = 4096             // entries in one answer
 	maxReportChunks   = 1 << 22          // chunks that one server may report
@@ -36,6 +37,7 @@ const (
 	maxJournalRead    = 1 << 20          // bytes of one JournalRead answer
 	maxDigests        = 16               // digests remembered for comparison
 	maxCheckpoints    = 4                // open checkpoints that JournalRead sends in pieces
+	journalSync       = time.Second      // how often the journal goes to stable media, if something was appended
 	maxLockWait       = 30 * time.Second // one wait for a byte-range lock
 )
 
@@ -48,6 +50,8 @@ type Options struct {
 
 	// Name is the name of the new cluster, of [A-Za-z0-9_-]+ (Init).
 	Name string
+	// Cluster is the cluster that Join expects at the addresses it is given; default: any.
+	Cluster id.Cluster
 	// Replicas is NORM:MIN, how many replicas a chunk of a new cluster should and must have; default 3:2 (Init).
 	Replicas string
 

@@ -157,6 +157,7 @@ func (s *Server) start() error {
 	s.spawn(func() { s.check(s.wire.Serve(s.mux.wire)) })
 	s.spawn(s.watchLeadership)
 	s.spawn(s.watchPeers)
+	s.spawn(s.syncJournal)
 	return nil
 }
 
@@ -184,6 +185,24 @@ func (s *Server) spawn(fn func()) {
 		defer s.wg.Done()
 		fn()
 	}()
+}
+
+// syncJournal puts the journal on stable media every journalSync. Recovery does not need that, since the Raft log has what the
+// journal lost; but only of what was synced before later records came can a reader tell damage from a torn end.
+func (s *Server) syncJournal() {
+	t := time.NewTicker(journalSync)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+		case <-s.ctx.Done():
+			return
+		}
+		if err := s.journal.Sync(); err != nil && s.ctx.Err() == nil {
+			s.fatal(err)
+			return
+		}
+	}
 }
 
 func (s *Server) check(err error) {
