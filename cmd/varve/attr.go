@@ -248,6 +248,20 @@ func (a *app) setAttrCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			st, err := at.cluster.status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			servers := 0
+			for _, s := range st.Servers {
+				if s.State != stateRetired {
+					servers++
+				}
+			}
+			if int(p.Min) > servers {
+				return refusedf("replicas %s needs at least %d chunk servers and cluster %s has %d, so every write would wait; choose a lower MIN, or add servers with make-cs first",
+					replicasText(p), p.Min, at.cluster.name, servers)
+			}
 			m, err := at.cluster.dialLeader(cmd.Context())
 			if err != nil {
 				return err

@@ -194,6 +194,7 @@ func TestBadInputCommands(t *testing.T) {
 		{2, `"9"`, "set-attr " + m + "/f replicas=9"},
 		{2, "NORM", "set-attr " + m + "/f replicas=2:3"},
 		{2, "unknown", "set-attr " + m + "/f foo=1"},
+		{4, "choose a lower MIN", "set-attr " + m + "/f replicas=4:4"},
 		{2, "not on a varve mount", "set-attr /etc/passwd replicas=2"},
 		{1, "findmnt", "set-attr " + m + "/missing replicas=2"},
 		{2, "missing", "set-attr " + m + "/f"},
