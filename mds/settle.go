@@ -110,23 +110,12 @@ func (l *leadership) punchTail(ctx context.Context, ino id.Ino, tail state.Pendi
 		return err
 	}
 	defer l.latches.release(freeze)
-	var c *state.Chunk
-	l.s.fsm.view(func(st *state.State) { c, _ = st.Chunk(ino, tail.Index) })
-	if c != nil {
-		req := &msg.ChunkPunch{Chunk: uint64(c.ID), Epoch: uint64(c.Epoch), From: tail.From, To: chunk.Size}
-		for i := range c.Len() {
-			r := c.Replica(i)
-			err := l.askServer(ctx, r.Server, punchTimeout, wire.ChunkPunch, req, nil)
-			if err == nil {
-				continue
-			}
-			if lerr := l.recallLayouts(ctx, ino, 0); lerr != nil { // see withoutLayouts
-				return lerr
-			}
-			if derr := l.dropReplica(ctx, c.ID, r.Server, "did not punch: "+err.Error()); derr != nil {
-				return derr
-			}
-			return fmt.Errorf("punch of chunk %v: %w: %w", c.ID, fserr.NotReady, err)
+	// A replica that does not punch is dropped, and the rest are asked again at the next epoch, all under one freeze: if repair
+	// could bring it back in between, a server that refuses to punch would go in and out of the set for ever.
+	for again := true; again; {
+		var err error
+		if again, err = l.punchOnce(ctx, ino, tail); err != nil {
+			return err
 		}
 	}
 	latch := []decide.Latch{{Kind: decide.LatchInode, A: uint64(ino), Exclusive: true}}
@@ -150,6 +139,37 @@ func (l *leadership) punchTail(ctx context.Context, ino id.Ino, tail state.Pendi
 		l.s.log.Info("tail punched for a dead client", "inode", ino, "chunk", tail.Index)
 	}
 	return err
+}
+
+// punchOnce has the tail punched on the replicas of the chunk. It reports true when it has dropped one that did not and the
+// others are to be asked again, which happens at most once for each.
+func (l *leadership) punchOnce(ctx context.Context, ino id.Ino, tail state.PendingPunch) (again bool, err error) {
+	var c *state.Chunk
+	l.s.fsm.view(func(st *state.State) { c, _ = st.Chunk(ino, tail.Index) })
+	if c == nil {
+		return false, nil
+	}
+	req := &msg.ChunkPunch{Chunk: uint64(c.ID), Epoch: uint64(c.Epoch), From: tail.From, To: chunk.Size}
+	for i := range c.Len() {
+		r := c.Replica(i)
+		err := l.askServer(ctx, r.Server, punchTimeout, wire.ChunkPunch, req, nil)
+		if err == nil {
+			continue
+		}
+		if lerr := l.recallLayouts(ctx, ino, 0); lerr != nil { // see withoutLayouts
+			return false, lerr
+		}
+		if derr := l.dropReplica(ctx, c.ID, r.Server, "did not punch: "+err.Error()); derr != nil {
+			return false, derr
+		}
+		var now *state.Chunk
+		l.s.fsm.view(func(st *state.State) { now, _ = st.Chunk(ino, tail.Index) })
+		if now != nil && now.Len() == c.Len() { // not allowed: it is the last one
+			return false, fmt.Errorf("punch of chunk %v: %w: %w", c.ID, fserr.NotReady, err)
+		}
+		return true, nil
+	}
+	return false, nil
 }
 
 // settleChunks keeps one in-sync replica of each chunk and has the others join again from it.
