@@ -65,13 +65,14 @@ func newCluster(t *testing.T, n int, tune func(*Options)) *testCluster {
 	c := &testCluster{t: t, tune: tune}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
+	root := t.TempDir() // before the servers' clean-up, so that it is removed after they have ended
 	t.Cleanup(func() {
 		for i := range c.servers {
 			c.kill(i)
 		}
 	})
 	for i := range n {
-		c.dirs = append(c.dirs, filepath.Join(t.TempDir(), "mds"))
+		c.dirs = append(c.dirs, filepath.Join(root, fmt.Sprint("mds", i+1)))
 		c.addrs = append(c.addrs, freeAddr(t))
 		c.servers = append(c.servers, nil)
 		o := c.options(i)
