@@ -38,7 +38,7 @@ unit: ## unit tests with the race detector
 e2e: ## the end-to-end suite: real processes, real mounts, real guests (as root)
 	@if [ ! -d test/e2e ]; then echo "end to end: no suite in this tree"; \
 	elif [ "$$(id -u)" != 0 ]; then echo "end to end: skipped, it mounts and so needs root"; \
-	else VARVE_E2E=1 go test -count=1 -timeout $(E2E_TIMEOUT) ./test/e2e/...; fi
+	else VARVE_E2E=1 go test -count=1 -v -timeout $(E2E_TIMEOUT) ./test/e2e/...; fi
 
 bench: ## a cluster's data and metadata beside the local directory, with ratios (as root; BENCH_ARGS="--rounds 3 --for 5s")
 	go run ./bench $(BENCH_ARGS)
