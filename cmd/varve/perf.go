@@ -25,9 +25,6 @@ type perfFlags struct {
 	outFile string
 }
 
-// perfCommand belongs into the list of app.root.
-var _ = (*app).perfCommand
-
 func (a *app) perfCommand() *cobra.Command {
 	return groupCommand("perf", "Generate load and measure it", a.perfRunCommand())
 }
