@@ -64,6 +64,13 @@ const (
 	JoinMeta       Type = 32
 	JournalRead    Type = 33 // records or a piece of the checkpoint as data
 	Members        Type = 34
+	RemoveMeta     Type = 35
+	TransferLeader Type = 36
+	SetConfig      Type = 37
+	GetConfig      Type = 38
+	FenceSession   Type = 39
+	LeaseShow      Type = 41 // 40 is Callback
+	LeaseTake      Type = 42
 
 	// From the metadata server to a client.
 	Callback Type = 40

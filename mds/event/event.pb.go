@@ -2643,11 +2643,13 @@ func (x *ConfigSet) GetValue() string {
 	return ""
 }
 
-// The state at that index has that digest on the leader; a server that differs stops itself.
+// The state at that index has that digest on the leader; a server that differs stops itself. kind: 0 SHA-256 of the
+// whole state, 1 the sum that is kept with every change (mds/state).
 type Digest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
 	Digest        []byte                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	Kind          uint32                 `protobuf:"varint,3,opt,name=kind,proto3" json:"kind,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2694,6 +2696,13 @@ func (x *Digest) GetDigest() []byte {
 		return x.Digest
 	}
 	return nil
+}
+
+func (x *Digest) GetKind() uint32 {
+	if x != nil {
+		return x.Kind
+	}
+	return 0
 }
 
 type LeaseSet_Entry struct {
@@ -3094,10 +3103,11 @@ const file_event_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\rR\x02id\"3\n" +
 	"\tConfigSet\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value\"6\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"J\n" +
 	"\x06Digest\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x16\n" +
-	"\x06digest\x18\x02 \x01(\fR\x06digestB\x11Z\x0fvarve/mds/eventb\x06proto3"
+	"\x06digest\x18\x02 \x01(\fR\x06digest\x12\x12\n" +
+	"\x04kind\x18\x03 \x01(\rR\x04kindB\x11Z\x0fvarve/mds/eventb\x06proto3"
 
 var (
 	file_event_proto_rawDescOnce sync.Once

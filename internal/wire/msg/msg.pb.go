@@ -307,6 +307,7 @@ const (
 	Callback_LAYOUT     Callback_Kind = 3 // forget the layout of the file and answer when no write that used it is under way
 	Callback_INVALIDATE Callback_Kind = 4 // [offset, offset+length) was changed by someone else: drop cached pages
 	Callback_UPGRADE    Callback_Kind = 5 // nobody else has it open: the mode is now as given
+	Callback_META       Callback_Kind = 6 // forget the attributes of the inodes in attrs and the names in the directories in names; answered when neither the
 )
 
 // Enum value maps for Callback_Kind.
@@ -318,6 +319,7 @@ var (
 		3: "LAYOUT",
 		4: "INVALIDATE",
 		5: "UPGRADE",
+		6: "META",
 	}
 	Callback_Kind_value = map[string]int32{
 		"NOP":        0,
@@ -326,6 +328,7 @@ var (
 		"LAYOUT":     3,
 		"INVALIDATE": 4,
 		"UPGRADE":    5,
+		"META":       6,
 	}
 )
 
@@ -353,7 +356,7 @@ func (x Callback_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Callback_Kind.Descriptor instead.
 func (Callback_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{50, 0}
+	return file_msg_proto_rawDescGZIP(), []int{51, 0}
 }
 
 type Hello struct {
@@ -1286,9 +1289,13 @@ type MetaReply struct {
 	//	*MetaReply_Lock
 	//	*MetaReply_Policy
 	//	*MetaReply_SetAttr
-	Result        isMetaReply_Result `protobuf_oneof:"result"`
-	Leader        string             `protobuf:"bytes,20,opt,name=leader,proto3" json:"leader,omitempty"` // with code NotLeader: address of the leader, if known
-	Detail        string             `protobuf:"bytes,21,opt,name=detail,proto3" json:"detail,omitempty"` // for people, with an error code
+	Result isMetaReply_Result `protobuf_oneof:"result"`
+	Leader string             `protobuf:"bytes,20,opt,name=leader,proto3" json:"leader,omitempty"` // with code NotLeader: address of the leader, if known
+	Detail string             `protobuf:"bytes,21,opt,name=detail,proto3" json:"detail,omitempty"` // for people, with an error code
+	// What the session may keep in its cache until it is called back (Callback META) or its cache lease ends
+	// (RenewSessionReply.cache_ms). 0: nothing, the answer is good for this once.
+	Grant         *Grant  `protobuf:"bytes,22,opt,name=grant,proto3" json:"grant,omitempty"`
+	Touched       []*Attr `protobuf:"bytes,23,rep,name=touched,proto3" json:"touched,omitempty"` // other inodes that the operation changed, after it: parents, a replaced file. Who held them keeps them.
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1448,6 +1455,20 @@ func (x *MetaReply) GetDetail() string {
 	return ""
 }
 
+func (x *MetaReply) GetGrant() *Grant {
+	if x != nil {
+		return x.Grant
+	}
+	return nil
+}
+
+func (x *MetaReply) GetTouched() []*Attr {
+	if x != nil {
+		return x.Touched
+	}
+	return nil
+}
+
 type isMetaReply_Result interface {
 	isMetaReply_Result()
 }
@@ -1512,6 +1533,78 @@ func (*MetaReply_Policy) isMetaReply_Result() {}
 
 func (*MetaReply_SetAttr) isMetaReply_Result() {}
 
+// Grants are soft state of the leader. They end with the connection they were made on: a client forgets all of
+// them before it makes another one. An answer to a request during which a META callback touched one of its inodes
+// must not be kept.
+type Grant struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Attr  bool                   `protobuf:"varint,1,opt,name=attr,proto3" json:"attr,omitempty"`   // the attributes of `attr` (Lookup, GetAttr, Create, Open, SetAttr, Link, Rename)
+	Names bool                   `protobuf:"varint,2,opt,name=names,proto3" json:"names,omitempty"` // the directory asked (Lookup.parent, ReadDir.ino, Create.parent, Remove.parent, Rename's both): its names, also
+	// that the name asked for is not there. What the session itself changes there it changes in its cache.
+	NewNames      bool `protobuf:"varint,3,opt,name=new_names,json=newNames,proto3" json:"new_names,omitempty"` // Create of a directory: the names of the new one, which is empty
+	Entries       bool `protobuf:"varint,4,opt,name=entries,proto3" json:"entries,omitempty"`                   // ReadDir with plus: the attributes of each entry, but for those that say `once`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Grant) Reset() {
+	*x = Grant{}
+	mi := &file_msg_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Grant) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Grant) ProtoMessage() {}
+
+func (x *Grant) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Grant.ProtoReflect.Descriptor instead.
+func (*Grant) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Grant) GetAttr() bool {
+	if x != nil {
+		return x.Attr
+	}
+	return false
+}
+
+func (x *Grant) GetNames() bool {
+	if x != nil {
+		return x.Names
+	}
+	return false
+}
+
+func (x *Grant) GetNewNames() bool {
+	if x != nil {
+		return x.NewNames
+	}
+	return false
+}
+
+func (x *Grant) GetEntries() bool {
+	if x != nil {
+		return x.Entries
+	}
+	return false
+}
+
 type Lookup struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Parent        uint64                 `protobuf:"varint,1,opt,name=parent,proto3" json:"parent,omitempty"`
@@ -1522,7 +1615,7 @@ type Lookup struct {
 
 func (x *Lookup) Reset() {
 	*x = Lookup{}
-	mi := &file_msg_proto_msgTypes[7]
+	mi := &file_msg_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1534,7 +1627,7 @@ func (x *Lookup) String() string {
 func (*Lookup) ProtoMessage() {}
 
 func (x *Lookup) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[7]
+	mi := &file_msg_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1547,7 +1640,7 @@ func (x *Lookup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lookup.ProtoReflect.Descriptor instead.
 func (*Lookup) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{7}
+	return file_msg_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Lookup) GetParent() uint64 {
@@ -1573,7 +1666,7 @@ type GetAttr struct {
 
 func (x *GetAttr) Reset() {
 	*x = GetAttr{}
-	mi := &file_msg_proto_msgTypes[8]
+	mi := &file_msg_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1585,7 +1678,7 @@ func (x *GetAttr) String() string {
 func (*GetAttr) ProtoMessage() {}
 
 func (x *GetAttr) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[8]
+	mi := &file_msg_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1598,7 +1691,7 @@ func (x *GetAttr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAttr.ProtoReflect.Descriptor instead.
 func (*GetAttr) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{8}
+	return file_msg_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GetAttr) GetIno() uint64 {
@@ -1627,7 +1720,7 @@ type SetAttr struct {
 
 func (x *SetAttr) Reset() {
 	*x = SetAttr{}
-	mi := &file_msg_proto_msgTypes[9]
+	mi := &file_msg_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1639,7 +1732,7 @@ func (x *SetAttr) String() string {
 func (*SetAttr) ProtoMessage() {}
 
 func (x *SetAttr) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[9]
+	mi := &file_msg_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1652,7 +1745,7 @@ func (x *SetAttr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetAttr.ProtoReflect.Descriptor instead.
 func (*SetAttr) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{9}
+	return file_msg_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SetAttr) GetIno() uint64 {
@@ -1745,7 +1838,7 @@ type SetAttrReply struct {
 
 func (x *SetAttrReply) Reset() {
 	*x = SetAttrReply{}
-	mi := &file_msg_proto_msgTypes[10]
+	mi := &file_msg_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1757,7 +1850,7 @@ func (x *SetAttrReply) String() string {
 func (*SetAttrReply) ProtoMessage() {}
 
 func (x *SetAttrReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[10]
+	mi := &file_msg_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1770,7 +1863,7 @@ func (x *SetAttrReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetAttrReply.ProtoReflect.Descriptor instead.
 func (*SetAttrReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{10}
+	return file_msg_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SetAttrReply) GetPunch() bool {
@@ -1803,7 +1896,7 @@ type PunchDone struct {
 
 func (x *PunchDone) Reset() {
 	*x = PunchDone{}
-	mi := &file_msg_proto_msgTypes[11]
+	mi := &file_msg_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1815,7 +1908,7 @@ func (x *PunchDone) String() string {
 func (*PunchDone) ProtoMessage() {}
 
 func (x *PunchDone) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[11]
+	mi := &file_msg_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1828,7 +1921,7 @@ func (x *PunchDone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PunchDone.ProtoReflect.Descriptor instead.
 func (*PunchDone) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{11}
+	return file_msg_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PunchDone) GetIno() uint64 {
@@ -1854,7 +1947,7 @@ type Create struct {
 
 func (x *Create) Reset() {
 	*x = Create{}
-	mi := &file_msg_proto_msgTypes[12]
+	mi := &file_msg_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1866,7 +1959,7 @@ func (x *Create) String() string {
 func (*Create) ProtoMessage() {}
 
 func (x *Create) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[12]
+	mi := &file_msg_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1879,7 +1972,7 @@ func (x *Create) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Create.ProtoReflect.Descriptor instead.
 func (*Create) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{12}
+	return file_msg_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Create) GetParent() uint64 {
@@ -1949,7 +2042,7 @@ type Link struct {
 
 func (x *Link) Reset() {
 	*x = Link{}
-	mi := &file_msg_proto_msgTypes[13]
+	mi := &file_msg_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1961,7 +2054,7 @@ func (x *Link) String() string {
 func (*Link) ProtoMessage() {}
 
 func (x *Link) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[13]
+	mi := &file_msg_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1974,7 +2067,7 @@ func (x *Link) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Link.ProtoReflect.Descriptor instead.
 func (*Link) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{13}
+	return file_msg_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Link) GetIno() uint64 {
@@ -2009,7 +2102,7 @@ type Remove struct {
 
 func (x *Remove) Reset() {
 	*x = Remove{}
-	mi := &file_msg_proto_msgTypes[14]
+	mi := &file_msg_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2021,7 +2114,7 @@ func (x *Remove) String() string {
 func (*Remove) ProtoMessage() {}
 
 func (x *Remove) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[14]
+	mi := &file_msg_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2034,7 +2127,7 @@ func (x *Remove) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Remove.ProtoReflect.Descriptor instead.
 func (*Remove) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{14}
+	return file_msg_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Remove) GetParent() uint64 {
@@ -2072,7 +2165,7 @@ type Rename struct {
 
 func (x *Rename) Reset() {
 	*x = Rename{}
-	mi := &file_msg_proto_msgTypes[15]
+	mi := &file_msg_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2084,7 +2177,7 @@ func (x *Rename) String() string {
 func (*Rename) ProtoMessage() {}
 
 func (x *Rename) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[15]
+	mi := &file_msg_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2097,7 +2190,7 @@ func (x *Rename) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rename.ProtoReflect.Descriptor instead.
 func (*Rename) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{15}
+	return file_msg_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Rename) GetParent() uint64 {
@@ -2154,7 +2247,7 @@ type ReadDir struct {
 
 func (x *ReadDir) Reset() {
 	*x = ReadDir{}
-	mi := &file_msg_proto_msgTypes[16]
+	mi := &file_msg_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2166,7 +2259,7 @@ func (x *ReadDir) String() string {
 func (*ReadDir) ProtoMessage() {}
 
 func (x *ReadDir) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[16]
+	mi := &file_msg_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2179,7 +2272,7 @@ func (x *ReadDir) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDir.ProtoReflect.Descriptor instead.
 func (*ReadDir) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{16}
+	return file_msg_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ReadDir) GetIno() uint64 {
@@ -2217,13 +2310,14 @@ type Dirent struct {
 	Name          []byte                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
 	Cookie        uint64                 `protobuf:"varint,4,opt,name=cookie,proto3" json:"cookie,omitempty"`
 	Attr          *Attr                  `protobuf:"bytes,5,opt,name=attr,proto3" json:"attr,omitempty"`
+	Once          bool                   `protobuf:"varint,6,opt,name=once,proto3" json:"once,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Dirent) Reset() {
 	*x = Dirent{}
-	mi := &file_msg_proto_msgTypes[17]
+	mi := &file_msg_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2235,7 +2329,7 @@ func (x *Dirent) String() string {
 func (*Dirent) ProtoMessage() {}
 
 func (x *Dirent) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[17]
+	mi := &file_msg_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2248,7 +2342,7 @@ func (x *Dirent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dirent.ProtoReflect.Descriptor instead.
 func (*Dirent) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{17}
+	return file_msg_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Dirent) GetIno() uint64 {
@@ -2286,6 +2380,13 @@ func (x *Dirent) GetAttr() *Attr {
 	return nil
 }
 
+func (x *Dirent) GetOnce() bool {
+	if x != nil {
+		return x.Once
+	}
+	return false
+}
+
 type ReadDirReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Entries       []*Dirent              `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
@@ -2297,7 +2398,7 @@ type ReadDirReply struct {
 
 func (x *ReadDirReply) Reset() {
 	*x = ReadDirReply{}
-	mi := &file_msg_proto_msgTypes[18]
+	mi := &file_msg_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2309,7 +2410,7 @@ func (x *ReadDirReply) String() string {
 func (*ReadDirReply) ProtoMessage() {}
 
 func (x *ReadDirReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[18]
+	mi := &file_msg_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2322,7 +2423,7 @@ func (x *ReadDirReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDirReply.ProtoReflect.Descriptor instead.
 func (*ReadDirReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{18}
+	return file_msg_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ReadDirReply) GetEntries() []*Dirent {
@@ -2355,7 +2456,7 @@ type ReadLink struct {
 
 func (x *ReadLink) Reset() {
 	*x = ReadLink{}
-	mi := &file_msg_proto_msgTypes[19]
+	mi := &file_msg_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2367,7 +2468,7 @@ func (x *ReadLink) String() string {
 func (*ReadLink) ProtoMessage() {}
 
 func (x *ReadLink) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[19]
+	mi := &file_msg_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2380,7 +2481,7 @@ func (x *ReadLink) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadLink.ProtoReflect.Descriptor instead.
 func (*ReadLink) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{19}
+	return file_msg_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ReadLink) GetIno() uint64 {
@@ -2400,7 +2501,7 @@ type GetXattr struct {
 
 func (x *GetXattr) Reset() {
 	*x = GetXattr{}
-	mi := &file_msg_proto_msgTypes[20]
+	mi := &file_msg_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2412,7 +2513,7 @@ func (x *GetXattr) String() string {
 func (*GetXattr) ProtoMessage() {}
 
 func (x *GetXattr) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[20]
+	mi := &file_msg_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2425,7 +2526,7 @@ func (x *GetXattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetXattr.ProtoReflect.Descriptor instead.
 func (*GetXattr) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{20}
+	return file_msg_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GetXattr) GetIno() uint64 {
@@ -2455,7 +2556,7 @@ type SetXattr struct {
 
 func (x *SetXattr) Reset() {
 	*x = SetXattr{}
-	mi := &file_msg_proto_msgTypes[21]
+	mi := &file_msg_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2467,7 +2568,7 @@ func (x *SetXattr) String() string {
 func (*SetXattr) ProtoMessage() {}
 
 func (x *SetXattr) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[21]
+	mi := &file_msg_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2480,7 +2581,7 @@ func (x *SetXattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetXattr.ProtoReflect.Descriptor instead.
 func (*SetXattr) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{21}
+	return file_msg_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SetXattr) GetIno() uint64 {
@@ -2527,7 +2628,7 @@ type ListXattr struct {
 
 func (x *ListXattr) Reset() {
 	*x = ListXattr{}
-	mi := &file_msg_proto_msgTypes[22]
+	mi := &file_msg_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2539,7 +2640,7 @@ func (x *ListXattr) String() string {
 func (*ListXattr) ProtoMessage() {}
 
 func (x *ListXattr) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[22]
+	mi := &file_msg_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2552,7 +2653,7 @@ func (x *ListXattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListXattr.ProtoReflect.Descriptor instead.
 func (*ListXattr) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{22}
+	return file_msg_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListXattr) GetIno() uint64 {
@@ -2572,7 +2673,7 @@ type RemoveXattr struct {
 
 func (x *RemoveXattr) Reset() {
 	*x = RemoveXattr{}
-	mi := &file_msg_proto_msgTypes[23]
+	mi := &file_msg_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2584,7 +2685,7 @@ func (x *RemoveXattr) String() string {
 func (*RemoveXattr) ProtoMessage() {}
 
 func (x *RemoveXattr) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[23]
+	mi := &file_msg_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2597,7 +2698,7 @@ func (x *RemoveXattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveXattr.ProtoReflect.Descriptor instead.
 func (*RemoveXattr) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{23}
+	return file_msg_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RemoveXattr) GetIno() uint64 {
@@ -2623,7 +2724,7 @@ type NameList struct {
 
 func (x *NameList) Reset() {
 	*x = NameList{}
-	mi := &file_msg_proto_msgTypes[24]
+	mi := &file_msg_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2635,7 +2736,7 @@ func (x *NameList) String() string {
 func (*NameList) ProtoMessage() {}
 
 func (x *NameList) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[24]
+	mi := &file_msg_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2648,7 +2749,7 @@ func (x *NameList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NameList.ProtoReflect.Descriptor instead.
 func (*NameList) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{24}
+	return file_msg_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *NameList) GetNames() [][]byte {
@@ -2668,7 +2769,7 @@ type Access struct {
 
 func (x *Access) Reset() {
 	*x = Access{}
-	mi := &file_msg_proto_msgTypes[25]
+	mi := &file_msg_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2680,7 +2781,7 @@ func (x *Access) String() string {
 func (*Access) ProtoMessage() {}
 
 func (x *Access) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[25]
+	mi := &file_msg_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2693,7 +2794,7 @@ func (x *Access) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Access.ProtoReflect.Descriptor instead.
 func (*Access) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{25}
+	return file_msg_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Access) GetIno() uint64 {
@@ -2718,7 +2819,7 @@ type StatFS struct {
 
 func (x *StatFS) Reset() {
 	*x = StatFS{}
-	mi := &file_msg_proto_msgTypes[26]
+	mi := &file_msg_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2730,7 +2831,7 @@ func (x *StatFS) String() string {
 func (*StatFS) ProtoMessage() {}
 
 func (x *StatFS) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[26]
+	mi := &file_msg_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2743,7 +2844,7 @@ func (x *StatFS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFS.ProtoReflect.Descriptor instead.
 func (*StatFS) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{26}
+	return file_msg_proto_rawDescGZIP(), []int{27}
 }
 
 type StatFSReply struct {
@@ -2758,7 +2859,7 @@ type StatFSReply struct {
 
 func (x *StatFSReply) Reset() {
 	*x = StatFSReply{}
-	mi := &file_msg_proto_msgTypes[27]
+	mi := &file_msg_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2770,7 +2871,7 @@ func (x *StatFSReply) String() string {
 func (*StatFSReply) ProtoMessage() {}
 
 func (x *StatFSReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[27]
+	mi := &file_msg_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2783,7 +2884,7 @@ func (x *StatFSReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFSReply.ProtoReflect.Descriptor instead.
 func (*StatFSReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{27}
+	return file_msg_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *StatFSReply) GetTotal() uint64 {
@@ -2826,7 +2927,7 @@ type Open struct {
 
 func (x *Open) Reset() {
 	*x = Open{}
-	mi := &file_msg_proto_msgTypes[28]
+	mi := &file_msg_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2838,7 +2939,7 @@ func (x *Open) String() string {
 func (*Open) ProtoMessage() {}
 
 func (x *Open) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[28]
+	mi := &file_msg_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2851,7 +2952,7 @@ func (x *Open) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Open.ProtoReflect.Descriptor instead.
 func (*Open) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{28}
+	return file_msg_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Open) GetIno() uint64 {
@@ -2894,7 +2995,7 @@ type OpenReply struct {
 
 func (x *OpenReply) Reset() {
 	*x = OpenReply{}
-	mi := &file_msg_proto_msgTypes[29]
+	mi := &file_msg_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2906,7 +3007,7 @@ func (x *OpenReply) String() string {
 func (*OpenReply) ProtoMessage() {}
 
 func (x *OpenReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[29]
+	mi := &file_msg_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2919,7 +3020,7 @@ func (x *OpenReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenReply.ProtoReflect.Descriptor instead.
 func (*OpenReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{29}
+	return file_msg_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *OpenReply) GetMode() Mode {
@@ -2961,7 +3062,7 @@ type Release struct {
 
 func (x *Release) Reset() {
 	*x = Release{}
-	mi := &file_msg_proto_msgTypes[30]
+	mi := &file_msg_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2973,7 +3074,7 @@ func (x *Release) String() string {
 func (*Release) ProtoMessage() {}
 
 func (x *Release) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[30]
+	mi := &file_msg_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2986,7 +3087,7 @@ func (x *Release) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Release.ProtoReflect.Descriptor instead.
 func (*Release) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{30}
+	return file_msg_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Release) GetIno() uint64 {
@@ -3021,7 +3122,7 @@ type GetLayout struct {
 
 func (x *GetLayout) Reset() {
 	*x = GetLayout{}
-	mi := &file_msg_proto_msgTypes[31]
+	mi := &file_msg_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3033,7 +3134,7 @@ func (x *GetLayout) String() string {
 func (*GetLayout) ProtoMessage() {}
 
 func (x *GetLayout) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[31]
+	mi := &file_msg_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3046,7 +3147,7 @@ func (x *GetLayout) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetLayout.ProtoReflect.Descriptor instead.
 func (*GetLayout) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{31}
+	return file_msg_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *GetLayout) GetIno() uint64 {
@@ -3081,7 +3182,7 @@ type AllocChunk struct {
 
 func (x *AllocChunk) Reset() {
 	*x = AllocChunk{}
-	mi := &file_msg_proto_msgTypes[32]
+	mi := &file_msg_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3093,7 +3194,7 @@ func (x *AllocChunk) String() string {
 func (*AllocChunk) ProtoMessage() {}
 
 func (x *AllocChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[32]
+	mi := &file_msg_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3106,7 +3207,7 @@ func (x *AllocChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllocChunk.ProtoReflect.Descriptor instead.
 func (*AllocChunk) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{32}
+	return file_msg_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *AllocChunk) GetIno() uint64 {
@@ -3141,7 +3242,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_msg_proto_msgTypes[33]
+	mi := &file_msg_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3153,7 +3254,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[33]
+	mi := &file_msg_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3166,7 +3267,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{33}
+	return file_msg_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Replica) GetServer() uint32 {
@@ -3202,7 +3303,7 @@ type Chunk struct {
 
 func (x *Chunk) Reset() {
 	*x = Chunk{}
-	mi := &file_msg_proto_msgTypes[34]
+	mi := &file_msg_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3214,7 +3315,7 @@ func (x *Chunk) String() string {
 func (*Chunk) ProtoMessage() {}
 
 func (x *Chunk) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[34]
+	mi := &file_msg_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3227,7 +3328,7 @@ func (x *Chunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Chunk.ProtoReflect.Descriptor instead.
 func (*Chunk) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{34}
+	return file_msg_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Chunk) GetIndex() uint32 {
@@ -3272,7 +3373,7 @@ type LayoutReply struct {
 
 func (x *LayoutReply) Reset() {
 	*x = LayoutReply{}
-	mi := &file_msg_proto_msgTypes[35]
+	mi := &file_msg_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3284,7 +3385,7 @@ func (x *LayoutReply) String() string {
 func (*LayoutReply) ProtoMessage() {}
 
 func (x *LayoutReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[35]
+	mi := &file_msg_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3297,7 +3398,7 @@ func (x *LayoutReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayoutReply.ProtoReflect.Descriptor instead.
 func (*LayoutReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{35}
+	return file_msg_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *LayoutReply) GetChunks() []*Chunk {
@@ -3358,7 +3459,7 @@ type DropReplica struct {
 
 func (x *DropReplica) Reset() {
 	*x = DropReplica{}
-	mi := &file_msg_proto_msgTypes[36]
+	mi := &file_msg_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3370,7 +3471,7 @@ func (x *DropReplica) String() string {
 func (*DropReplica) ProtoMessage() {}
 
 func (x *DropReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[36]
+	mi := &file_msg_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3383,7 +3484,7 @@ func (x *DropReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropReplica.ProtoReflect.Descriptor instead.
 func (*DropReplica) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{36}
+	return file_msg_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *DropReplica) GetIno() uint64 {
@@ -3449,7 +3550,7 @@ type WriteDone struct {
 
 func (x *WriteDone) Reset() {
 	*x = WriteDone{}
-	mi := &file_msg_proto_msgTypes[37]
+	mi := &file_msg_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3461,7 +3562,7 @@ func (x *WriteDone) String() string {
 func (*WriteDone) ProtoMessage() {}
 
 func (x *WriteDone) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[37]
+	mi := &file_msg_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3474,7 +3575,7 @@ func (x *WriteDone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteDone.ProtoReflect.Descriptor instead.
 func (*WriteDone) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{37}
+	return file_msg_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *WriteDone) GetIno() uint64 {
@@ -3524,7 +3625,7 @@ type Append struct {
 
 func (x *Append) Reset() {
 	*x = Append{}
-	mi := &file_msg_proto_msgTypes[38]
+	mi := &file_msg_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3536,7 +3637,7 @@ func (x *Append) String() string {
 func (*Append) ProtoMessage() {}
 
 func (x *Append) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[38]
+	mi := &file_msg_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3549,7 +3650,7 @@ func (x *Append) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Append.ProtoReflect.Descriptor instead.
 func (*Append) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{38}
+	return file_msg_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Append) GetIno() uint64 {
@@ -3582,7 +3683,7 @@ type AppendReply struct {
 
 func (x *AppendReply) Reset() {
 	*x = AppendReply{}
-	mi := &file_msg_proto_msgTypes[39]
+	mi := &file_msg_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3594,7 +3695,7 @@ func (x *AppendReply) String() string {
 func (*AppendReply) ProtoMessage() {}
 
 func (x *AppendReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[39]
+	mi := &file_msg_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3607,7 +3708,7 @@ func (x *AppendReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppendReply.ProtoReflect.Descriptor instead.
 func (*AppendReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{39}
+	return file_msg_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *AppendReply) GetOffset() uint64 {
@@ -3635,7 +3736,7 @@ type Lock struct {
 
 func (x *Lock) Reset() {
 	*x = Lock{}
-	mi := &file_msg_proto_msgTypes[40]
+	mi := &file_msg_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3647,7 +3748,7 @@ func (x *Lock) String() string {
 func (*Lock) ProtoMessage() {}
 
 func (x *Lock) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[40]
+	mi := &file_msg_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3660,7 +3761,7 @@ func (x *Lock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lock.ProtoReflect.Descriptor instead.
 func (*Lock) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{40}
+	return file_msg_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Lock) GetIno() uint64 {
@@ -3745,7 +3846,7 @@ type LockReply struct {
 
 func (x *LockReply) Reset() {
 	*x = LockReply{}
-	mi := &file_msg_proto_msgTypes[41]
+	mi := &file_msg_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3757,7 +3858,7 @@ func (x *LockReply) String() string {
 func (*LockReply) ProtoMessage() {}
 
 func (x *LockReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[41]
+	mi := &file_msg_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3770,7 +3871,7 @@ func (x *LockReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LockReply.ProtoReflect.Descriptor instead.
 func (*LockReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{41}
+	return file_msg_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *LockReply) GetType() LockType {
@@ -3810,7 +3911,7 @@ type GetPolicy struct {
 
 func (x *GetPolicy) Reset() {
 	*x = GetPolicy{}
-	mi := &file_msg_proto_msgTypes[42]
+	mi := &file_msg_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3822,7 +3923,7 @@ func (x *GetPolicy) String() string {
 func (*GetPolicy) ProtoMessage() {}
 
 func (x *GetPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[42]
+	mi := &file_msg_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3835,7 +3936,7 @@ func (x *GetPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicy.ProtoReflect.Descriptor instead.
 func (*GetPolicy) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{42}
+	return file_msg_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *GetPolicy) GetIno() uint64 {
@@ -3855,7 +3956,7 @@ type SetPolicy struct {
 
 func (x *SetPolicy) Reset() {
 	*x = SetPolicy{}
-	mi := &file_msg_proto_msgTypes[43]
+	mi := &file_msg_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3867,7 +3968,7 @@ func (x *SetPolicy) String() string {
 func (*SetPolicy) ProtoMessage() {}
 
 func (x *SetPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[43]
+	mi := &file_msg_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3880,7 +3981,7 @@ func (x *SetPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPolicy.ProtoReflect.Descriptor instead.
 func (*SetPolicy) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{43}
+	return file_msg_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *SetPolicy) GetIno() uint64 {
@@ -3908,7 +4009,7 @@ type PolicyReply struct {
 
 func (x *PolicyReply) Reset() {
 	*x = PolicyReply{}
-	mi := &file_msg_proto_msgTypes[44]
+	mi := &file_msg_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3920,7 +4021,7 @@ func (x *PolicyReply) String() string {
 func (*PolicyReply) ProtoMessage() {}
 
 func (x *PolicyReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[44]
+	mi := &file_msg_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3933,7 +4034,7 @@ func (x *PolicyReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyReply.ProtoReflect.Descriptor instead.
 func (*PolicyReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{44}
+	return file_msg_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *PolicyReply) GetEffective() *Policy {
@@ -3969,7 +4070,7 @@ type OpenSession struct {
 
 func (x *OpenSession) Reset() {
 	*x = OpenSession{}
-	mi := &file_msg_proto_msgTypes[45]
+	mi := &file_msg_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3981,7 +4082,7 @@ func (x *OpenSession) String() string {
 func (*OpenSession) ProtoMessage() {}
 
 func (x *OpenSession) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[45]
+	mi := &file_msg_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3994,7 +4095,7 @@ func (x *OpenSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenSession.ProtoReflect.Descriptor instead.
 func (*OpenSession) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{45}
+	return file_msg_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *OpenSession) GetHost() string {
@@ -4036,7 +4137,7 @@ type OpenSessionReply struct {
 
 func (x *OpenSessionReply) Reset() {
 	*x = OpenSessionReply{}
-	mi := &file_msg_proto_msgTypes[46]
+	mi := &file_msg_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4048,7 +4149,7 @@ func (x *OpenSessionReply) String() string {
 func (*OpenSessionReply) ProtoMessage() {}
 
 func (x *OpenSessionReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[46]
+	mi := &file_msg_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4061,7 +4162,7 @@ func (x *OpenSessionReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenSessionReply.ProtoReflect.Descriptor instead.
 func (*OpenSessionReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{46}
+	return file_msg_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *OpenSessionReply) GetSession() uint64 {
@@ -4094,7 +4195,7 @@ type RenewSession struct {
 
 func (x *RenewSession) Reset() {
 	*x = RenewSession{}
-	mi := &file_msg_proto_msgTypes[47]
+	mi := &file_msg_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4106,7 +4207,7 @@ func (x *RenewSession) String() string {
 func (*RenewSession) ProtoMessage() {}
 
 func (x *RenewSession) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[47]
+	mi := &file_msg_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4119,7 +4220,7 @@ func (x *RenewSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewSession.ProtoReflect.Descriptor instead.
 func (*RenewSession) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{47}
+	return file_msg_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *RenewSession) GetSession() uint64 {
@@ -4129,16 +4230,19 @@ func (x *RenewSession) GetSession() uint64 {
 	return 0
 }
 
+// cache_ms: how long from the sending of the renewal, on the client's boot-time clock, what was granted on this connection may
+// be used; also the answer to OpenSession's first renewal. 0: not at all.
 type RenewSessionReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	LeaseMs       uint32                 `protobuf:"varint,1,opt,name=lease_ms,json=leaseMs,proto3" json:"lease_ms,omitempty"`
+	CacheMs       uint32                 `protobuf:"varint,2,opt,name=cache_ms,json=cacheMs,proto3" json:"cache_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RenewSessionReply) Reset() {
 	*x = RenewSessionReply{}
-	mi := &file_msg_proto_msgTypes[48]
+	mi := &file_msg_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4150,7 +4254,7 @@ func (x *RenewSessionReply) String() string {
 func (*RenewSessionReply) ProtoMessage() {}
 
 func (x *RenewSessionReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[48]
+	mi := &file_msg_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4163,12 +4267,19 @@ func (x *RenewSessionReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewSessionReply.ProtoReflect.Descriptor instead.
 func (*RenewSessionReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{48}
+	return file_msg_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *RenewSessionReply) GetLeaseMs() uint32 {
 	if x != nil {
 		return x.LeaseMs
+	}
+	return 0
+}
+
+func (x *RenewSessionReply) GetCacheMs() uint32 {
+	if x != nil {
+		return x.CacheMs
 	}
 	return 0
 }
@@ -4182,7 +4293,7 @@ type CloseSession struct {
 
 func (x *CloseSession) Reset() {
 	*x = CloseSession{}
-	mi := &file_msg_proto_msgTypes[49]
+	mi := &file_msg_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4194,7 +4305,7 @@ func (x *CloseSession) String() string {
 func (*CloseSession) ProtoMessage() {}
 
 func (x *CloseSession) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[49]
+	mi := &file_msg_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4207,7 +4318,7 @@ func (x *CloseSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseSession.ProtoReflect.Descriptor instead.
 func (*CloseSession) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{49}
+	return file_msg_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *CloseSession) GetSession() uint64 {
@@ -4226,13 +4337,15 @@ type Callback struct {
 	Offset        uint64                 `protobuf:"varint,5,opt,name=offset,proto3" json:"offset,omitempty"`
 	Length        uint64                 `protobuf:"varint,6,opt,name=length,proto3" json:"length,omitempty"`
 	Unlinked      bool                   `protobuf:"varint,7,opt,name=unlinked,proto3" json:"unlinked,omitempty"`
+	Attrs         []uint64               `protobuf:"varint,8,rep,packed,name=attrs,proto3" json:"attrs,omitempty"`
+	Names         []uint64               `protobuf:"varint,9,rep,packed,name=names,proto3" json:"names,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Callback) Reset() {
 	*x = Callback{}
-	mi := &file_msg_proto_msgTypes[50]
+	mi := &file_msg_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4244,7 +4357,7 @@ func (x *Callback) String() string {
 func (*Callback) ProtoMessage() {}
 
 func (x *Callback) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[50]
+	mi := &file_msg_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4257,7 +4370,7 @@ func (x *Callback) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Callback.ProtoReflect.Descriptor instead.
 func (*Callback) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{50}
+	return file_msg_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Callback) GetKind() Callback_Kind {
@@ -4309,6 +4422,20 @@ func (x *Callback) GetUnlinked() bool {
 	return false
 }
 
+func (x *Callback) GetAttrs() []uint64 {
+	if x != nil {
+		return x.Attrs
+	}
+	return nil
+}
+
+func (x *Callback) GetNames() []uint64 {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
 type CallbackReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Keep          Want                   `protobuf:"varint,1,opt,name=keep,proto3,enum=varve.msg.Want" json:"keep,omitempty"`
@@ -4322,7 +4449,7 @@ type CallbackReply struct {
 
 func (x *CallbackReply) Reset() {
 	*x = CallbackReply{}
-	mi := &file_msg_proto_msgTypes[51]
+	mi := &file_msg_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4334,7 +4461,7 @@ func (x *CallbackReply) String() string {
 func (*CallbackReply) ProtoMessage() {}
 
 func (x *CallbackReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[51]
+	mi := &file_msg_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4347,7 +4474,7 @@ func (x *CallbackReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CallbackReply.ProtoReflect.Descriptor instead.
 func (*CallbackReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{51}
+	return file_msg_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *CallbackReply) GetKeep() Want {
@@ -4401,7 +4528,7 @@ type RegisterServer struct {
 
 func (x *RegisterServer) Reset() {
 	*x = RegisterServer{}
-	mi := &file_msg_proto_msgTypes[52]
+	mi := &file_msg_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4413,7 +4540,7 @@ func (x *RegisterServer) String() string {
 func (*RegisterServer) ProtoMessage() {}
 
 func (x *RegisterServer) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[52]
+	mi := &file_msg_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4426,7 +4553,7 @@ func (x *RegisterServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterServer.ProtoReflect.Descriptor instead.
 func (*RegisterServer) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{52}
+	return file_msg_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *RegisterServer) GetServer() uint32 {
@@ -4499,7 +4626,7 @@ type RegisterServerReply struct {
 
 func (x *RegisterServerReply) Reset() {
 	*x = RegisterServerReply{}
-	mi := &file_msg_proto_msgTypes[53]
+	mi := &file_msg_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4511,7 +4638,7 @@ func (x *RegisterServerReply) String() string {
 func (*RegisterServerReply) ProtoMessage() {}
 
 func (x *RegisterServerReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[53]
+	mi := &file_msg_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4524,7 +4651,7 @@ func (x *RegisterServerReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterServerReply.ProtoReflect.Descriptor instead.
 func (*RegisterServerReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{53}
+	return file_msg_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *RegisterServerReply) GetServer() uint32 {
@@ -4579,7 +4706,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_msg_proto_msgTypes[54]
+	mi := &file_msg_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4591,7 +4718,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[54]
+	mi := &file_msg_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4604,7 +4731,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{54}
+	return file_msg_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Peer) GetServer() uint32 {
@@ -4632,7 +4759,7 @@ type ChunkReport struct {
 
 func (x *ChunkReport) Reset() {
 	*x = ChunkReport{}
-	mi := &file_msg_proto_msgTypes[55]
+	mi := &file_msg_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4644,7 +4771,7 @@ func (x *ChunkReport) String() string {
 func (*ChunkReport) ProtoMessage() {}
 
 func (x *ChunkReport) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[55]
+	mi := &file_msg_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4657,7 +4784,7 @@ func (x *ChunkReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkReport.ProtoReflect.Descriptor instead.
 func (*ChunkReport) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{55}
+	return file_msg_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ChunkReport) GetChunks() []*ChunkInfo {
@@ -4693,7 +4820,7 @@ type ChunkInfo struct {
 
 func (x *ChunkInfo) Reset() {
 	*x = ChunkInfo{}
-	mi := &file_msg_proto_msgTypes[56]
+	mi := &file_msg_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4705,7 +4832,7 @@ func (x *ChunkInfo) String() string {
 func (*ChunkInfo) ProtoMessage() {}
 
 func (x *ChunkInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[56]
+	mi := &file_msg_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4718,7 +4845,7 @@ func (x *ChunkInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkInfo.ProtoReflect.Descriptor instead.
 func (*ChunkInfo) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{56}
+	return file_msg_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ChunkInfo) GetId() uint64 {
@@ -4760,7 +4887,7 @@ type ChunkReportReply struct {
 
 func (x *ChunkReportReply) Reset() {
 	*x = ChunkReportReply{}
-	mi := &file_msg_proto_msgTypes[57]
+	mi := &file_msg_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4772,7 +4899,7 @@ func (x *ChunkReportReply) String() string {
 func (*ChunkReportReply) ProtoMessage() {}
 
 func (x *ChunkReportReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[57]
+	mi := &file_msg_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4785,7 +4912,7 @@ func (x *ChunkReportReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkReportReply.ProtoReflect.Descriptor instead.
 func (*ChunkReportReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{57}
+	return file_msg_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ChunkReportReply) GetAccept() []uint64 {
@@ -4817,7 +4944,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_msg_proto_msgTypes[58]
+	mi := &file_msg_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4829,7 +4956,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[58]
+	mi := &file_msg_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4842,7 +4969,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{58}
+	return file_msg_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Heartbeat) GetServer() uint32 {
@@ -4905,7 +5032,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_msg_proto_msgTypes[59]
+	mi := &file_msg_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4917,7 +5044,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[59]
+	mi := &file_msg_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4930,7 +5057,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{59}
+	return file_msg_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *HeartbeatReply) GetFenced() []uint64 {
@@ -4964,7 +5091,7 @@ type ChunkCreate struct {
 
 func (x *ChunkCreate) Reset() {
 	*x = ChunkCreate{}
-	mi := &file_msg_proto_msgTypes[60]
+	mi := &file_msg_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4976,7 +5103,7 @@ func (x *ChunkCreate) String() string {
 func (*ChunkCreate) ProtoMessage() {}
 
 func (x *ChunkCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[60]
+	mi := &file_msg_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4989,7 +5116,7 @@ func (x *ChunkCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkCreate.ProtoReflect.Descriptor instead.
 func (*ChunkCreate) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{60}
+	return file_msg_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ChunkCreate) GetChunk() uint64 {
@@ -5015,7 +5142,7 @@ type ChunkDelete struct {
 
 func (x *ChunkDelete) Reset() {
 	*x = ChunkDelete{}
-	mi := &file_msg_proto_msgTypes[61]
+	mi := &file_msg_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5027,7 +5154,7 @@ func (x *ChunkDelete) String() string {
 func (*ChunkDelete) ProtoMessage() {}
 
 func (x *ChunkDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[61]
+	mi := &file_msg_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5040,7 +5167,7 @@ func (x *ChunkDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkDelete.ProtoReflect.Descriptor instead.
 func (*ChunkDelete) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{61}
+	return file_msg_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ChunkDelete) GetChunks() []uint64 {
@@ -5060,7 +5187,7 @@ type ChunkAdopt struct {
 
 func (x *ChunkAdopt) Reset() {
 	*x = ChunkAdopt{}
-	mi := &file_msg_proto_msgTypes[62]
+	mi := &file_msg_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5072,7 +5199,7 @@ func (x *ChunkAdopt) String() string {
 func (*ChunkAdopt) ProtoMessage() {}
 
 func (x *ChunkAdopt) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[62]
+	mi := &file_msg_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5085,7 +5212,7 @@ func (x *ChunkAdopt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkAdopt.ProtoReflect.Descriptor instead.
 func (*ChunkAdopt) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{62}
+	return file_msg_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ChunkAdopt) GetChunk() uint64 {
@@ -5111,7 +5238,7 @@ type ChunkAccept struct {
 
 func (x *ChunkAccept) Reset() {
 	*x = ChunkAccept{}
-	mi := &file_msg_proto_msgTypes[63]
+	mi := &file_msg_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5123,7 +5250,7 @@ func (x *ChunkAccept) String() string {
 func (*ChunkAccept) ProtoMessage() {}
 
 func (x *ChunkAccept) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[63]
+	mi := &file_msg_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5136,7 +5263,7 @@ func (x *ChunkAccept) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkAccept.ProtoReflect.Descriptor instead.
 func (*ChunkAccept) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{63}
+	return file_msg_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ChunkAccept) GetChunks() []uint64 {
@@ -5157,7 +5284,7 @@ type ChunkJoin struct {
 
 func (x *ChunkJoin) Reset() {
 	*x = ChunkJoin{}
-	mi := &file_msg_proto_msgTypes[64]
+	mi := &file_msg_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5169,7 +5296,7 @@ func (x *ChunkJoin) String() string {
 func (*ChunkJoin) ProtoMessage() {}
 
 func (x *ChunkJoin) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[64]
+	mi := &file_msg_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5182,7 +5309,7 @@ func (x *ChunkJoin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkJoin.ProtoReflect.Descriptor instead.
 func (*ChunkJoin) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{64}
+	return file_msg_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ChunkJoin) GetChunk() uint64 {
@@ -5212,7 +5339,7 @@ type ChunkRebuild struct {
 
 func (x *ChunkRebuild) Reset() {
 	*x = ChunkRebuild{}
-	mi := &file_msg_proto_msgTypes[65]
+	mi := &file_msg_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5224,7 +5351,7 @@ func (x *ChunkRebuild) String() string {
 func (*ChunkRebuild) ProtoMessage() {}
 
 func (x *ChunkRebuild) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[65]
+	mi := &file_msg_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5237,7 +5364,7 @@ func (x *ChunkRebuild) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkRebuild.ProtoReflect.Descriptor instead.
 func (*ChunkRebuild) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{65}
+	return file_msg_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ChunkRebuild) GetChunk() uint64 {
@@ -5277,7 +5404,7 @@ type ChunkRebuildReply struct {
 
 func (x *ChunkRebuildReply) Reset() {
 	*x = ChunkRebuildReply{}
-	mi := &file_msg_proto_msgTypes[66]
+	mi := &file_msg_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5289,7 +5416,7 @@ func (x *ChunkRebuildReply) String() string {
 func (*ChunkRebuildReply) ProtoMessage() {}
 
 func (x *ChunkRebuildReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[66]
+	mi := &file_msg_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5302,7 +5429,7 @@ func (x *ChunkRebuildReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkRebuildReply.ProtoReflect.Descriptor instead.
 func (*ChunkRebuildReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{66}
+	return file_msg_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ChunkRebuildReply) GetBytesCopied() uint64 {
@@ -5322,7 +5449,7 @@ type ChunkPromote struct {
 
 func (x *ChunkPromote) Reset() {
 	*x = ChunkPromote{}
-	mi := &file_msg_proto_msgTypes[67]
+	mi := &file_msg_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5334,7 +5461,7 @@ func (x *ChunkPromote) String() string {
 func (*ChunkPromote) ProtoMessage() {}
 
 func (x *ChunkPromote) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[67]
+	mi := &file_msg_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5347,7 +5474,7 @@ func (x *ChunkPromote) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkPromote.ProtoReflect.Descriptor instead.
 func (*ChunkPromote) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{67}
+	return file_msg_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ChunkPromote) GetChunk() uint64 {
@@ -5376,7 +5503,7 @@ type ChunkPunch struct {
 
 func (x *ChunkPunch) Reset() {
 	*x = ChunkPunch{}
-	mi := &file_msg_proto_msgTypes[68]
+	mi := &file_msg_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5388,7 +5515,7 @@ func (x *ChunkPunch) String() string {
 func (*ChunkPunch) ProtoMessage() {}
 
 func (x *ChunkPunch) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[68]
+	mi := &file_msg_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5401,7 +5528,7 @@ func (x *ChunkPunch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkPunch.ProtoReflect.Descriptor instead.
 func (*ChunkPunch) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{68}
+	return file_msg_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ChunkPunch) GetChunk() uint64 {
@@ -5441,7 +5568,7 @@ type Fence struct {
 
 func (x *Fence) Reset() {
 	*x = Fence{}
-	mi := &file_msg_proto_msgTypes[69]
+	mi := &file_msg_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5453,7 +5580,7 @@ func (x *Fence) String() string {
 func (*Fence) ProtoMessage() {}
 
 func (x *Fence) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[69]
+	mi := &file_msg_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5466,7 +5593,7 @@ func (x *Fence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fence.ProtoReflect.Descriptor instead.
 func (*Fence) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{69}
+	return file_msg_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *Fence) GetSessions() []uint64 {
@@ -5484,7 +5611,7 @@ type Empty struct {
 
 func (x *Empty) Reset() {
 	*x = Empty{}
-	mi := &file_msg_proto_msgTypes[70]
+	mi := &file_msg_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5496,7 +5623,7 @@ func (x *Empty) String() string {
 func (*Empty) ProtoMessage() {}
 
 func (x *Empty) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[70]
+	mi := &file_msg_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5509,7 +5636,7 @@ func (x *Empty) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Empty.ProtoReflect.Descriptor instead.
 func (*Empty) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{70}
+	return file_msg_proto_rawDescGZIP(), []int{71}
 }
 
 type ChunkTable struct {
@@ -5522,7 +5649,7 @@ type ChunkTable struct {
 
 func (x *ChunkTable) Reset() {
 	*x = ChunkTable{}
-	mi := &file_msg_proto_msgTypes[71]
+	mi := &file_msg_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5534,7 +5661,7 @@ func (x *ChunkTable) String() string {
 func (*ChunkTable) ProtoMessage() {}
 
 func (x *ChunkTable) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[71]
+	mi := &file_msg_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5547,7 +5674,7 @@ func (x *ChunkTable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkTable.ProtoReflect.Descriptor instead.
 func (*ChunkTable) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{71}
+	return file_msg_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ChunkTable) GetChunk() uint64 {
@@ -5575,7 +5702,7 @@ type ChunkTableReply struct {
 
 func (x *ChunkTableReply) Reset() {
 	*x = ChunkTableReply{}
-	mi := &file_msg_proto_msgTypes[72]
+	mi := &file_msg_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5587,7 +5714,7 @@ func (x *ChunkTableReply) String() string {
 func (*ChunkTableReply) ProtoMessage() {}
 
 func (x *ChunkTableReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[72]
+	mi := &file_msg_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5600,7 +5727,7 @@ func (x *ChunkTableReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkTableReply.ProtoReflect.Descriptor instead.
 func (*ChunkTableReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{72}
+	return file_msg_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ChunkTableReply) GetEpoch() uint64 {
@@ -5635,7 +5762,7 @@ type ChunkSeek struct {
 
 func (x *ChunkSeek) Reset() {
 	*x = ChunkSeek{}
-	mi := &file_msg_proto_msgTypes[73]
+	mi := &file_msg_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5647,7 +5774,7 @@ func (x *ChunkSeek) String() string {
 func (*ChunkSeek) ProtoMessage() {}
 
 func (x *ChunkSeek) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[73]
+	mi := &file_msg_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5660,7 +5787,7 @@ func (x *ChunkSeek) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkSeek.ProtoReflect.Descriptor instead.
 func (*ChunkSeek) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{73}
+	return file_msg_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ChunkSeek) GetChunk() uint64 {
@@ -5694,7 +5821,7 @@ type ChunkSeekReply struct {
 
 func (x *ChunkSeekReply) Reset() {
 	*x = ChunkSeekReply{}
-	mi := &file_msg_proto_msgTypes[74]
+	mi := &file_msg_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5706,7 +5833,7 @@ func (x *ChunkSeekReply) String() string {
 func (*ChunkSeekReply) ProtoMessage() {}
 
 func (x *ChunkSeekReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[74]
+	mi := &file_msg_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5719,7 +5846,7 @@ func (x *ChunkSeekReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkSeekReply.ProtoReflect.Descriptor instead.
 func (*ChunkSeekReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{74}
+	return file_msg_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ChunkSeekReply) GetOffset() uint32 {
@@ -5746,7 +5873,7 @@ type ChunkList struct {
 
 func (x *ChunkList) Reset() {
 	*x = ChunkList{}
-	mi := &file_msg_proto_msgTypes[75]
+	mi := &file_msg_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5758,7 +5885,7 @@ func (x *ChunkList) String() string {
 func (*ChunkList) ProtoMessage() {}
 
 func (x *ChunkList) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[75]
+	mi := &file_msg_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5771,7 +5898,7 @@ func (x *ChunkList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkList.ProtoReflect.Descriptor instead.
 func (*ChunkList) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{75}
+	return file_msg_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ChunkList) GetAfter() uint64 {
@@ -5798,7 +5925,7 @@ type ChunkListReply struct {
 
 func (x *ChunkListReply) Reset() {
 	*x = ChunkListReply{}
-	mi := &file_msg_proto_msgTypes[76]
+	mi := &file_msg_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5810,7 +5937,7 @@ func (x *ChunkListReply) String() string {
 func (*ChunkListReply) ProtoMessage() {}
 
 func (x *ChunkListReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[76]
+	mi := &file_msg_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5823,7 +5950,7 @@ func (x *ChunkListReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkListReply.ProtoReflect.Descriptor instead.
 func (*ChunkListReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{76}
+	return file_msg_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ChunkListReply) GetChunks() []*ChunkInfo {
@@ -5849,7 +5976,7 @@ type ChunkVerify struct {
 
 func (x *ChunkVerify) Reset() {
 	*x = ChunkVerify{}
-	mi := &file_msg_proto_msgTypes[77]
+	mi := &file_msg_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5861,7 +5988,7 @@ func (x *ChunkVerify) String() string {
 func (*ChunkVerify) ProtoMessage() {}
 
 func (x *ChunkVerify) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[77]
+	mi := &file_msg_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5874,7 +6001,7 @@ func (x *ChunkVerify) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkVerify.ProtoReflect.Descriptor instead.
 func (*ChunkVerify) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{77}
+	return file_msg_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ChunkVerify) GetChunk() uint64 {
@@ -5895,7 +6022,7 @@ type ChunkVerifyReply struct {
 
 func (x *ChunkVerifyReply) Reset() {
 	*x = ChunkVerifyReply{}
-	mi := &file_msg_proto_msgTypes[78]
+	mi := &file_msg_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5907,7 +6034,7 @@ func (x *ChunkVerifyReply) String() string {
 func (*ChunkVerifyReply) ProtoMessage() {}
 
 func (x *ChunkVerifyReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[78]
+	mi := &file_msg_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5920,7 +6047,7 @@ func (x *ChunkVerifyReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkVerifyReply.ProtoReflect.Descriptor instead.
 func (*ChunkVerifyReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{78}
+	return file_msg_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ChunkVerifyReply) GetBlocks() uint32 {
@@ -5952,7 +6079,7 @@ type Status struct {
 
 func (x *Status) Reset() {
 	*x = Status{}
-	mi := &file_msg_proto_msgTypes[79]
+	mi := &file_msg_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5964,7 +6091,7 @@ func (x *Status) String() string {
 func (*Status) ProtoMessage() {}
 
 func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[79]
+	mi := &file_msg_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5977,7 +6104,7 @@ func (x *Status) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Status.ProtoReflect.Descriptor instead.
 func (*Status) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{79}
+	return file_msg_proto_rawDescGZIP(), []int{80}
 }
 
 type StatusReply struct {
@@ -6008,7 +6135,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_msg_proto_msgTypes[80]
+	mi := &file_msg_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6020,7 +6147,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[80]
+	mi := &file_msg_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6033,7 +6160,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{80}
+	return file_msg_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *StatusReply) GetName() string {
@@ -6189,7 +6316,7 @@ type MetaServer struct {
 
 func (x *MetaServer) Reset() {
 	*x = MetaServer{}
-	mi := &file_msg_proto_msgTypes[81]
+	mi := &file_msg_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6201,7 +6328,7 @@ func (x *MetaServer) String() string {
 func (*MetaServer) ProtoMessage() {}
 
 func (x *MetaServer) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[81]
+	mi := &file_msg_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6214,7 +6341,7 @@ func (x *MetaServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaServer.ProtoReflect.Descriptor instead.
 func (*MetaServer) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{81}
+	return file_msg_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *MetaServer) GetServer() uint32 {
@@ -6270,7 +6397,7 @@ type ChunkServer struct {
 
 func (x *ChunkServer) Reset() {
 	*x = ChunkServer{}
-	mi := &file_msg_proto_msgTypes[82]
+	mi := &file_msg_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6282,7 +6409,7 @@ func (x *ChunkServer) String() string {
 func (*ChunkServer) ProtoMessage() {}
 
 func (x *ChunkServer) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[82]
+	mi := &file_msg_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6295,7 +6422,7 @@ func (x *ChunkServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkServer.ProtoReflect.Descriptor instead.
 func (*ChunkServer) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{82}
+	return file_msg_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *ChunkServer) GetServer() uint32 {
@@ -6383,7 +6510,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_msg_proto_msgTypes[83]
+	mi := &file_msg_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6395,7 +6522,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[83]
+	mi := &file_msg_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6408,7 +6535,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{83}
+	return file_msg_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *Session) GetSession() uint64 {
@@ -6469,7 +6596,7 @@ type StateDigest struct {
 
 func (x *StateDigest) Reset() {
 	*x = StateDigest{}
-	mi := &file_msg_proto_msgTypes[84]
+	mi := &file_msg_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6481,7 +6608,7 @@ func (x *StateDigest) String() string {
 func (*StateDigest) ProtoMessage() {}
 
 func (x *StateDigest) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[84]
+	mi := &file_msg_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6494,7 +6621,7 @@ func (x *StateDigest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateDigest.ProtoReflect.Descriptor instead.
 func (*StateDigest) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{84}
+	return file_msg_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *StateDigest) GetAtLeast() uint64 {
@@ -6514,7 +6641,7 @@ type StateDigestReply struct {
 
 func (x *StateDigestReply) Reset() {
 	*x = StateDigestReply{}
-	mi := &file_msg_proto_msgTypes[85]
+	mi := &file_msg_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6526,7 +6653,7 @@ func (x *StateDigestReply) String() string {
 func (*StateDigestReply) ProtoMessage() {}
 
 func (x *StateDigestReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[85]
+	mi := &file_msg_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6539,7 +6666,7 @@ func (x *StateDigestReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateDigestReply.ProtoReflect.Descriptor instead.
 func (*StateDigestReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{85}
+	return file_msg_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *StateDigestReply) GetIndex() uint64 {
@@ -6567,7 +6694,7 @@ type JoinMeta struct {
 
 func (x *JoinMeta) Reset() {
 	*x = JoinMeta{}
-	mi := &file_msg_proto_msgTypes[86]
+	mi := &file_msg_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6579,7 +6706,7 @@ func (x *JoinMeta) String() string {
 func (*JoinMeta) ProtoMessage() {}
 
 func (x *JoinMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[86]
+	mi := &file_msg_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6592,7 +6719,7 @@ func (x *JoinMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinMeta.ProtoReflect.Descriptor instead.
 func (*JoinMeta) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{86}
+	return file_msg_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *JoinMeta) GetAddr() string {
@@ -6628,7 +6755,7 @@ type JoinMetaReply struct {
 
 func (x *JoinMetaReply) Reset() {
 	*x = JoinMetaReply{}
-	mi := &file_msg_proto_msgTypes[87]
+	mi := &file_msg_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6640,7 +6767,7 @@ func (x *JoinMetaReply) String() string {
 func (*JoinMetaReply) ProtoMessage() {}
 
 func (x *JoinMetaReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[87]
+	mi := &file_msg_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6653,7 +6780,7 @@ func (x *JoinMetaReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinMetaReply.ProtoReflect.Descriptor instead.
 func (*JoinMetaReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{87}
+	return file_msg_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *JoinMetaReply) GetServer() uint32 {
@@ -6696,7 +6823,7 @@ type JournalRead struct {
 
 func (x *JournalRead) Reset() {
 	*x = JournalRead{}
-	mi := &file_msg_proto_msgTypes[88]
+	mi := &file_msg_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6708,7 +6835,7 @@ func (x *JournalRead) String() string {
 func (*JournalRead) ProtoMessage() {}
 
 func (x *JournalRead) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[88]
+	mi := &file_msg_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6721,7 +6848,7 @@ func (x *JournalRead) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalRead.ProtoReflect.Descriptor instead.
 func (*JournalRead) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{88}
+	return file_msg_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *JournalRead) GetFrom() uint64 {
@@ -6765,7 +6892,7 @@ type JournalReadReply struct {
 
 func (x *JournalReadReply) Reset() {
 	*x = JournalReadReply{}
-	mi := &file_msg_proto_msgTypes[89]
+	mi := &file_msg_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6777,7 +6904,7 @@ func (x *JournalReadReply) String() string {
 func (*JournalReadReply) ProtoMessage() {}
 
 func (x *JournalReadReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[89]
+	mi := &file_msg_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6790,7 +6917,7 @@ func (x *JournalReadReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalReadReply.ProtoReflect.Descriptor instead.
 func (*JournalReadReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{89}
+	return file_msg_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *JournalReadReply) GetNext() uint64 {
@@ -6836,7 +6963,7 @@ type Members struct {
 
 func (x *Members) Reset() {
 	*x = Members{}
-	mi := &file_msg_proto_msgTypes[90]
+	mi := &file_msg_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6848,7 +6975,7 @@ func (x *Members) String() string {
 func (*Members) ProtoMessage() {}
 
 func (x *Members) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[90]
+	mi := &file_msg_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6861,7 +6988,7 @@ func (x *Members) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Members.ProtoReflect.Descriptor instead.
 func (*Members) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{90}
+	return file_msg_proto_rawDescGZIP(), []int{91}
 }
 
 type MembersReply struct {
@@ -6876,7 +7003,7 @@ type MembersReply struct {
 
 func (x *MembersReply) Reset() {
 	*x = MembersReply{}
-	mi := &file_msg_proto_msgTypes[91]
+	mi := &file_msg_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6888,7 +7015,7 @@ func (x *MembersReply) String() string {
 func (*MembersReply) ProtoMessage() {}
 
 func (x *MembersReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[91]
+	mi := &file_msg_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6901,7 +7028,7 @@ func (x *MembersReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MembersReply.ProtoReflect.Descriptor instead.
 func (*MembersReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{91}
+	return file_msg_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *MembersReply) GetAddrs() []string {
@@ -6928,6 +7055,743 @@ func (x *MembersReply) GetName() string {
 func (x *MembersReply) GetCluster() []byte {
 	if x != nil {
 		return x.Cluster
+	}
+	return nil
+}
+
+// Take a metadata server out of the cluster. Refused (Busy) when the rest would not be a quorum that answers; a leader hands over
+// first. Its id is retired for good.
+type RemoveMeta struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Server        uint32                 `protobuf:"varint,1,opt,name=server,proto3" json:"server,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveMeta) Reset() {
+	*x = RemoveMeta{}
+	mi := &file_msg_proto_msgTypes[93]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveMeta) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveMeta) ProtoMessage() {}
+
+func (x *RemoveMeta) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[93]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveMeta.ProtoReflect.Descriptor instead.
+func (*RemoveMeta) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{93}
+}
+
+func (x *RemoveMeta) GetServer() uint32 {
+	if x != nil {
+		return x.Server
+	}
+	return 0
+}
+
+type TransferLeader struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Server        uint32                 `protobuf:"varint,1,opt,name=server,proto3" json:"server,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TransferLeader) Reset() {
+	*x = TransferLeader{}
+	mi := &file_msg_proto_msgTypes[94]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TransferLeader) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TransferLeader) ProtoMessage() {}
+
+func (x *TransferLeader) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[94]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TransferLeader.ProtoReflect.Descriptor instead.
+func (*TransferLeader) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{94}
+}
+
+func (x *TransferLeader) GetServer() uint32 {
+	if x != nil {
+		return x.Server
+	}
+	return 0
+}
+
+// A setting of the cluster (event ConfigSet): validated, an empty value removes it.
+type SetConfig struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetConfig) Reset() {
+	*x = SetConfig{}
+	mi := &file_msg_proto_msgTypes[95]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetConfig) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetConfig) ProtoMessage() {}
+
+func (x *SetConfig) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[95]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetConfig.ProtoReflect.Descriptor instead.
+func (*SetConfig) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{95}
+}
+
+func (x *SetConfig) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *SetConfig) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+type GetConfig struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetConfig) Reset() {
+	*x = GetConfig{}
+	mi := &file_msg_proto_msgTypes[96]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetConfig) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetConfig) ProtoMessage() {}
+
+func (x *GetConfig) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[96]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetConfig.ProtoReflect.Descriptor instead.
+func (*GetConfig) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{96}
+}
+
+type GetConfigReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Settings      []*Setting             `protobuf:"bytes,1,rep,name=settings,proto3" json:"settings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetConfigReply) Reset() {
+	*x = GetConfigReply{}
+	mi := &file_msg_proto_msgTypes[97]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetConfigReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetConfigReply) ProtoMessage() {}
+
+func (x *GetConfigReply) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[97]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetConfigReply.ProtoReflect.Descriptor instead.
+func (*GetConfigReply) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{97}
+}
+
+func (x *GetConfigReply) GetSettings() []*Setting {
+	if x != nil {
+		return x.Settings
+	}
+	return nil
+}
+
+type Setting struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	Unset         string                 `protobuf:"bytes,3,opt,name=unset,proto3" json:"unset,omitempty"`
+	Help          string                 `protobuf:"bytes,4,opt,name=help,proto3" json:"help,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Setting) Reset() {
+	*x = Setting{}
+	mi := &file_msg_proto_msgTypes[98]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Setting) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Setting) ProtoMessage() {}
+
+func (x *Setting) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[98]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Setting.ProtoReflect.Descriptor instead.
+func (*Setting) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{98}
+}
+
+func (x *Setting) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Setting) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *Setting) GetUnset() string {
+	if x != nil {
+		return x.Unset
+	}
+	return ""
+}
+
+func (x *Setting) GetHelp() string {
+	if x != nil {
+		return x.Help
+	}
+	return ""
+}
+
+// Fence a session now: its writes are refused by every chunk server when the answer comes. reason is recorded.
+type FenceSession struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FenceSession) Reset() {
+	*x = FenceSession{}
+	mi := &file_msg_proto_msgTypes[99]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FenceSession) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FenceSession) ProtoMessage() {}
+
+func (x *FenceSession) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[99]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FenceSession.ProtoReflect.Descriptor instead.
+func (*FenceSession) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{99}
+}
+
+func (x *FenceSession) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *FenceSession) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type FenceSessionReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Silent        []uint32               `protobuf:"varint,2,rep,packed,name=silent,proto3" json:"silent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FenceSessionReply) Reset() {
+	*x = FenceSessionReply{}
+	mi := &file_msg_proto_msgTypes[100]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FenceSessionReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FenceSessionReply) ProtoMessage() {}
+
+func (x *FenceSessionReply) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[100]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FenceSessionReply.ProtoReflect.Descriptor instead.
+func (*FenceSessionReply) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{100}
+}
+
+func (x *FenceSessionReply) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *FenceSessionReply) GetSilent() []uint32 {
+	if x != nil {
+		return x.Silent
+	}
+	return nil
+}
+
+type LeaseShow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaseShow) Reset() {
+	*x = LeaseShow{}
+	mi := &file_msg_proto_msgTypes[101]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaseShow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaseShow) ProtoMessage() {}
+
+func (x *LeaseShow) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[101]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaseShow.ProtoReflect.Descriptor instead.
+func (*LeaseShow) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{101}
+}
+
+func (x *LeaseShow) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+type LeaseHolder struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
+	Path          []byte                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	Session       uint64                 `protobuf:"varint,3,opt,name=session,proto3" json:"session,omitempty"`
+	Host          string                 `protobuf:"bytes,4,opt,name=host,proto3" json:"host,omitempty"`
+	Mount         string                 `protobuf:"bytes,5,opt,name=mount,proto3" json:"mount,omitempty"`
+	Want          Want                   `protobuf:"varint,6,opt,name=want,proto3,enum=varve.msg.Want" json:"want,omitempty"`
+	Mode          Mode                   `protobuf:"varint,7,opt,name=mode,proto3,enum=varve.msg.Mode" json:"mode,omitempty"`
+	Lease         uint64                 `protobuf:"varint,8,opt,name=lease,proto3" json:"lease,omitempty"`
+	RenewedMs     int64                  `protobuf:"varint,9,opt,name=renewed_ms,json=renewedMs,proto3" json:"renewed_ms,omitempty"`
+	Connected     bool                   `protobuf:"varint,10,opt,name=connected,proto3" json:"connected,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaseHolder) Reset() {
+	*x = LeaseHolder{}
+	mi := &file_msg_proto_msgTypes[102]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaseHolder) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaseHolder) ProtoMessage() {}
+
+func (x *LeaseHolder) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[102]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaseHolder.ProtoReflect.Descriptor instead.
+func (*LeaseHolder) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{102}
+}
+
+func (x *LeaseHolder) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *LeaseHolder) GetPath() []byte {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+func (x *LeaseHolder) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *LeaseHolder) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *LeaseHolder) GetMount() string {
+	if x != nil {
+		return x.Mount
+	}
+	return ""
+}
+
+func (x *LeaseHolder) GetWant() Want {
+	if x != nil {
+		return x.Want
+	}
+	return Want_WANT_NONE
+}
+
+func (x *LeaseHolder) GetMode() Mode {
+	if x != nil {
+		return x.Mode
+	}
+	return Mode_MODE_NONE
+}
+
+func (x *LeaseHolder) GetLease() uint64 {
+	if x != nil {
+		return x.Lease
+	}
+	return 0
+}
+
+func (x *LeaseHolder) GetRenewedMs() int64 {
+	if x != nil {
+		return x.RenewedMs
+	}
+	return 0
+}
+
+func (x *LeaseHolder) GetConnected() bool {
+	if x != nil {
+		return x.Connected
+	}
+	return false
+}
+
+type LeaseShowReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Holders       []*LeaseHolder         `protobuf:"bytes,1,rep,name=holders,proto3" json:"holders,omitempty"`
+	More          bool                   `protobuf:"varint,2,opt,name=more,proto3" json:"more,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaseShowReply) Reset() {
+	*x = LeaseShowReply{}
+	mi := &file_msg_proto_msgTypes[103]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaseShowReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaseShowReply) ProtoMessage() {}
+
+func (x *LeaseShowReply) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[103]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaseShowReply.ProtoReflect.Descriptor instead.
+func (*LeaseShowReply) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{103}
+}
+
+func (x *LeaseShowReply) GetHolders() []*LeaseHolder {
+	if x != nil {
+		return x.Holders
+	}
+	return nil
+}
+
+func (x *LeaseShowReply) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+// Make every holder give the file up: by callback, or with force by fencing who does not answer within wait_ms.
+type LeaseTake struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
+	Force         bool                   `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
+	WaitMs        uint32                 `protobuf:"varint,3,opt,name=wait_ms,json=waitMs,proto3" json:"wait_ms,omitempty"`
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaseTake) Reset() {
+	*x = LeaseTake{}
+	mi := &file_msg_proto_msgTypes[104]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaseTake) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaseTake) ProtoMessage() {}
+
+func (x *LeaseTake) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[104]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaseTake.ProtoReflect.Descriptor instead.
+func (*LeaseTake) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{104}
+}
+
+func (x *LeaseTake) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *LeaseTake) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+func (x *LeaseTake) GetWaitMs() uint32 {
+	if x != nil {
+		return x.WaitMs
+	}
+	return 0
+}
+
+func (x *LeaseTake) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type LeaseTakeReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Released      []uint64               `protobuf:"varint,1,rep,packed,name=released,proto3" json:"released,omitempty"`
+	Fenced        []uint64               `protobuf:"varint,2,rep,packed,name=fenced,proto3" json:"fenced,omitempty"`
+	Refused       []uint64               `protobuf:"varint,3,rep,packed,name=refused,proto3" json:"refused,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaseTakeReply) Reset() {
+	*x = LeaseTakeReply{}
+	mi := &file_msg_proto_msgTypes[105]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaseTakeReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaseTakeReply) ProtoMessage() {}
+
+func (x *LeaseTakeReply) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[105]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaseTakeReply.ProtoReflect.Descriptor instead.
+func (*LeaseTakeReply) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{105}
+}
+
+func (x *LeaseTakeReply) GetReleased() []uint64 {
+	if x != nil {
+		return x.Released
+	}
+	return nil
+}
+
+func (x *LeaseTakeReply) GetFenced() []uint64 {
+	if x != nil {
+		return x.Fenced
+	}
+	return nil
+}
+
+func (x *LeaseTakeReply) GetRefused() []uint64 {
+	if x != nil {
+		return x.Refused
 	}
 	return nil
 }
@@ -7019,7 +7883,7 @@ const file_msg_proto_rawDesc = "" +
 	"get_policy\x18) \x01(\v2\x14.varve.msg.GetPolicyH\x00R\tgetPolicy\x125\n" +
 	"\n" +
 	"set_policy\x18* \x01(\v2\x14.varve.msg.SetPolicyH\x00R\tsetPolicyB\x04\n" +
-	"\x02op\"\xd0\x04\n" +
+	"\x02op\"\xa3\x05\n" +
 	"\tMetaReply\x12#\n" +
 	"\x04attr\x18\x01 \x01(\v2\x0f.varve.msg.AttrR\x04attr\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x124\n" +
@@ -7035,8 +7899,15 @@ const file_msg_proto_rawDesc = "" +
 	"\x06policy\x18\x12 \x01(\v2\x16.varve.msg.PolicyReplyH\x00R\x06policy\x124\n" +
 	"\bset_attr\x18\x13 \x01(\v2\x17.varve.msg.SetAttrReplyH\x00R\asetAttr\x12\x16\n" +
 	"\x06leader\x18\x14 \x01(\tR\x06leader\x12\x16\n" +
-	"\x06detail\x18\x15 \x01(\tR\x06detailB\b\n" +
-	"\x06result\"4\n" +
+	"\x06detail\x18\x15 \x01(\tR\x06detail\x12&\n" +
+	"\x05grant\x18\x16 \x01(\v2\x10.varve.msg.GrantR\x05grant\x12)\n" +
+	"\atouched\x18\x17 \x03(\v2\x0f.varve.msg.AttrR\atouchedB\b\n" +
+	"\x06result\"h\n" +
+	"\x05Grant\x12\x12\n" +
+	"\x04attr\x18\x01 \x01(\bR\x04attr\x12\x14\n" +
+	"\x05names\x18\x02 \x01(\bR\x05names\x12\x1b\n" +
+	"\tnew_names\x18\x03 \x01(\bR\bnewNames\x12\x18\n" +
+	"\aentries\x18\x04 \x01(\bR\aentries\"4\n" +
 	"\x06Lookup\x12\x16\n" +
 	"\x06parent\x18\x01 \x01(\x04R\x06parent\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\fR\x04name\"\x1b\n" +
@@ -7097,13 +7968,14 @@ const file_msg_proto_rawDesc = "" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x16\n" +
 	"\x06cookie\x18\x02 \x01(\x04R\x06cookie\x12\x10\n" +
 	"\x03max\x18\x03 \x01(\rR\x03max\x12\x12\n" +
-	"\x04plus\x18\x04 \x01(\bR\x04plus\"\x94\x01\n" +
+	"\x04plus\x18\x04 \x01(\bR\x04plus\"\xa8\x01\n" +
 	"\x06Dirent\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12'\n" +
 	"\x04type\x18\x02 \x01(\x0e2\x13.varve.msg.FileTypeR\x04type\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\fR\x04name\x12\x16\n" +
 	"\x06cookie\x18\x04 \x01(\x04R\x06cookie\x12#\n" +
-	"\x04attr\x18\x05 \x01(\v2\x0f.varve.msg.AttrR\x04attr\"e\n" +
+	"\x04attr\x18\x05 \x01(\v2\x0f.varve.msg.AttrR\x04attr\x12\x12\n" +
+	"\x04once\x18\x06 \x01(\bR\x04once\"e\n" +
 	"\fReadDirReply\x12+\n" +
 	"\aentries\x18\x01 \x03(\v2\x11.varve.msg.DirentR\aentries\x12\x10\n" +
 	"\x03end\x18\x02 \x01(\bR\x03end\x12\x16\n" +
@@ -7230,11 +8102,12 @@ const file_msg_proto_rawDesc = "" +
 	"\blease_ms\x18\x02 \x01(\rR\aleaseMs\x12\x19\n" +
 	"\brenew_ms\x18\x03 \x01(\rR\arenewMs\"(\n" +
 	"\fRenewSession\x12\x18\n" +
-	"\asession\x18\x01 \x01(\x04R\asession\".\n" +
+	"\asession\x18\x01 \x01(\x04R\asession\"I\n" +
 	"\x11RenewSessionReply\x12\x19\n" +
-	"\blease_ms\x18\x01 \x01(\rR\aleaseMs\"(\n" +
+	"\blease_ms\x18\x01 \x01(\rR\aleaseMs\x12\x19\n" +
+	"\bcache_ms\x18\x02 \x01(\rR\acacheMs\"(\n" +
 	"\fCloseSession\x12\x18\n" +
-	"\asession\x18\x01 \x01(\x04R\asession\"\xa0\x02\n" +
+	"\asession\x18\x01 \x01(\x04R\asession\"\xd6\x02\n" +
 	"\bCallback\x12,\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x18.varve.msg.Callback.KindR\x04kind\x12\x10\n" +
 	"\x03ino\x18\x02 \x01(\x04R\x03ino\x12\x14\n" +
@@ -7242,7 +8115,9 @@ const file_msg_proto_rawDesc = "" +
 	"\x04mode\x18\x04 \x01(\x0e2\x0f.varve.msg.ModeR\x04mode\x12\x16\n" +
 	"\x06offset\x18\x05 \x01(\x04R\x06offset\x12\x16\n" +
 	"\x06length\x18\x06 \x01(\x04R\x06length\x12\x1a\n" +
-	"\bunlinked\x18\a \x01(\bR\bunlinked\"M\n" +
+	"\bunlinked\x18\a \x01(\bR\bunlinked\x12\x14\n" +
+	"\x05attrs\x18\b \x03(\x04R\x05attrs\x12\x14\n" +
+	"\x05names\x18\t \x03(\x04R\x05names\"W\n" +
 	"\x04Kind\x12\a\n" +
 	"\x03NOP\x10\x00\x12\t\n" +
 	"\x05LEASE\x10\x01\x12\b\n" +
@@ -7251,7 +8126,8 @@ const file_msg_proto_rawDesc = "" +
 	"\x06LAYOUT\x10\x03\x12\x0e\n" +
 	"\n" +
 	"INVALIDATE\x10\x04\x12\v\n" +
-	"\aUPGRADE\x10\x05\"\x8f\x01\n" +
+	"\aUPGRADE\x10\x05\x12\b\n" +
+	"\x04META\x10\x06\"\x8f\x01\n" +
 	"\rCallbackReply\x12#\n" +
 	"\x04keep\x18\x01 \x01(\x0e2\x0f.varve.msg.WantR\x04keep\x12\x19\n" +
 	"\bhas_attr\x18\x02 \x01(\bR\ahasAttr\x12\x12\n" +
@@ -7451,7 +8327,56 @@ const file_msg_proto_rawDesc = "" +
 	"\x05addrs\x18\x01 \x03(\tR\x05addrs\x12\x16\n" +
 	"\x06leader\x18\x02 \x01(\tR\x06leader\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12\x18\n" +
-	"\acluster\x18\x04 \x01(\fR\acluster*h\n" +
+	"\acluster\x18\x04 \x01(\fR\acluster\"$\n" +
+	"\n" +
+	"RemoveMeta\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\rR\x06server\"(\n" +
+	"\x0eTransferLeader\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\rR\x06server\"3\n" +
+	"\tSetConfig\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"\v\n" +
+	"\tGetConfig\"@\n" +
+	"\x0eGetConfigReply\x12.\n" +
+	"\bsettings\x18\x01 \x03(\v2\x12.varve.msg.SettingR\bsettings\"[\n" +
+	"\aSetting\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\x12\x14\n" +
+	"\x05unset\x18\x03 \x01(\tR\x05unset\x12\x12\n" +
+	"\x04help\x18\x04 \x01(\tR\x04help\"@\n" +
+	"\fFenceSession\x12\x18\n" +
+	"\asession\x18\x01 \x01(\x04R\asession\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"A\n" +
+	"\x11FenceSessionReply\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x16\n" +
+	"\x06silent\x18\x02 \x03(\rR\x06silent\"\x1d\n" +
+	"\tLeaseShow\x12\x10\n" +
+	"\x03ino\x18\x01 \x01(\x04R\x03ino\"\x94\x02\n" +
+	"\vLeaseHolder\x12\x10\n" +
+	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\fR\x04path\x12\x18\n" +
+	"\asession\x18\x03 \x01(\x04R\asession\x12\x12\n" +
+	"\x04host\x18\x04 \x01(\tR\x04host\x12\x14\n" +
+	"\x05mount\x18\x05 \x01(\tR\x05mount\x12#\n" +
+	"\x04want\x18\x06 \x01(\x0e2\x0f.varve.msg.WantR\x04want\x12#\n" +
+	"\x04mode\x18\a \x01(\x0e2\x0f.varve.msg.ModeR\x04mode\x12\x14\n" +
+	"\x05lease\x18\b \x01(\x04R\x05lease\x12\x1d\n" +
+	"\n" +
+	"renewed_ms\x18\t \x01(\x03R\trenewedMs\x12\x1c\n" +
+	"\tconnected\x18\n" +
+	" \x01(\bR\tconnected\"V\n" +
+	"\x0eLeaseShowReply\x120\n" +
+	"\aholders\x18\x01 \x03(\v2\x16.varve.msg.LeaseHolderR\aholders\x12\x12\n" +
+	"\x04more\x18\x02 \x01(\bR\x04more\"d\n" +
+	"\tLeaseTake\x12\x10\n" +
+	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\x12\x17\n" +
+	"\await_ms\x18\x03 \x01(\rR\x06waitMs\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"^\n" +
+	"\x0eLeaseTakeReply\x12\x1a\n" +
+	"\breleased\x18\x01 \x03(\x04R\breleased\x12\x16\n" +
+	"\x06fenced\x18\x02 \x03(\x04R\x06fenced\x12\x18\n" +
+	"\arefused\x18\x03 \x03(\x04R\arefused*h\n" +
 	"\bFileType\x12\b\n" +
 	"\x04NONE\x10\x00\x12\v\n" +
 	"\aREGULAR\x10\x01\x12\r\n" +
@@ -7492,7 +8417,7 @@ func file_msg_proto_rawDescGZIP() []byte {
 }
 
 var file_msg_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_msg_proto_msgTypes = make([]protoimpl.MessageInfo, 92)
+var file_msg_proto_msgTypes = make([]protoimpl.MessageInfo, 106)
 var file_msg_proto_goTypes = []any{
 	(FileType)(0),               // 0: varve.msg.FileType
 	(Want)(0),                   // 1: varve.msg.Want
@@ -7507,164 +8432,184 @@ var file_msg_proto_goTypes = []any{
 	(*Policy)(nil),              // 10: varve.msg.Policy
 	(*MetaRequest)(nil),         // 11: varve.msg.MetaRequest
 	(*MetaReply)(nil),           // 12: varve.msg.MetaReply
-	(*Lookup)(nil),              // 13: varve.msg.Lookup
-	(*GetAttr)(nil),             // 14: varve.msg.GetAttr
-	(*SetAttr)(nil),             // 15: varve.msg.SetAttr
-	(*SetAttrReply)(nil),        // 16: varve.msg.SetAttrReply
-	(*PunchDone)(nil),           // 17: varve.msg.PunchDone
-	(*Create)(nil),              // 18: varve.msg.Create
-	(*Link)(nil),                // 19: varve.msg.Link
-	(*Remove)(nil),              // 20: varve.msg.Remove
-	(*Rename)(nil),              // 21: varve.msg.Rename
-	(*ReadDir)(nil),             // 22: varve.msg.ReadDir
-	(*Dirent)(nil),              // 23: varve.msg.Dirent
-	(*ReadDirReply)(nil),        // 24: varve.msg.ReadDirReply
-	(*ReadLink)(nil),            // 25: varve.msg.ReadLink
-	(*GetXattr)(nil),            // 26: varve.msg.GetXattr
-	(*SetXattr)(nil),            // 27: varve.msg.SetXattr
-	(*ListXattr)(nil),           // 28: varve.msg.ListXattr
-	(*RemoveXattr)(nil),         // 29: varve.msg.RemoveXattr
-	(*NameList)(nil),            // 30: varve.msg.NameList
-	(*Access)(nil),              // 31: varve.msg.Access
-	(*StatFS)(nil),              // 32: varve.msg.StatFS
-	(*StatFSReply)(nil),         // 33: varve.msg.StatFSReply
-	(*Open)(nil),                // 34: varve.msg.Open
-	(*OpenReply)(nil),           // 35: varve.msg.OpenReply
-	(*Release)(nil),             // 36: varve.msg.Release
-	(*GetLayout)(nil),           // 37: varve.msg.GetLayout
-	(*AllocChunk)(nil),          // 38: varve.msg.AllocChunk
-	(*Replica)(nil),             // 39: varve.msg.Replica
-	(*Chunk)(nil),               // 40: varve.msg.Chunk
-	(*LayoutReply)(nil),         // 41: varve.msg.LayoutReply
-	(*DropReplica)(nil),         // 42: varve.msg.DropReplica
-	(*WriteDone)(nil),           // 43: varve.msg.WriteDone
-	(*Append)(nil),              // 44: varve.msg.Append
-	(*AppendReply)(nil),         // 45: varve.msg.AppendReply
-	(*Lock)(nil),                // 46: varve.msg.Lock
-	(*LockReply)(nil),           // 47: varve.msg.LockReply
-	(*GetPolicy)(nil),           // 48: varve.msg.GetPolicy
-	(*SetPolicy)(nil),           // 49: varve.msg.SetPolicy
-	(*PolicyReply)(nil),         // 50: varve.msg.PolicyReply
-	(*OpenSession)(nil),         // 51: varve.msg.OpenSession
-	(*OpenSessionReply)(nil),    // 52: varve.msg.OpenSessionReply
-	(*RenewSession)(nil),        // 53: varve.msg.RenewSession
-	(*RenewSessionReply)(nil),   // 54: varve.msg.RenewSessionReply
-	(*CloseSession)(nil),        // 55: varve.msg.CloseSession
-	(*Callback)(nil),            // 56: varve.msg.Callback
-	(*CallbackReply)(nil),       // 57: varve.msg.CallbackReply
-	(*RegisterServer)(nil),      // 58: varve.msg.RegisterServer
-	(*RegisterServerReply)(nil), // 59: varve.msg.RegisterServerReply
-	(*Peer)(nil),                // 60: varve.msg.Peer
-	(*ChunkReport)(nil),         // 61: varve.msg.ChunkReport
-	(*ChunkInfo)(nil),           // 62: varve.msg.ChunkInfo
-	(*ChunkReportReply)(nil),    // 63: varve.msg.ChunkReportReply
-	(*Heartbeat)(nil),           // 64: varve.msg.Heartbeat
-	(*HeartbeatReply)(nil),      // 65: varve.msg.HeartbeatReply
-	(*ChunkCreate)(nil),         // 66: varve.msg.ChunkCreate
-	(*ChunkDelete)(nil),         // 67: varve.msg.ChunkDelete
-	(*ChunkAdopt)(nil),          // 68: varve.msg.ChunkAdopt
-	(*ChunkAccept)(nil),         // 69: varve.msg.ChunkAccept
-	(*ChunkJoin)(nil),           // 70: varve.msg.ChunkJoin
-	(*ChunkRebuild)(nil),        // 71: varve.msg.ChunkRebuild
-	(*ChunkRebuildReply)(nil),   // 72: varve.msg.ChunkRebuildReply
-	(*ChunkPromote)(nil),        // 73: varve.msg.ChunkPromote
-	(*ChunkPunch)(nil),          // 74: varve.msg.ChunkPunch
-	(*Fence)(nil),               // 75: varve.msg.Fence
-	(*Empty)(nil),               // 76: varve.msg.Empty
-	(*ChunkTable)(nil),          // 77: varve.msg.ChunkTable
-	(*ChunkTableReply)(nil),     // 78: varve.msg.ChunkTableReply
-	(*ChunkSeek)(nil),           // 79: varve.msg.ChunkSeek
-	(*ChunkSeekReply)(nil),      // 80: varve.msg.ChunkSeekReply
-	(*ChunkList)(nil),           // 81: varve.msg.ChunkList
-	(*ChunkListReply)(nil),      // 82: varve.msg.ChunkListReply
-	(*ChunkVerify)(nil),         // 83: varve.msg.ChunkVerify
-	(*ChunkVerifyReply)(nil),    // 84: varve.msg.ChunkVerifyReply
-	(*Status)(nil),              // 85: varve.msg.Status
-	(*StatusReply)(nil),         // 86: varve.msg.StatusReply
-	(*MetaServer)(nil),          // 87: varve.msg.MetaServer
-	(*ChunkServer)(nil),         // 88: varve.msg.ChunkServer
-	(*Session)(nil),             // 89: varve.msg.Session
-	(*StateDigest)(nil),         // 90: varve.msg.StateDigest
-	(*StateDigestReply)(nil),    // 91: varve.msg.StateDigestReply
-	(*JoinMeta)(nil),            // 92: varve.msg.JoinMeta
-	(*JoinMetaReply)(nil),       // 93: varve.msg.JoinMetaReply
-	(*JournalRead)(nil),         // 94: varve.msg.JournalRead
-	(*JournalReadReply)(nil),    // 95: varve.msg.JournalReadReply
-	(*Members)(nil),             // 96: varve.msg.Members
-	(*MembersReply)(nil),        // 97: varve.msg.MembersReply
+	(*Grant)(nil),               // 13: varve.msg.Grant
+	(*Lookup)(nil),              // 14: varve.msg.Lookup
+	(*GetAttr)(nil),             // 15: varve.msg.GetAttr
+	(*SetAttr)(nil),             // 16: varve.msg.SetAttr
+	(*SetAttrReply)(nil),        // 17: varve.msg.SetAttrReply
+	(*PunchDone)(nil),           // 18: varve.msg.PunchDone
+	(*Create)(nil),              // 19: varve.msg.Create
+	(*Link)(nil),                // 20: varve.msg.Link
+	(*Remove)(nil),              // 21: varve.msg.Remove
+	(*Rename)(nil),              // 22: varve.msg.Rename
+	(*ReadDir)(nil),             // 23: varve.msg.ReadDir
+	(*Dirent)(nil),              // 24: varve.msg.Dirent
+	(*ReadDirReply)(nil),        // 25: varve.msg.ReadDirReply
+	(*ReadLink)(nil),            // 26: varve.msg.ReadLink
+	(*GetXattr)(nil),            // 27: varve.msg.GetXattr
+	(*SetXattr)(nil),            // 28: varve.msg.SetXattr
+	(*ListXattr)(nil),           // 29: varve.msg.ListXattr
+	(*RemoveXattr)(nil),         // 30: varve.msg.RemoveXattr
+	(*NameList)(nil),            // 31: varve.msg.NameList
+	(*Access)(nil),              // 32: varve.msg.Access
+	(*StatFS)(nil),              // 33: varve.msg.StatFS
+	(*StatFSReply)(nil),         // 34: varve.msg.StatFSReply
+	(*Open)(nil),                // 35: varve.msg.Open
+	(*OpenReply)(nil),           // 36: varve.msg.OpenReply
+	(*Release)(nil),             // 37: varve.msg.Release
+	(*GetLayout)(nil),           // 38: varve.msg.GetLayout
+	(*AllocChunk)(nil),          // 39: varve.msg.AllocChunk
+	(*Replica)(nil),             // 40: varve.msg.Replica
+	(*Chunk)(nil),               // 41: varve.msg.Chunk
+	(*LayoutReply)(nil),         // 42: varve.msg.LayoutReply
+	(*DropReplica)(nil),         // 43: varve.msg.DropReplica
+	(*WriteDone)(nil),           // 44: varve.msg.WriteDone
+	(*Append)(nil),              // 45: varve.msg.Append
+	(*AppendReply)(nil),         // 46: varve.msg.AppendReply
+	(*Lock)(nil),                // 47: varve.msg.Lock
+	(*LockReply)(nil),           // 48: varve.msg.LockReply
+	(*GetPolicy)(nil),           // 49: varve.msg.GetPolicy
+	(*SetPolicy)(nil),           // 50: varve.msg.SetPolicy
+	(*PolicyReply)(nil),         // 51: varve.msg.PolicyReply
+	(*OpenSession)(nil),         // 52: varve.msg.OpenSession
+	(*OpenSessionReply)(nil),    // 53: varve.msg.OpenSessionReply
+	(*RenewSession)(nil),        // 54: varve.msg.RenewSession
+	(*RenewSessionReply)(nil),   // 55: varve.msg.RenewSessionReply
+	(*CloseSession)(nil),        // 56: varve.msg.CloseSession
+	(*Callback)(nil),            // 57: varve.msg.Callback
+	(*CallbackReply)(nil),       // 58: varve.msg.CallbackReply
+	(*RegisterServer)(nil),      // 59: varve.msg.RegisterServer
+	(*RegisterServerReply)(nil), // 60: varve.msg.RegisterServerReply
+	(*Peer)(nil),                // 61: varve.msg.Peer
+	(*ChunkReport)(nil),         // 62: varve.msg.ChunkReport
+	(*ChunkInfo)(nil),           // 63: varve.msg.ChunkInfo
+	(*ChunkReportReply)(nil),    // 64: varve.msg.ChunkReportReply
+	(*Heartbeat)(nil),           // 65: varve.msg.Heartbeat
+	(*HeartbeatReply)(nil),      // 66: varve.msg.HeartbeatReply
+	(*ChunkCreate)(nil),         // 67: varve.msg.ChunkCreate
+	(*ChunkDelete)(nil),         // 68: varve.msg.ChunkDelete
+	(*ChunkAdopt)(nil),          // 69: varve.msg.ChunkAdopt
+	(*ChunkAccept)(nil),         // 70: varve.msg.ChunkAccept
+	(*ChunkJoin)(nil),           // 71: varve.msg.ChunkJoin
+	(*ChunkRebuild)(nil),        // 72: varve.msg.ChunkRebuild
+	(*ChunkRebuildReply)(nil),   // 73: varve.msg.ChunkRebuildReply
+	(*ChunkPromote)(nil),        // 74: varve.msg.ChunkPromote
+	(*ChunkPunch)(nil),          // 75: varve.msg.ChunkPunch
+	(*Fence)(nil),               // 76: varve.msg.Fence
+	(*Empty)(nil),               // 77: varve.msg.Empty
+	(*ChunkTable)(nil),          // 78: varve.msg.ChunkTable
+	(*ChunkTableReply)(nil),     // 79: varve.msg.ChunkTableReply
+	(*ChunkSeek)(nil),           // 80: varve.msg.ChunkSeek
+	(*ChunkSeekReply)(nil),      // 81: varve.msg.ChunkSeekReply
+	(*ChunkList)(nil),           // 82: varve.msg.ChunkList
+	(*ChunkListReply)(nil),      // 83: varve.msg.ChunkListReply
+	(*ChunkVerify)(nil),         // 84: varve.msg.ChunkVerify
+	(*ChunkVerifyReply)(nil),    // 85: varve.msg.ChunkVerifyReply
+	(*Status)(nil),              // 86: varve.msg.Status
+	(*StatusReply)(nil),         // 87: varve.msg.StatusReply
+	(*MetaServer)(nil),          // 88: varve.msg.MetaServer
+	(*ChunkServer)(nil),         // 89: varve.msg.ChunkServer
+	(*Session)(nil),             // 90: varve.msg.Session
+	(*StateDigest)(nil),         // 91: varve.msg.StateDigest
+	(*StateDigestReply)(nil),    // 92: varve.msg.StateDigestReply
+	(*JoinMeta)(nil),            // 93: varve.msg.JoinMeta
+	(*JoinMetaReply)(nil),       // 94: varve.msg.JoinMetaReply
+	(*JournalRead)(nil),         // 95: varve.msg.JournalRead
+	(*JournalReadReply)(nil),    // 96: varve.msg.JournalReadReply
+	(*Members)(nil),             // 97: varve.msg.Members
+	(*MembersReply)(nil),        // 98: varve.msg.MembersReply
+	(*RemoveMeta)(nil),          // 99: varve.msg.RemoveMeta
+	(*TransferLeader)(nil),      // 100: varve.msg.TransferLeader
+	(*SetConfig)(nil),           // 101: varve.msg.SetConfig
+	(*GetConfig)(nil),           // 102: varve.msg.GetConfig
+	(*GetConfigReply)(nil),      // 103: varve.msg.GetConfigReply
+	(*Setting)(nil),             // 104: varve.msg.Setting
+	(*FenceSession)(nil),        // 105: varve.msg.FenceSession
+	(*FenceSessionReply)(nil),   // 106: varve.msg.FenceSessionReply
+	(*LeaseShow)(nil),           // 107: varve.msg.LeaseShow
+	(*LeaseHolder)(nil),         // 108: varve.msg.LeaseHolder
+	(*LeaseShowReply)(nil),      // 109: varve.msg.LeaseShowReply
+	(*LeaseTake)(nil),           // 110: varve.msg.LeaseTake
+	(*LeaseTakeReply)(nil),      // 111: varve.msg.LeaseTakeReply
 }
 var file_msg_proto_depIdxs = []int32{
-	4,  // 0: varve.msg.Hello.role:type_name -> varve.msg.Hello.Role
-	0,  // 1: varve.msg.Attr.type:type_name -> varve.msg.FileType
-	8,  // 2: varve.msg.MetaRequest.cred:type_name -> varve.msg.Cred
-	13, // 3: varve.msg.MetaRequest.lookup:type_name -> varve.msg.Lookup
-	14, // 4: varve.msg.MetaRequest.get_attr:type_name -> varve.msg.GetAttr
-	15, // 5: varve.msg.MetaRequest.set_attr:type_name -> varve.msg.SetAttr
-	18, // 6: varve.msg.MetaRequest.create:type_name -> varve.msg.Create
-	19, // 7: varve.msg.MetaRequest.link:type_name -> varve.msg.Link
-	20, // 8: varve.msg.MetaRequest.remove:type_name -> varve.msg.Remove
-	21, // 9: varve.msg.MetaRequest.rename:type_name -> varve.msg.Rename
-	22, // 10: varve.msg.MetaRequest.read_dir:type_name -> varve.msg.ReadDir
-	25, // 11: varve.msg.MetaRequest.read_link:type_name -> varve.msg.ReadLink
-	26, // 12: varve.msg.MetaRequest.get_xattr:type_name -> varve.msg.GetXattr
-	27, // 13: varve.msg.MetaRequest.set_xattr:type_name -> varve.msg.SetXattr
-	28, // 14: varve.msg.MetaRequest.list_xattr:type_name -> varve.msg.ListXattr
-	29, // 15: varve.msg.MetaRequest.remove_xattr:type_name -> varve.msg.RemoveXattr
-	31, // 16: varve.msg.MetaRequest.access:type_name -> varve.msg.Access
-	32, // 17: varve.msg.MetaRequest.stat_fs:type_name -> varve.msg.StatFS
-	34, // 18: varve.msg.MetaRequest.open:type_name -> varve.msg.Open
-	36, // 19: varve.msg.MetaRequest.release:type_name -> varve.msg.Release
-	37, // 20: varve.msg.MetaRequest.get_layout:type_name -> varve.msg.GetLayout
-	38, // 21: varve.msg.MetaRequest.alloc_chunk:type_name -> varve.msg.AllocChunk
-	42, // 22: varve.msg.MetaRequest.drop_replica:type_name -> varve.msg.DropReplica
-	43, // 23: varve.msg.MetaRequest.write_done:type_name -> varve.msg.WriteDone
-	44, // 24: varve.msg.MetaRequest.append:type_name -> varve.msg.Append
-	17, // 25: varve.msg.MetaRequest.punch_done:type_name -> varve.msg.PunchDone
-	46, // 26: varve.msg.MetaRequest.lock:type_name -> varve.msg.Lock
-	48, // 27: varve.msg.MetaRequest.get_policy:type_name -> varve.msg.GetPolicy
-	49, // 28: varve.msg.MetaRequest.set_policy:type_name -> varve.msg.SetPolicy
-	9,  // 29: varve.msg.MetaReply.attr:type_name -> varve.msg.Attr
-	24, // 30: varve.msg.MetaReply.read_dir:type_name -> varve.msg.ReadDirReply
-	30, // 31: varve.msg.MetaReply.names:type_name -> varve.msg.NameList
-	33, // 32: varve.msg.MetaReply.stat_fs:type_name -> varve.msg.StatFSReply
-	35, // 33: varve.msg.MetaReply.open:type_name -> varve.msg.OpenReply
-	41, // 34: varve.msg.MetaReply.layout:type_name -> varve.msg.LayoutReply
-	45, // 35: varve.msg.MetaReply.append:type_name -> varve.msg.AppendReply
-	47, // 36: varve.msg.MetaReply.lock:type_name -> varve.msg.LockReply
-	50, // 37: varve.msg.MetaReply.policy:type_name -> varve.msg.PolicyReply
-	16, // 38: varve.msg.MetaReply.set_attr:type_name -> varve.msg.SetAttrReply
-	0,  // 39: varve.msg.Create.type:type_name -> varve.msg.FileType
-	0,  // 40: varve.msg.Dirent.type:type_name -> varve.msg.FileType
-	9,  // 41: varve.msg.Dirent.attr:type_name -> varve.msg.Attr
-	23, // 42: varve.msg.ReadDirReply.entries:type_name -> varve.msg.Dirent
-	1,  // 43: varve.msg.Open.want:type_name -> varve.msg.Want
-	2,  // 44: varve.msg.OpenReply.mode:type_name -> varve.msg.Mode
-	41, // 45: varve.msg.OpenReply.layout:type_name -> varve.msg.LayoutReply
-	16, // 46: varve.msg.OpenReply.punch:type_name -> varve.msg.SetAttrReply
-	1,  // 47: varve.msg.Release.keep:type_name -> varve.msg.Want
-	39, // 48: varve.msg.Chunk.replicas:type_name -> varve.msg.Replica
-	40, // 49: varve.msg.LayoutReply.chunks:type_name -> varve.msg.Chunk
-	3,  // 50: varve.msg.Lock.type:type_name -> varve.msg.LockType
-	3,  // 51: varve.msg.LockReply.type:type_name -> varve.msg.LockType
-	10, // 52: varve.msg.SetPolicy.policy:type_name -> varve.msg.Policy
-	10, // 53: varve.msg.PolicyReply.effective:type_name -> varve.msg.Policy
-	10, // 54: varve.msg.PolicyReply.own:type_name -> varve.msg.Policy
-	40, // 55: varve.msg.PolicyReply.chunks:type_name -> varve.msg.Chunk
-	5,  // 56: varve.msg.Callback.kind:type_name -> varve.msg.Callback.Kind
-	2,  // 57: varve.msg.Callback.mode:type_name -> varve.msg.Mode
-	1,  // 58: varve.msg.CallbackReply.keep:type_name -> varve.msg.Want
-	60, // 59: varve.msg.RegisterServerReply.peers:type_name -> varve.msg.Peer
-	62, // 60: varve.msg.ChunkReport.chunks:type_name -> varve.msg.ChunkInfo
-	60, // 61: varve.msg.HeartbeatReply.peers:type_name -> varve.msg.Peer
-	62, // 62: varve.msg.ChunkListReply.chunks:type_name -> varve.msg.ChunkInfo
-	87, // 63: varve.msg.StatusReply.metas:type_name -> varve.msg.MetaServer
-	88, // 64: varve.msg.StatusReply.servers:type_name -> varve.msg.ChunkServer
-	89, // 65: varve.msg.StatusReply.sessions:type_name -> varve.msg.Session
-	66, // [66:66] is the sub-list for method output_type
-	66, // [66:66] is the sub-list for method input_type
-	66, // [66:66] is the sub-list for extension type_name
-	66, // [66:66] is the sub-list for extension extendee
-	0,  // [0:66] is the sub-list for field type_name
+	4,   // 0: varve.msg.Hello.role:type_name -> varve.msg.Hello.Role
+	0,   // 1: varve.msg.Attr.type:type_name -> varve.msg.FileType
+	8,   // 2: varve.msg.MetaRequest.cred:type_name -> varve.msg.Cred
+	14,  // 3: varve.msg.MetaRequest.lookup:type_name -> varve.msg.Lookup
+	15,  // 4: varve.msg.MetaRequest.get_attr:type_name -> varve.msg.GetAttr
+	16,  // 5: varve.msg.MetaRequest.set_attr:type_name -> varve.msg.SetAttr
+	19,  // 6: varve.msg.MetaRequest.create:type_name -> varve.msg.Create
+	20,  // 7: varve.msg.MetaRequest.link:type_name -> varve.msg.Link
+	21,  // 8: varve.msg.MetaRequest.remove:type_name -> varve.msg.Remove
+	22,  // 9: varve.msg.MetaRequest.rename:type_name -> varve.msg.Rename
+	23,  // 10: varve.msg.MetaRequest.read_dir:type_name -> varve.msg.ReadDir
+	26,  // 11: varve.msg.MetaRequest.read_link:type_name -> varve.msg.ReadLink
+	27,  // 12: varve.msg.MetaRequest.get_xattr:type_name -> varve.msg.GetXattr
+	28,  // 13: varve.msg.MetaRequest.set_xattr:type_name -> varve.msg.SetXattr
+	29,  // 14: varve.msg.MetaRequest.list_xattr:type_name -> varve.msg.ListXattr
+	30,  // 15: varve.msg.MetaRequest.remove_xattr:type_name -> varve.msg.RemoveXattr
+	32,  // 16: varve.msg.MetaRequest.access:type_name -> varve.msg.Access
+	33,  // 17: varve.msg.MetaRequest.stat_fs:type_name -> varve.msg.StatFS
+	35,  // 18: varve.msg.MetaRequest.open:type_name -> varve.msg.Open
+	37,  // 19: varve.msg.MetaRequest.release:type_name -> varve.msg.Release
+	38,  // 20: varve.msg.MetaRequest.get_layout:type_name -> varve.msg.GetLayout
+	39,  // 21: varve.msg.MetaRequest.alloc_chunk:type_name -> varve.msg.AllocChunk
+	43,  // 22: varve.msg.MetaRequest.drop_replica:type_name -> varve.msg.DropReplica
+	44,  // 23: varve.msg.MetaRequest.write_done:type_name -> varve.msg.WriteDone
+	45,  // 24: varve.msg.MetaRequest.append:type_name -> varve.msg.Append
+	18,  // 25: varve.msg.MetaRequest.punch_done:type_name -> varve.msg.PunchDone
+	47,  // 26: varve.msg.MetaRequest.lock:type_name -> varve.msg.Lock
+	49,  // 27: varve.msg.MetaRequest.get_policy:type_name -> varve.msg.GetPolicy
+	50,  // 28: varve.msg.MetaRequest.set_policy:type_name -> varve.msg.SetPolicy
+	9,   // 29: varve.msg.MetaReply.attr:type_name -> varve.msg.Attr
+	25,  // 30: varve.msg.MetaReply.read_dir:type_name -> varve.msg.ReadDirReply
+	31,  // 31: varve.msg.MetaReply.names:type_name -> varve.msg.NameList
+	34,  // 32: varve.msg.MetaReply.stat_fs:type_name -> varve.msg.StatFSReply
+	36,  // 33: varve.msg.MetaReply.open:type_name -> varve.msg.OpenReply
+	42,  // 34: varve.msg.MetaReply.layout:type_name -> varve.msg.LayoutReply
+	46,  // 35: varve.msg.MetaReply.append:type_name -> varve.msg.AppendReply
+	48,  // 36: varve.msg.MetaReply.lock:type_name -> varve.msg.LockReply
+	51,  // 37: varve.msg.MetaReply.policy:type_name -> varve.msg.PolicyReply
+	17,  // 38: varve.msg.MetaReply.set_attr:type_name -> varve.msg.SetAttrReply
+	13,  // 39: varve.msg.MetaReply.grant:type_name -> varve.msg.Grant
+	9,   // 40: varve.msg.MetaReply.touched:type_name -> varve.msg.Attr
+	0,   // 41: varve.msg.Create.type:type_name -> varve.msg.FileType
+	0,   // 42: varve.msg.Dirent.type:type_name -> varve.msg.FileType
+	9,   // 43: varve.msg.Dirent.attr:type_name -> varve.msg.Attr
+	24,  // 44: varve.msg.ReadDirReply.entries:type_name -> varve.msg.Dirent
+	1,   // 45: varve.msg.Open.want:type_name -> varve.msg.Want
+	2,   // 46: varve.msg.OpenReply.mode:type_name -> varve.msg.Mode
+	42,  // 47: varve.msg.OpenReply.layout:type_name -> varve.msg.LayoutReply
+	17,  // 48: varve.msg.OpenReply.punch:type_name -> varve.msg.SetAttrReply
+	1,   // 49: varve.msg.Release.keep:type_name -> varve.msg.Want
+	40,  // 50: varve.msg.Chunk.replicas:type_name -> varve.msg.Replica
+	41,  // 51: varve.msg.LayoutReply.chunks:type_name -> varve.msg.Chunk
+	3,   // 52: varve.msg.Lock.type:type_name -> varve.msg.LockType
+	3,   // 53: varve.msg.LockReply.type:type_name -> varve.msg.LockType
+	10,  // 54: varve.msg.SetPolicy.policy:type_name -> varve.msg.Policy
+	10,  // 55: varve.msg.PolicyReply.effective:type_name -> varve.msg.Policy
+	10,  // 56: varve.msg.PolicyReply.own:type_name -> varve.msg.Policy
+	41,  // 57: varve.msg.PolicyReply.chunks:type_name -> varve.msg.Chunk
+	5,   // 58: varve.msg.Callback.kind:type_name -> varve.msg.Callback.Kind
+	2,   // 59: varve.msg.Callback.mode:type_name -> varve.msg.Mode
+	1,   // 60: varve.msg.CallbackReply.keep:type_name -> varve.msg.Want
+	61,  // 61: varve.msg.RegisterServerReply.peers:type_name -> varve.msg.Peer
+	63,  // 62: varve.msg.ChunkReport.chunks:type_name -> varve.msg.ChunkInfo
+	61,  // 63: varve.msg.HeartbeatReply.peers:type_name -> varve.msg.Peer
+	63,  // 64: varve.msg.ChunkListReply.chunks:type_name -> varve.msg.ChunkInfo
+	88,  // 65: varve.msg.StatusReply.metas:type_name -> varve.msg.MetaServer
+	89,  // 66: varve.msg.StatusReply.servers:type_name -> varve.msg.ChunkServer
+	90,  // 67: varve.msg.StatusReply.sessions:type_name -> varve.msg.Session
+	104, // 68: varve.msg.GetConfigReply.settings:type_name -> varve.msg.Setting
+	1,   // 69: varve.msg.LeaseHolder.want:type_name -> varve.msg.Want
+	2,   // 70: varve.msg.LeaseHolder.mode:type_name -> varve.msg.Mode
+	108, // 71: varve.msg.LeaseShowReply.holders:type_name -> varve.msg.LeaseHolder
+	72,  // [72:72] is the sub-list for method output_type
+	72,  // [72:72] is the sub-list for method input_type
+	72,  // [72:72] is the sub-list for extension type_name
+	72,  // [72:72] is the sub-list for extension extendee
+	0,   // [0:72] is the sub-list for field type_name
 }
 
 func init() { file_msg_proto_init() }
@@ -7712,14 +8657,14 @@ func file_msg_proto_init() {
 		(*MetaReply_Policy)(nil),
 		(*MetaReply_SetAttr)(nil),
 	}
-	file_msg_proto_msgTypes[9].OneofWrappers = []any{}
+	file_msg_proto_msgTypes[10].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_msg_proto_rawDesc), len(file_msg_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   92,
+			NumMessages:   106,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
