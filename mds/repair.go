@@ -15,6 +15,7 @@ import (
 	"varve/mds/decide"
 	"varve/mds/event"
 	"varve/mds/plan"
+	"varve/mds/settings"
 	"varve/mds/state"
 )
 
@@ -28,8 +29,7 @@ const (
 	backoffMax       = time.Minute
 	garbageBatch     = 1024 // chunks in one ChunkDelete
 	garbageTimeout   = 30 * time.Second
-	configLostGrace  = "repair.grace" // setting, a duration: see Options.LostGrace
-	minServersToLose = 2              // a server is given up only if others are live
+	minServersToLose = 2 // a server is given up only if others are live
 )
 
 // backoff is when a rebuild that failed is tried again.
@@ -323,8 +323,8 @@ func (l *leadership) syncEvent(k id.ChunkID, target id.ServerID, epoch id.Epoch)
 // lostGrace is how long a server may be away before it is given up.
 func (l *leadership) lostGrace() time.Duration {
 	var set string
-	l.s.fsm.view(func(st *state.State) { set = st.Config(configLostGrace) })
-	if d, err := time.ParseDuration(set); err == nil && d > 0 {
+	l.s.fsm.view(func(st *state.State) { set = st.Config(settings.RepairGrace) })
+	if d, err := settings.Age(set); err == nil && d > 0 {
 		return d
 	}
 	return l.s.o.LostGrace

@@ -53,6 +53,7 @@ var rooms = []room{
 	{dir: "mds/event", pure: true},
 	{dir: "mds/state", pure: true, may: append([]string{"mds/event"}, pureInternal...)},
 	{dir: "mds/decide", pure: true, may: append([]string{"mds/state", "mds/event"}, pureInternal...)},
+	{dir: "mds/settings", pure: true, may: append([]string{"mds/state", "mds/event"}, pureInternal...)},
 	{dir: "mds/plan", pure: true, may: append([]string{"mds/state", "mds/event"}, pureInternal...)},
 	{dir: "mds", may: []string{"mds/...", "journal", "internal/..."}, not: clientSide},
 	{dir: "cs/repl", pure: true, may: pureInternal},

@@ -1,0 +1,174 @@
+// Package settings is the table of the cluster's settings: what keys there are, what their values mean, which hold
+// where nothing was set, and what a person is told about them.
+//
+// A setting is kept in the state as the text that was set (event ConfigSet), "" for one that was never set or was taken back.
+// Check says whether a text may be set. The parsers (Age, Bytes) read what Check let through; what an older or newer version let
+// through and this one does not understand, its reader treats as not set.
+package settings
+
+import (
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+
+	"varve/mds/state"
+)
+
+// The keys.
+const (
+	// Replicas is the default policy of files, NORM:MIN.
+	Replicas = state.ConfigReplicas
+	// RepairGrace is how long a chunk server may be away before its replicas are given up.
+	RepairGrace = "repair.grace"
+	// JournalAge is how long a metadata server keeps events in its journal.
+	JournalAge = "journal.retention.age"
+	// JournalBytes is how much room the journal of one metadata server may take up.
+	JournalBytes = "journal.retention.bytes"
+)
+
+// Setting is one line of the table.
+type Setting struct {
+	Key     string
+	Default string // what holds where nothing was set; "" where Help says what that means
+	Help    string // one sentence, with an example
+
+	check func(value string) error
+}
+
+// table has every setting, sorted by key.
+var table = []Setting{
+	{Key: JournalAge, Help: "drop events from the journal that are older, such as 90d; 0 or empty keeps them for ever",
+		check: func(v string) error { _, err := Age(v); return err }},
+	{Key: JournalBytes, Help: "drop the oldest events when a server's journal takes up more, such as 50G; 0 or empty sets no limit",
+		check: checkBytes},
+	{Key: RepairGrace, Default: "1m", Help: "give up the replicas of a chunk server that is away for longer, such as 10m",
+		check: checkGrace},
+	{Key: Replicas, Default: "3:2", Help: "replicas that a new chunk gets and must have, as NORM:MIN, such as 3:2",
+		check: checkReplicas},
+}
+
+// minJournalBytes is the smallest limit on a journal: below it every checkpoint would drop all history.
+const minJournalBytes = 1 << 20
+
+// All returns every setting, sorted by key.
+func All() []Setting { return append([]Setting(nil), table...) }
+
+// Find returns the setting of a key.
+func Find(key string) (Setting, bool) {
+	for _, s := range table {
+		if s.Key == key {
+			return s, true
+		}
+	}
+	return Setting{}, false
+}
+
+// Check reports why value cannot be set for key, in words for who set it. An empty value takes a setting back and is always right.
+func Check(key, value string) error {
+	s, ok := Find(key)
+	if !ok {
+		keys := make([]string, 0, len(table))
+		for _, s := range table {
+			keys = append(keys, s.Key)
+		}
+		return fmt.Errorf("setting %q is not known: want one of %s", key, strings.Join(keys, ", "))
+	}
+	if value == "" {
+		return nil
+	}
+	if err := s.check(value); err != nil {
+		return fmt.Errorf("setting %s: %w", key, err)
+	}
+	return nil
+}
+
+func checkReplicas(v string) error {
+	if _, ok := state.ParsePolicy(v); !ok {
+		return fmt.Errorf("replicas %q: want NORM:MIN with 1 <= MIN <= NORM <= %d, such as 3:2", v, state.MaxReplicas)
+	}
+	return nil
+}
+
+func checkGrace(v string) error {
+	d, err := Age(v)
+	if err == nil && d == 0 {
+		err = fmt.Errorf("age %q: want more than 0", v)
+	}
+	return err
+}
+
+func checkBytes(v string) error {
+	n, err := Bytes(v)
+	if err == nil && n > 0 && n < minJournalBytes {
+		err = fmt.Errorf("size %q: want 1M or more, or 0 for no limit", v)
+	}
+	return err
+}
+
+// ageUnits are the units of Age; "ms" stands before "m" and "s".
+var ageUnits = []struct {
+	name string
+	unit time.Duration
+}{
+	{"ms", time.Millisecond}, {"s", time.Second}, {"m", time.Minute}, {"h", time.Hour}, {"d", 24 * time.Hour}, {"w", 7 * 24 * time.Hour},
+}
+
+// Age reads numbers with the units ms, s, m, h, d and w, such as 90d or 1h30m. "" and "0" are 0.
+func Age(v string) (time.Duration, error) {
+	wrong := fmt.Errorf("age %q: want whole numbers with the units ms, s, m, h, d or w, such as 90d or 1h30m", v)
+	if v == "" || v == "0" {
+		return 0, nil
+	}
+	var sum time.Duration
+	for rest := v; rest != ""; {
+		digits := len(rest) - len(strings.TrimLeft(rest, "0123456789"))
+		n, err := strconv.ParseInt(rest[:digits], 10, 64)
+		if err != nil {
+			return 0, wrong
+		}
+		rest = rest[digits:]
+		unit := time.Duration(0)
+		for _, u := range ageUnits {
+			if after, ok := strings.CutPrefix(rest, u.name); ok {
+				unit, rest = u.unit, after
+				break
+			}
+		}
+		if unit == 0 {
+			return 0, wrong
+		}
+		if n > int64((math.MaxInt64-sum)/unit) {
+			return 0, fmt.Errorf("age %q: want at most 292 years", v)
+		}
+		sum += time.Duration(n) * unit
+	}
+	return sum, nil
+}
+
+// Bytes reads a number of bytes, or of KiB, MiB, GiB, TiB or PiB with the letter K, M, G, T or P (or k, KiB and so on). "" and
+// "0" are 0. KB and its like, which others read as 1000, are refused.
+func Bytes(v string) (int64, error) {
+	if v == "" {
+		return 0, nil
+	}
+	digits := len(v) - len(strings.TrimLeft(v, "0123456789"))
+	n, err := strconv.ParseInt(v[:digits], 10, 64)
+	unit := strings.ToUpper(v[digits:])
+	shift := 0
+	if err == nil && unit != "" && unit != "B" {
+		i := strings.Index("KMGTP", unit[:1])
+		if i < 0 || unit[1:] != "" && unit[1:] != "IB" {
+			err = strconv.ErrSyntax
+		}
+		shift = 10 * (i + 1)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("size %q: want a whole number of bytes, or one with K, M, G, T or P, such as 50G", v)
+	}
+	if n > math.MaxInt64>>shift {
+		return 0, fmt.Errorf("size %q: want at most %d bytes", v, int64(math.MaxInt64))
+	}
+	return n << shift, nil
+}
