@@ -7,23 +7,33 @@ import (
 	"varve/internal/wire/msg"
 )
 
-func (s *Session) getattr(r *request) (int, error) {
+// attrOf asks for the attributes of the request's inode.
+func (s *Session) attrOf(r *request) (*msg.Attr, error) {
 	a, err := s.backend.GetAttr(r.flight, r.ino)
+	if removed, ok := s.removedDir(r.ino, err); ok {
+		return removed, nil
+	}
+	if err == nil {
+		s.nodes.seen(a)
+	}
+	return a, err
+}
+
+func (s *Session) getattr(r *request) (int, error) {
+	a, err := s.attrOf(r)
 	if err != nil {
 		return 0, err
 	}
-	s.nodes.seen(a)
 	putAttrOut(r.room(attrOutSize), a)
 	return attrOutSize, nil
 }
 
 // statx is asked by kernels from 6.6 when a program wants the time of birth.
 func (s *Session) statx(r *request) (int, error) {
-	a, err := s.backend.GetAttr(r.flight, r.ino)
+	a, err := s.attrOf(r)
 	if err != nil {
 		return 0, err
 	}
-	s.nodes.seen(a)
 	putStatx(r.room(statxOutSize), a)
 	return statxOutSize, nil
 }

@@ -83,6 +83,9 @@ func (s *Session) readdir(r *request) (int, error) {
 		cookie = off - afterDotDot
 	}
 	reply, err := s.backend.ReadDir(r.flight, r.cred(), r.ino, cookie, most, plus)
+	if _, removed := s.removedDir(r.ino, err); removed {
+		return 0, nil
+	}
 	if err != nil {
 		return 0, err
 	}

@@ -30,6 +30,9 @@ func (s *Session) lookup(r *request) (int, error) {
 		return 0, err
 	}
 	a, err := s.backend.Lookup(r.flight, r.cred(), r.ino, name)
+	if _, removed := s.removedDir(r.ino, err); removed {
+		return 0, fserr.NotExist
+	}
 	if err != nil {
 		return 0, err
 	}

@@ -12,6 +12,8 @@ type node struct {
 	lookups uint64 // references the kernel holds; FORGET gives them back
 	typ     msg.FileType
 	perm    uint32 // as last seen in an answer: what the kernel believes too
+	uid     uint32
+	gid     uint32
 }
 
 // nodes are the inodes that the kernel refers to. It has no limit of its own: the kernel's inode cache
@@ -35,7 +37,7 @@ func (t *nodes) looked(a *msg.Attr) {
 		t.m[id.Ino(a.Ino)] = n
 	}
 	n.lookups++
-	n.typ, n.perm = a.Type, a.Perm
+	n.typ, n.perm, n.uid, n.gid = a.Type, a.Perm, a.Uid, a.Gid
 }
 
 // seen notes newer attributes of a node.
@@ -43,7 +45,7 @@ func (t *nodes) seen(a *msg.Attr) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if n := t.m[id.Ino(a.Ino)]; n != nil {
-		n.typ, n.perm = a.Type, a.Perm
+		n.typ, n.perm, n.uid, n.gid = a.Type, a.Perm, a.Uid, a.Gid
 	}
 }
 
