@@ -316,12 +316,6 @@ func (c *check) changes(op func() error, list ...touch) {
 	}
 }
 
-// call is a system call that takes one path.
-type call struct {
-	name string
-	do   func(path string) error
-}
-
 // pathErrors wants what every call on a path answers: a component that is no directory, names and paths that are
 // too long, components that do not exist or may not be searched, loops of symbolic links. makes: the call makes the
 // last component, and so does not need it.
