@@ -6129,6 +6129,9 @@ type StatusReply struct {
 	Garbage       uint64                 `protobuf:"varint,18,opt,name=garbage,proto3" json:"garbage,omitempty"`
 	Answering     uint32                 `protobuf:"varint,19,opt,name=answering,proto3" json:"answering,omitempty"`
 	JournalBytes  uint64                 `protobuf:"varint,20,opt,name=journal_bytes,json=journalBytes,proto3" json:"journal_bytes,omitempty"`
+	LeadingMs     int64                  `protobuf:"varint,21,opt,name=leading_ms,json=leadingMs,proto3" json:"leading_ms,omitempty"` // of a leader: since when
+	Disk          string                 `protobuf:"bytes,22,opt,name=disk,proto3" json:"disk,omitempty"`
+	DiskFree      uint64                 `protobuf:"varint,23,opt,name=disk_free,json=diskFree,proto3" json:"disk_free,omitempty"` // of the server that answers: empty, low or full; bytes free
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6303,13 +6306,36 @@ func (x *StatusReply) GetJournalBytes() uint64 {
 	return 0
 }
 
+func (x *StatusReply) GetLeadingMs() int64 {
+	if x != nil {
+		return x.LeadingMs
+	}
+	return 0
+}
+
+func (x *StatusReply) GetDisk() string {
+	if x != nil {
+		return x.Disk
+	}
+	return ""
+}
+
+func (x *StatusReply) GetDiskFree() uint64 {
+	if x != nil {
+		return x.DiskFree
+	}
+	return 0
+}
+
 type MetaServer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Server        uint32                 `protobuf:"varint,1,opt,name=server,proto3" json:"server,omitempty"`
 	Addr          string                 `protobuf:"bytes,2,opt,name=addr,proto3" json:"addr,omitempty"`
 	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
 	Applied       uint64                 `protobuf:"varint,4,opt,name=applied,proto3" json:"applied,omitempty"`
-	Voter         bool                   `protobuf:"varint,5,opt,name=voter,proto3" json:"voter,omitempty"`
+	Voter         bool                   `protobuf:"varint,5,opt,name=voter,proto3" json:"voter,omitempty"` // leader follower learner unreachable unheard diverged
+	Disk          string                 `protobuf:"bytes,6,opt,name=disk,proto3" json:"disk,omitempty"`
+	DiskFree      uint64                 `protobuf:"varint,7,opt,name=disk_free,json=diskFree,proto3" json:"disk_free,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6377,6 +6403,20 @@ func (x *MetaServer) GetVoter() bool {
 		return x.Voter
 	}
 	return false
+}
+
+func (x *MetaServer) GetDisk() string {
+	if x != nil {
+		return x.Disk
+	}
+	return ""
+}
+
+func (x *MetaServer) GetDiskFree() uint64 {
+	if x != nil {
+		return x.DiskFree
+	}
+	return 0
 }
 
 type ChunkServer struct {
@@ -6749,6 +6789,7 @@ type JoinMetaReply struct {
 	Addrs         []string               `protobuf:"bytes,2,rep,name=addrs,proto3" json:"addrs,omitempty"`
 	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
 	Cluster       []byte                 `protobuf:"bytes,4,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Detail        string                 `protobuf:"bytes,5,opt,name=detail,proto3" json:"detail,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6809,6 +6850,13 @@ func (x *JoinMetaReply) GetCluster() []byte {
 		return x.Cluster
 	}
 	return nil
+}
+
+func (x *JoinMetaReply) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
 }
 
 type JournalRead struct {
@@ -7105,6 +7153,59 @@ func (x *RemoveMeta) GetServer() uint32 {
 	return 0
 }
 
+// Answers RemoveMeta, TransferLeader and SetConfig: detail says why it was refused; leader is whom to ask instead.
+type AdminReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Detail        string                 `protobuf:"bytes,1,opt,name=detail,proto3" json:"detail,omitempty"`
+	Leader        string                 `protobuf:"bytes,2,opt,name=leader,proto3" json:"leader,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdminReply) Reset() {
+	*x = AdminReply{}
+	mi := &file_msg_proto_msgTypes[94]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdminReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdminReply) ProtoMessage() {}
+
+func (x *AdminReply) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[94]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdminReply.ProtoReflect.Descriptor instead.
+func (*AdminReply) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{94}
+}
+
+func (x *AdminReply) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *AdminReply) GetLeader() string {
+	if x != nil {
+		return x.Leader
+	}
+	return ""
+}
+
 type TransferLeader struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Server        uint32                 `protobuf:"varint,1,opt,name=server,proto3" json:"server,omitempty"`
@@ -7114,7 +7215,7 @@ type TransferLeader struct {
 
 func (x *TransferLeader) Reset() {
 	*x = TransferLeader{}
-	mi := &file_msg_proto_msgTypes[94]
+	mi := &file_msg_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7126,7 +7227,7 @@ func (x *TransferLeader) String() string {
 func (*TransferLeader) ProtoMessage() {}
 
 func (x *TransferLeader) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[94]
+	mi := &file_msg_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7139,7 +7240,7 @@ func (x *TransferLeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeader.ProtoReflect.Descriptor instead.
 func (*TransferLeader) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{94}
+	return file_msg_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *TransferLeader) GetServer() uint32 {
@@ -7160,7 +7261,7 @@ type SetConfig struct {
 
 func (x *SetConfig) Reset() {
 	*x = SetConfig{}
-	mi := &file_msg_proto_msgTypes[95]
+	mi := &file_msg_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7172,7 +7273,7 @@ func (x *SetConfig) String() string {
 func (*SetConfig) ProtoMessage() {}
 
 func (x *SetConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[95]
+	mi := &file_msg_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7185,7 +7286,7 @@ func (x *SetConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetConfig.ProtoReflect.Descriptor instead.
 func (*SetConfig) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{95}
+	return file_msg_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *SetConfig) GetKey() string {
@@ -7210,7 +7311,7 @@ type GetConfig struct {
 
 func (x *GetConfig) Reset() {
 	*x = GetConfig{}
-	mi := &file_msg_proto_msgTypes[96]
+	mi := &file_msg_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7222,7 +7323,7 @@ func (x *GetConfig) String() string {
 func (*GetConfig) ProtoMessage() {}
 
 func (x *GetConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[96]
+	mi := &file_msg_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7235,7 +7336,7 @@ func (x *GetConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConfig.ProtoReflect.Descriptor instead.
 func (*GetConfig) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{96}
+	return file_msg_proto_rawDescGZIP(), []int{97}
 }
 
 type GetConfigReply struct {
@@ -7247,7 +7348,7 @@ type GetConfigReply struct {
 
 func (x *GetConfigReply) Reset() {
 	*x = GetConfigReply{}
-	mi := &file_msg_proto_msgTypes[97]
+	mi := &file_msg_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7259,7 +7360,7 @@ func (x *GetConfigReply) String() string {
 func (*GetConfigReply) ProtoMessage() {}
 
 func (x *GetConfigReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[97]
+	mi := &file_msg_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7272,7 +7373,7 @@ func (x *GetConfigReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConfigReply.ProtoReflect.Descriptor instead.
 func (*GetConfigReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{97}
+	return file_msg_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *GetConfigReply) GetSettings() []*Setting {
@@ -7294,7 +7395,7 @@ type Setting struct {
 
 func (x *Setting) Reset() {
 	*x = Setting{}
-	mi := &file_msg_proto_msgTypes[98]
+	mi := &file_msg_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7306,7 +7407,7 @@ func (x *Setting) String() string {
 func (*Setting) ProtoMessage() {}
 
 func (x *Setting) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[98]
+	mi := &file_msg_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7319,7 +7420,7 @@ func (x *Setting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Setting.ProtoReflect.Descriptor instead.
 func (*Setting) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{98}
+	return file_msg_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *Setting) GetKey() string {
@@ -7361,7 +7462,7 @@ type FenceSession struct {
 
 func (x *FenceSession) Reset() {
 	*x = FenceSession{}
-	mi := &file_msg_proto_msgTypes[99]
+	mi := &file_msg_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7373,7 +7474,7 @@ func (x *FenceSession) String() string {
 func (*FenceSession) ProtoMessage() {}
 
 func (x *FenceSession) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[99]
+	mi := &file_msg_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7386,7 +7487,7 @@ func (x *FenceSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FenceSession.ProtoReflect.Descriptor instead.
 func (*FenceSession) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{99}
+	return file_msg_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *FenceSession) GetSession() uint64 {
@@ -7413,7 +7514,7 @@ type FenceSessionReply struct {
 
 func (x *FenceSessionReply) Reset() {
 	*x = FenceSessionReply{}
-	mi := &file_msg_proto_msgTypes[100]
+	mi := &file_msg_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7425,7 +7526,7 @@ func (x *FenceSessionReply) String() string {
 func (*FenceSessionReply) ProtoMessage() {}
 
 func (x *FenceSessionReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[100]
+	mi := &file_msg_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7438,7 +7539,7 @@ func (x *FenceSessionReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FenceSessionReply.ProtoReflect.Descriptor instead.
 func (*FenceSessionReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{100}
+	return file_msg_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *FenceSessionReply) GetIndex() uint64 {
@@ -7464,7 +7565,7 @@ type LeaseShow struct {
 
 func (x *LeaseShow) Reset() {
 	*x = LeaseShow{}
-	mi := &file_msg_proto_msgTypes[101]
+	mi := &file_msg_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7476,7 +7577,7 @@ func (x *LeaseShow) String() string {
 func (*LeaseShow) ProtoMessage() {}
 
 func (x *LeaseShow) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[101]
+	mi := &file_msg_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7489,7 +7590,7 @@ func (x *LeaseShow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseShow.ProtoReflect.Descriptor instead.
 func (*LeaseShow) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{101}
+	return file_msg_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *LeaseShow) GetIno() uint64 {
@@ -7517,7 +7618,7 @@ type LeaseHolder struct {
 
 func (x *LeaseHolder) Reset() {
 	*x = LeaseHolder{}
-	mi := &file_msg_proto_msgTypes[102]
+	mi := &file_msg_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7529,7 +7630,7 @@ func (x *LeaseHolder) String() string {
 func (*LeaseHolder) ProtoMessage() {}
 
 func (x *LeaseHolder) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[102]
+	mi := &file_msg_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7542,7 +7643,7 @@ func (x *LeaseHolder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseHolder.ProtoReflect.Descriptor instead.
 func (*LeaseHolder) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{102}
+	return file_msg_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *LeaseHolder) GetIno() uint64 {
@@ -7625,7 +7726,7 @@ type LeaseShowReply struct {
 
 func (x *LeaseShowReply) Reset() {
 	*x = LeaseShowReply{}
-	mi := &file_msg_proto_msgTypes[103]
+	mi := &file_msg_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7637,7 +7738,7 @@ func (x *LeaseShowReply) String() string {
 func (*LeaseShowReply) ProtoMessage() {}
 
 func (x *LeaseShowReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[103]
+	mi := &file_msg_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7650,7 +7751,7 @@ func (x *LeaseShowReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseShowReply.ProtoReflect.Descriptor instead.
 func (*LeaseShowReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{103}
+	return file_msg_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *LeaseShowReply) GetHolders() []*LeaseHolder {
@@ -7680,7 +7781,7 @@ type LeaseTake struct {
 
 func (x *LeaseTake) Reset() {
 	*x = LeaseTake{}
-	mi := &file_msg_proto_msgTypes[104]
+	mi := &file_msg_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7692,7 +7793,7 @@ func (x *LeaseTake) String() string {
 func (*LeaseTake) ProtoMessage() {}
 
 func (x *LeaseTake) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[104]
+	mi := &file_msg_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7705,7 +7806,7 @@ func (x *LeaseTake) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseTake.ProtoReflect.Descriptor instead.
 func (*LeaseTake) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{104}
+	return file_msg_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *LeaseTake) GetIno() uint64 {
@@ -7747,7 +7848,7 @@ type LeaseTakeReply struct {
 
 func (x *LeaseTakeReply) Reset() {
 	*x = LeaseTakeReply{}
-	mi := &file_msg_proto_msgTypes[105]
+	mi := &file_msg_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7759,7 +7860,7 @@ func (x *LeaseTakeReply) String() string {
 func (*LeaseTakeReply) ProtoMessage() {}
 
 func (x *LeaseTakeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[105]
+	mi := &file_msg_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7772,7 +7873,7 @@ func (x *LeaseTakeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseTakeReply.ProtoReflect.Descriptor instead.
 func (*LeaseTakeReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{105}
+	return file_msg_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *LeaseTakeReply) GetReleased() []uint64 {
@@ -8239,7 +8340,7 @@ const file_msg_proto_rawDesc = "" +
 	"\x06blocks\x18\x01 \x01(\rR\x06blocks\x12\x10\n" +
 	"\x03bad\x18\x02 \x01(\rR\x03bad\x12\x16\n" +
 	"\x06digest\x18\x03 \x01(\fR\x06digest\"\b\n" +
-	"\x06Status\"\xce\x04\n" +
+	"\x06Status\"\x9e\x05\n" +
 	"\vStatusReply\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\fR\acluster\x12\x14\n" +
@@ -8263,14 +8364,20 @@ const file_msg_proto_rawDesc = "" +
 	"checkpoint\x12\x18\n" +
 	"\agarbage\x18\x12 \x01(\x04R\agarbage\x12\x1c\n" +
 	"\tanswering\x18\x13 \x01(\rR\tanswering\x12#\n" +
-	"\rjournal_bytes\x18\x14 \x01(\x04R\fjournalBytes\"~\n" +
+	"\rjournal_bytes\x18\x14 \x01(\x04R\fjournalBytes\x12\x1d\n" +
+	"\n" +
+	"leading_ms\x18\x15 \x01(\x03R\tleadingMs\x12\x12\n" +
+	"\x04disk\x18\x16 \x01(\tR\x04disk\x12\x1b\n" +
+	"\tdisk_free\x18\x17 \x01(\x04R\bdiskFree\"\xaf\x01\n" +
 	"\n" +
 	"MetaServer\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\rR\x06server\x12\x12\n" +
 	"\x04addr\x18\x02 \x01(\tR\x04addr\x12\x14\n" +
 	"\x05state\x18\x03 \x01(\tR\x05state\x12\x18\n" +
 	"\aapplied\x18\x04 \x01(\x04R\aapplied\x12\x14\n" +
-	"\x05voter\x18\x05 \x01(\bR\x05voter\"\xf3\x01\n" +
+	"\x05voter\x18\x05 \x01(\bR\x05voter\x12\x12\n" +
+	"\x04disk\x18\x06 \x01(\tR\x04disk\x12\x1b\n" +
+	"\tdisk_free\x18\a \x01(\x04R\bdiskFree\"\xf3\x01\n" +
 	"\vChunkServer\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\rR\x06server\x12\x12\n" +
 	"\x04addr\x18\x02 \x01(\tR\x04addr\x12\x12\n" +
@@ -8301,12 +8408,13 @@ const file_msg_proto_rawDesc = "" +
 	"\bJoinMeta\x12\x12\n" +
 	"\x04addr\x18\x01 \x01(\tR\x04addr\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\fR\x04uuid\x12\x16\n" +
-	"\x06server\x18\x03 \x01(\rR\x06server\"k\n" +
+	"\x06server\x18\x03 \x01(\rR\x06server\"\x83\x01\n" +
 	"\rJoinMetaReply\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\rR\x06server\x12\x14\n" +
 	"\x05addrs\x18\x02 \x03(\tR\x05addrs\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12\x18\n" +
-	"\acluster\x18\x04 \x01(\fR\acluster\"\x83\x01\n" +
+	"\acluster\x18\x04 \x01(\fR\acluster\x12\x16\n" +
+	"\x06detail\x18\x05 \x01(\tR\x06detail\"\x83\x01\n" +
 	"\vJournalRead\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\x04R\x04from\x12\x1b\n" +
 	"\tmax_bytes\x18\x02 \x01(\rR\bmaxBytes\x12\x1e\n" +
@@ -8330,7 +8438,11 @@ const file_msg_proto_rawDesc = "" +
 	"\acluster\x18\x04 \x01(\fR\acluster\"$\n" +
 	"\n" +
 	"RemoveMeta\x12\x16\n" +
-	"\x06server\x18\x01 \x01(\rR\x06server\"(\n" +
+	"\x06server\x18\x01 \x01(\rR\x06server\"<\n" +
+	"\n" +
+	"AdminReply\x12\x16\n" +
+	"\x06detail\x18\x01 \x01(\tR\x06detail\x12\x16\n" +
+	"\x06leader\x18\x02 \x01(\tR\x06leader\"(\n" +
 	"\x0eTransferLeader\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\rR\x06server\"3\n" +
 	"\tSetConfig\x12\x10\n" +
@@ -8417,7 +8529,7 @@ func file_msg_proto_rawDescGZIP() []byte {
 }
 
 var file_msg_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_msg_proto_msgTypes = make([]protoimpl.MessageInfo, 106)
+var file_msg_proto_msgTypes = make([]protoimpl.MessageInfo, 107)
 var file_msg_proto_goTypes = []any{
 	(FileType)(0),               // 0: varve.msg.FileType
 	(Want)(0),                   // 1: varve.msg.Want
@@ -8519,18 +8631,19 @@ var file_msg_proto_goTypes = []any{
 	(*Members)(nil),             // 97: varve.msg.Members
 	(*MembersReply)(nil),        // 98: varve.msg.MembersReply
 	(*RemoveMeta)(nil),          // 99: varve.msg.RemoveMeta
-	(*TransferLeader)(nil),      // 100: varve.msg.TransferLeader
-	(*SetConfig)(nil),           // 101: varve.msg.SetConfig
-	(*GetConfig)(nil),           // 102: varve.msg.GetConfig
-	(*GetConfigReply)(nil),      // 103: varve.msg.GetConfigReply
-	(*Setting)(nil),             // 104: varve.msg.Setting
-	(*FenceSession)(nil),        // 105: varve.msg.FenceSession
-	(*FenceSessionReply)(nil),   // 106: varve.msg.FenceSessionReply
-	(*LeaseShow)(nil),           // 107: varve.msg.LeaseShow
-	(*LeaseHolder)(nil),         // 108: varve.msg.LeaseHolder
-	(*LeaseShowReply)(nil),      // 109: varve.msg.LeaseShowReply
-	(*LeaseTake)(nil),           // 110: varve.msg.LeaseTake
-	(*LeaseTakeReply)(nil),      // 111: varve.msg.LeaseTakeReply
+	(*AdminReply)(nil),          // 100: varve.msg.AdminReply
+	(*TransferLeader)(nil),      // 101: varve.msg.TransferLeader
+	(*SetConfig)(nil),           // 102: varve.msg.SetConfig
+	(*GetConfig)(nil),           // 103: varve.msg.GetConfig
+	(*GetConfigReply)(nil),      // 104: varve.msg.GetConfigReply
+	(*Setting)(nil),             // 105: varve.msg.Setting
+	(*FenceSession)(nil),        // 106: varve.msg.FenceSession
+	(*FenceSessionReply)(nil),   // 107: varve.msg.FenceSessionReply
+	(*LeaseShow)(nil),           // 108: varve.msg.LeaseShow
+	(*LeaseHolder)(nil),         // 109: varve.msg.LeaseHolder
+	(*LeaseShowReply)(nil),      // 110: varve.msg.LeaseShowReply
+	(*LeaseTake)(nil),           // 111: varve.msg.LeaseTake
+	(*LeaseTakeReply)(nil),      // 112: varve.msg.LeaseTakeReply
 }
 var file_msg_proto_depIdxs = []int32{
 	4,   // 0: varve.msg.Hello.role:type_name -> varve.msg.Hello.Role
@@ -8601,10 +8714,10 @@ var file_msg_proto_depIdxs = []int32{
 	88,  // 65: varve.msg.StatusReply.metas:type_name -> varve.msg.MetaServer
 	89,  // 66: varve.msg.StatusReply.servers:type_name -> varve.msg.ChunkServer
 	90,  // 67: varve.msg.StatusReply.sessions:type_name -> varve.msg.Session
-	104, // 68: varve.msg.GetConfigReply.settings:type_name -> varve.msg.Setting
+	105, // 68: varve.msg.GetConfigReply.settings:type_name -> varve.msg.Setting
 	1,   // 69: varve.msg.LeaseHolder.want:type_name -> varve.msg.Want
 	2,   // 70: varve.msg.LeaseHolder.mode:type_name -> varve.msg.Mode
-	108, // 71: varve.msg.LeaseShowReply.holders:type_name -> varve.msg.LeaseHolder
+	109, // 71: varve.msg.LeaseShowReply.holders:type_name -> varve.msg.LeaseHolder
 	72,  // [72:72] is the sub-list for method output_type
 	72,  // [72:72] is the sub-list for method input_type
 	72,  // [72:72] is the sub-list for extension type_name
@@ -8664,7 +8777,7 @@ func file_msg_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_msg_proto_rawDesc), len(file_msg_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   106,
+			NumMessages:   107,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
