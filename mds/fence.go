@@ -2,6 +2,7 @@ package mds
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"varve/internal/fserr"
@@ -23,8 +24,10 @@ const (
 
 // fence is the fencing of one session: done is closed when no chunk server takes anything from it any more.
 type fence struct {
-	since time.Duration // bootNow
-	done  chan struct{}
+	since  time.Duration // bootNow
+	index  id.Index      // of the event that closed the session; 0: an earlier leader made it
+	done   chan struct{}
+	silent []id.ServerID // set before done is closed: those that did not answer and have stopped serving by their own lease
 }
 
 func newFence(now time.Duration) *fence { return &fence{since: now, done: make(chan struct{})} }
@@ -44,12 +47,14 @@ func (l *leadership) fence(session id.SessionID, f *fence) {
 	start, logged := time.Now(), time.Now()
 	for {
 		waits := id.ServerID(0)
+		var silent []id.ServerID
 		now := bootNow()
 		l.mu.Lock()
 		for _, c := range l.servers {
 			switch {
 			case c.conn != nil && answered[c.conn]:
 			case now > c.heard+l.s.o.ServerLease+leaseSlack:
+				silent = append(silent, c.id)
 			default:
 				waits = c.id
 				if conn := c.conn; conn != nil && !asked[conn] && len(asked) < maxChunkServers {
@@ -60,8 +65,10 @@ func (l *leadership) fence(session id.SessionID, f *fence) {
 		}
 		l.mu.Unlock()
 		if waits == 0 {
+			slices.Sort(silent)
+			f.silent = silent
 			close(f.done)
-			l.s.log.Info("session fenced", "session", session, "took", time.Since(start).Round(time.Millisecond))
+			l.s.log.Info("session fenced", "session", session, "took", time.Since(start).Round(time.Millisecond), "silent", len(silent))
 			return
 		}
 		if time.Since(logged) > 2*time.Second {

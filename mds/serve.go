@@ -54,6 +54,8 @@ func (s *Server) Serve(ctx context.Context, c *wire.Conn, f *wire.Frame) {
 		s.serveChunkServer(ctx, c, p, f)
 	case wire.Status, wire.StateDigest, wire.Members, wire.JournalRead, wire.JoinMeta:
 		s.serveAdmin(ctx, c, f)
+	case wire.FenceSession, wire.LeaseShow, wire.LeaseTake:
+		s.serveLeases(ctx, c, p, f)
 	default:
 		s.answer(c, f, fserr.NotSupported, nil)
 	}

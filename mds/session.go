@@ -19,7 +19,8 @@ import (
 // session is what the leader knows about a client beyond the state. Fields are guarded by leadership.mu.
 type session struct {
 	id       id.SessionID
-	renewed  time.Duration   // bootNow
+	renewed  time.Duration   // bootNow; when the leader began, if it has not heard from the session yet
+	heard    bool            // opened or renewed with this leader
 	deadline time.Duration   // bootNow
 	ctx      context.Context // ends when the session is closing
 	cancel   context.CancelFunc
@@ -125,8 +126,10 @@ func (l *leadership) openSession(ctx context.Context, req *msg.OpenSession) (id.
 	if err != nil {
 		return 0, err
 	}
+	x := l.newSession(session)
+	x.heard = true
 	l.mu.Lock()
-	l.sessions[session] = l.newSession(session)
+	l.sessions[session] = x
 	l.mu.Unlock()
 	l.s.log.Info("session opened", "session", session, "host", req.Host, "mount", req.Mount)
 	return session, nil
@@ -143,7 +146,7 @@ func (l *leadership) renew(session id.SessionID) fserr.Code {
 	case x.closing:
 		return fserr.Unavailable
 	}
-	x.renewed = bootNow()
+	x.renewed, x.heard = bootNow(), true
 	x.deadline = x.renewed + l.s.o.SessionLease
 	return fserr.OK
 }
@@ -164,10 +167,22 @@ func (l *leadership) expireSessions() func() {
 				x.deadline += away
 			}
 			if !x.closing && now > x.deadline {
-				l.spawnLocked(func() { l.endSession(x, event.SessionClose_EXPIRED, "the session was not renewed") })
+				reason := "its lease has run out; " + l.lastHeard(x, now)
+				l.spawnLocked(func() { l.endSession(x, event.SessionClose_EXPIRED, reason) })
 			}
 		}
 	}
+}
+
+// lastHeard says when the session was last renewed, and with whom. The caller holds l.mu.
+func (l *leadership) lastHeard(x *session, now time.Duration) string {
+	ago := (now - x.renewed).Round(time.Millisecond)
+	who := fmt.Sprintf("%v, leader of term %d", id.MetaID(l.s.identity.Server), l.term)
+	if !x.heard {
+		return fmt.Sprintf("not renewed with %s, in its %v", who, ago)
+	}
+	at := time.Now().Add(-ago).UTC().Format("2006-01-02 15:04:05.000Z")
+	return fmt.Sprintf("last renewed %v ago (%s) with %s", ago, at, who)
 }
 
 // endSession closes the session by an event once none of its requests is under way, and fences it unless it ends cleanly.
@@ -186,7 +201,7 @@ func (l *leadership) endSession(x *session, kind event.SessionClose_Kind, reason
 	if !l.waitIdle(x) {
 		return
 	}
-	held, err := l.closeSession(x.id, kind, reason)
+	held, index, err := l.closeSession(x.id, kind, reason)
 	if err != nil {
 		l.s.log.Warn("session not closed", "session", x.id, "err", err)
 		if l.ctx.Err() == nil { // the entry was not taken: try again at the next look
@@ -200,6 +215,7 @@ func (l *leadership) endSession(x *session, kind event.SessionClose_Kind, reason
 	delete(l.sessions, x.id)
 	if kind != event.SessionClose_CLEAN {
 		f := newFence(bootNow())
+		f.index = index
 		l.fences[x.id] = f
 		l.goFence(x.id, f)
 	}
@@ -227,8 +243,9 @@ func (l *leadership) waitIdle(x *session) bool {
 	}
 }
 
-// closeSession proposes the event under latches of the session and of all inodes that it holds, and returns these.
-func (l *leadership) closeSession(session id.SessionID, kind event.SessionClose_Kind, reason string) ([]id.Ino, error) {
+// closeSession proposes the event under latches of the session and of all inodes that it holds, and returns these and the
+// event's index.
+func (l *leadership) closeSession(session id.SessionID, kind event.SessionClose_Kind, reason string) ([]id.Ino, id.Index, error) {
 	latches := func() []decide.Latch {
 		out := []decide.Latch{{Kind: decide.LatchSession, A: uint64(session), Exclusive: true}}
 		l.s.fsm.view(func(st *state.State) {
@@ -244,7 +261,7 @@ func (l *leadership) closeSession(session id.SessionID, kind event.SessionClose_
 	for {
 		want := latches()
 		if err := l.latches.acquire(l.ctx, want); err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		if !slices.Equal(want, latches()) {
 			l.latches.release(want)
@@ -257,9 +274,9 @@ func (l *leadership) closeSession(session id.SessionID, kind event.SessionClose_
 				held = append(held, id.Ino(w.A))
 			}
 		}
-		err := l.propose(&event.Event{Body: &event.Event_SessionClose{SessionClose: &event.SessionClose{
-			Id: uint64(session), Kind: kind}}}, reason)
-		return held, err
+		ev := &event.Event{Body: &event.Event_SessionClose{SessionClose: &event.SessionClose{Id: uint64(session), Kind: kind}}}
+		err := l.propose(ev, reason)
+		return held, id.Index(ev.Index), err
 	}
 }
 

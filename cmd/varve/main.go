@@ -129,6 +129,7 @@ func (a *app) root() *cobra.Command {
 		a.makeMDSCommand(), a.makeCSCommand(), a.mdsCommand(), a.csCommand(),
 		a.mountCommand(), a.umountCommand(),
 		a.statCommand(), a.listServicesCommand(), a.getAttrCommand(), a.setAttrCommand(),
+		a.leaseCommand(), a.fenceCommand(),
 		a.journalCommand(), a.perfCommand(), a.versionCommand(),
 	)
 	return root
