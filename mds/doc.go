@@ -8,8 +8,8 @@
 // leadership, is in leadership: latches, counters, sessions' deadlines, registered chunk servers. It is made anew at each gain, so
 // nothing of an earlier term can act in a later one.
 //
-// The directory holds mds.json (who the server is; written once), lock (taken while a process uses the directory), raft.db
-// (Raft's log and votes), snapshots/ (Raft's snapshots: the state with its place in the journal) and journal/.
+// The directory holds mds.json (who the server is; written once), lock (taken while a process uses the directory), raft/
+// (Raft's log), raft.db (its term and vote), snapshots/ (Raft's snapshots: the state with its place in the journal) and journal/.
 //
 // Lock order: the grant latch of an inode, its freeze, the latches of package decide in their order, membership; then fsm.mu, then
 // leadership.mu. fsm.mu and leadership.mu are never held over a wait. A grant or a freeze is held while clients are called

@@ -13,12 +13,12 @@ import (
 
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
-	"go.etcd.io/bbolt"
 
 	"varve/internal/fserr"
 	"varve/internal/id"
 	"varve/internal/wire"
 	"varve/journal"
+	"varve/mds/raftlog"
 )
 
 const (
@@ -39,7 +39,8 @@ type Server struct {
 
 	journal   *journal.Journal
 	fsm       *fsm
-	store     *raftboltdb.BoltStore
+	store     *raftboltdb.BoltStore // Raft's term and vote
+	raftLog   *raftlog.Log
 	transport *leaseTransport
 	raft      *raft.Raft
 	mux       *mux
@@ -105,20 +106,15 @@ func (s *Server) start() error {
 	if err != nil {
 		return err
 	}
-	s.store, err = raftboltdb.New(raftboltdb.Options{
-		Path: filepath.Join(s.o.Dir, "raft.db"),
-		// The list of free pages is found again at the start instead of being written with each entry.
-		BoltOptions: &bbolt.Options{NoFreelistSync: true, FreelistType: bbolt.FreelistMapType, Timeout: time.Second},
-	})
-	if err != nil {
-		return fmt.Errorf("%s: %w", filepath.Join(s.o.Dir, "raft.db"), err)
+	if err := s.openStores(); err != nil {
+		return err
 	}
 	rlog := &raftLogger{log: s.log}
 	snaps, err := raft.NewFileSnapshotStoreWithLogger(s.o.Dir, snapshotsKept, rlog)
 	if err != nil {
 		return err
 	}
-	known, err := raft.HasExistingState(s.store, s.store, snaps)
+	known, err := raft.HasExistingState(s.logStore(), s.store, snaps)
 	if err != nil {
 		return err
 	}
@@ -140,13 +136,13 @@ func (s *Server) start() error {
 	case s.journal.Last().Index > 0:
 		return fmt.Errorf("%s has a journal but no raft log; remove the directory and join the server again", s.o.Dir)
 	case s.identity.First:
-		err := raft.BootstrapCluster(conf, s.store, s.store, snaps, s.transport, raft.Configuration{Servers: []raft.Server{
+		err := raft.BootstrapCluster(conf, s.logStore(), s.store, snaps, s.transport, raft.Configuration{Servers: []raft.Server{
 			{ID: s.raftID, Address: raft.ServerAddress(s.identity.Addr)}}})
 		if err != nil {
 			return fmt.Errorf("start raft: %w", err)
 		}
 	}
-	s.raft, err = raft.NewRaft(conf, s.fsm, s.store, s.store, snaps, s.transport)
+	s.raft, err = raft.NewRaft(conf, s.fsm, s.logStore(), s.store, snaps, s.transport)
 	if err != nil {
 		return fmt.Errorf("start raft: %w", err)
 	}
@@ -299,6 +295,9 @@ func (s *Server) closeAll() {
 	var errs []error
 	if s.transport != nil {
 		errs = append(errs, s.transport.Close())
+	}
+	if s.raftLog != nil {
+		errs = append(errs, s.raftLog.Close())
 	}
 	if s.store != nil {
 		errs = append(errs, s.store.Close())

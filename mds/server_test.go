@@ -185,7 +185,7 @@ func TestSnapshotIsInstalled(t *testing.T) {
 		k.create(fmt.Sprintf("f%d", i), false)
 	}
 	c.eventually("a short raft log", func() bool {
-		first, err := c.leader().store.FirstIndex()
+		first, err := c.leader().raftLog.FirstIndex()
 		return err == nil && first > 30
 	})
 	c.start(away)
