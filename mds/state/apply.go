@@ -122,7 +122,7 @@ func (s *State) clusterInit(ev *event.Event, b *event.ClusterInit) {
 	}
 	copy(s.cluster[:], b.Uuid)
 	s.name = b.Name
-	s.inodes.ReplaceOrInsert(&Inode{
+	s.putInode(&Inode{
 		Ino: id.Root, Parent: id.Root, Atime: ev.Time, Mtime: ev.Time, Ctime: ev.Time, Btime: ev.Time,
 		UID: b.Uid, GID: b.Gid, mode: modeOf(msg.FileType_DIRECTORY, b.Perm),
 	})
@@ -130,19 +130,6 @@ func (s *State) clusterInit(ev *event.Event, b *event.ClusterInit) {
 }
 
 func modeOf(t msg.FileType, perm uint32) uint16 { return uint16(t)<<typeShift | uint16(perm&permMask) }
-
-// addName adds a dentry.
-func (s *State) addName(d *Dentry) {
-	if old, ok := s.dentries.ReplaceOrInsert(d); ok {
-		s.misfit("%q in %v for inode %v: the name is there, for inode %v", d.Name, d.Parent, d.Ino, old.Ino)
-	}
-	s.cookies.ReplaceOrInsert(d)
-}
-
-func (s *State) dropName(d *Dentry) {
-	s.dentries.Delete(d)
-	s.cookies.Delete(d)
-}
 
 // cookie returns the readdir cookie of a name made by this event.
 func (s *State) cookie(side uint64) uint64 { return uint64(s.index)<<1 | side }
@@ -152,7 +139,7 @@ func (s *State) touchDir(dir *Inode, time int64, subdirs int) {
 	c := *dir
 	c.Mtime, c.Ctime = time, time
 	c.count = uint32(int(c.count) + subdirs)
-	s.inodes.ReplaceOrInsert(&c)
+	s.putInode(&c)
 }
 
 func (s *State) create(ev *event.Event, b *event.Create) {
@@ -175,7 +162,7 @@ func (s *State) create(ev *event.Event, b *event.Create) {
 	} else {
 		n.links = 1
 	}
-	if old, ok := s.inodes.ReplaceOrInsert(n); ok {
+	if old, ok := s.putInode(n); ok {
 		s.misfit("create: inode %v exists as %v", ino, old.Type())
 	}
 	s.lastIno = max(s.lastIno, ino)
@@ -196,7 +183,7 @@ func (s *State) link(ev *event.Event, b *event.Link) {
 	c := *n
 	c.links++
 	c.Ctime = ev.Time
-	s.inodes.ReplaceOrInsert(&c)
+	s.putInode(&c)
 }
 
 func (s *State) remove(ev *event.Event, b *event.Remove) {
@@ -230,7 +217,7 @@ func (s *State) unlinked(n *Inode, time int64) {
 	c := *n
 	c.links--
 	c.Ctime = time
-	s.inodes.ReplaceOrInsert(&c)
+	s.putInode(&c)
 	if c.links == 0 {
 		s.orphans.ReplaceOrInsert(c.Ino)
 		s.reap(&c)
@@ -255,9 +242,9 @@ func (s *State) deleteInode(n *Inode) {
 	if n.Chunks() > 0 {
 		s.freeFrom(n.Ino, 0)
 	}
-	s.inodes.Delete(n)
+	s.dropInode(n)
 	if s.locks.Len() > 0 {
-		s.locks.Delete(&fileLocks{ino: n.Ino})
+		s.delLocks(&fileLocks{ino: n.Ino})
 	}
 	s.orphans.Delete(n.Ino)
 	if n.Unsettled() {
@@ -309,7 +296,7 @@ func (s *State) moved(n *Inode, from, to id.Ino, time int64) {
 	if c.Parent == from {
 		c.Parent = to
 	}
-	s.inodes.ReplaceOrInsert(&c)
+	s.putInode(&c)
 }
 
 // maxLinks is the largest number of names of an inode.
@@ -340,7 +327,7 @@ func (s *State) setAttr(ev *event.Event, b *event.SetAttr) {
 		c.Mtime = *b.Mtime
 	}
 	c.Ctime = ev.Time
-	s.inodes.ReplaceOrInsert(&c)
+	s.putInode(&c)
 }
 
 func (s *State) setXattr(ev *event.Event, b *event.SetXattr) {
@@ -358,7 +345,7 @@ func (s *State) setXattr(ev *event.Event, b *event.SetXattr) {
 		n.mode = n.mode&^permMask | uint16(*b.Perm)&permMask
 	}
 	n.Ctime = ev.Time
-	s.inodes.ReplaceOrInsert(n)
+	s.putInode(n)
 }
 
 func (s *State) removeXattr(ev *event.Event, b *event.RemoveXattr) {
@@ -370,13 +357,13 @@ func (s *State) removeXattr(ev *event.Event, b *event.RemoveXattr) {
 		r.xattrs = append(r.xattrs[:i:i], r.xattrs[i+1:]...)
 	})
 	n.Ctime = ev.Time
-	s.inodes.ReplaceOrInsert(n)
+	s.putInode(n)
 }
 
 func (s *State) policySet(ev *event.Event, b *event.PolicySet) {
 	n := s.must(id.Ino(b.Ino), "set policy").withRare(func(r *rare) { r.policy = Policy{Norm: b.Norm, Min: b.Min} })
 	n.Ctime = ev.Time
-	s.inodes.ReplaceOrInsert(n)
+	s.putInode(n)
 	s.renorm(n.Ino)
 }
 
@@ -421,9 +408,9 @@ func (s *State) setNorm(ino id.Ino, norm uint32) {
 
 func (s *State) configSet(b *event.ConfigSet) {
 	if b.Value == "" {
-		s.config.Delete(Setting{Key: b.Key})
+		s.dropSetting(b.Key)
 	} else {
-		s.config.ReplaceOrInsert(Setting{Key: b.Key, Value: b.Value})
+		s.putSetting(Setting{Key: b.Key, Value: b.Value})
 	}
 	if b.Key == ConfigReplicas {
 		s.policy = s.configPolicy()

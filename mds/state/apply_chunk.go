@@ -55,13 +55,13 @@ func (s *State) setPunch(n *Inode, p PendingPunch, pending bool) *Inode {
 
 func (s *State) punchDone(ino id.Ino) {
 	n := s.must(ino, "punch done")
-	s.inodes.ReplaceOrInsert(s.setPunch(n, PendingPunch{}, false))
+	s.putInode(s.setPunch(n, PendingPunch{}, false))
 }
 
 func (s *State) settled(ino id.Ino) {
 	c := *s.must(ino, "settled")
 	c.mode &^= unsettledBit
-	s.inodes.ReplaceOrInsert(&c)
+	s.putInode(&c)
 	s.unsettled.Delete(ino)
 }
 
@@ -73,19 +73,18 @@ func (s *State) freeFrom(ino id.Ino, first uint32) uint32 {
 		return true
 	})
 	for _, c := range list {
-		s.chunks.Delete(c)
-		s.byID.Delete(c)
-		s.account(c, -1)
+		s.dropChunk(c)
 		for i := range c.Len() {
-			s.addGarbage(c.Replica(i).Server, c.ID)
+			s.discard(c.Replica(i).Server, c.ID)
 		}
 	}
 	return uint32(len(list))
 }
 
-func (s *State) addGarbage(server id.ServerID, c id.ChunkID) {
+// discard makes the chunk garbage of the server, unless that is retired.
+func (s *State) discard(server id.ServerID, c id.ChunkID) {
 	if r, ok := s.Server(server); ok && !r.Retired {
-		s.garbage.ReplaceOrInsert(garbageKey{server, c})
+		s.addGarbage(garbageKey{server, c})
 	}
 }
 
@@ -101,14 +100,6 @@ func (s *State) account(c *Chunk, n int) {
 	} else {
 		s.degraded.Delete(k)
 	}
-}
-
-// replaceChunk puts c in the place of old.
-func (s *State) replaceChunk(old, c *Chunk) {
-	s.account(old, -1)
-	s.chunks.ReplaceOrInsert(c)
-	s.byID.ReplaceOrInsert(c)
-	s.account(c, 1)
 }
 
 func (s *State) chunkAlloc(b *event.ChunkAlloc) {
@@ -131,17 +122,11 @@ func (s *State) chunkAlloc(b *event.ChunkAlloc) {
 			}
 			c.with(id.ServerID(v), false)
 		}
-		if old, ok := s.chunks.ReplaceOrInsert(c); ok {
-			s.misfit("alloc for %v: chunk %d is there, %v", n.Ino, e.Index, old.ID)
-		}
-		if old, ok := s.byID.ReplaceOrInsert(c); ok {
-			s.misfit("alloc for %v: id %v is used, by inode %v", n.Ino, c.ID, old.Ino)
-		}
-		s.account(c, 1)
+		s.addChunk(c)
 		s.lastChunk = max(s.lastChunk, c.ID)
 		n.count++
 	}
-	s.inodes.ReplaceOrInsert(&n)
+	s.putInode(&n)
 }
 
 func (s *State) replicaDrop(b *event.ReplicaDrop) {
@@ -222,7 +207,7 @@ func (s *State) dropServer(server id.ServerID) {
 
 func (s *State) purged(b *event.Purged) {
 	for _, c := range b.Chunks {
-		s.garbage.Delete(garbageKey{id.ServerID(b.Server), id.ChunkID(c)})
+		s.dropGarbage(garbageKey{id.ServerID(b.Server), id.ChunkID(c)})
 	}
 }
 
@@ -239,7 +224,7 @@ func (s *State) serverAdd(b *event.ServerAdd) {
 	if b.Id == 0 || b.Id >= joiningBit {
 		s.misfit("add %v: no such id", r.ID)
 	}
-	if old, ok := s.servers.ReplaceOrInsert(r); ok {
+	if old, ok := s.putServer(r); ok {
 		s.misfit("add %v: it is there, at %s", r.ID, old.Addr)
 	}
 	s.lastServer = max(s.lastServer, r.ID)
@@ -248,22 +233,22 @@ func (s *State) serverAdd(b *event.ServerAdd) {
 func (s *State) serverUpdate(b *event.ServerUpdate) {
 	r := *s.mustServer(id.ServerID(b.Id))
 	r.Addr, r.Host, r.Rack, r.Tier = b.Addr, b.Host, b.Rack, b.Tier
-	s.servers.ReplaceOrInsert(&r)
+	s.putServer(&r)
 }
 
 func (s *State) serverRetire(server id.ServerID) {
 	r := *s.mustServer(server)
 	r.Retired = true
-	s.servers.ReplaceOrInsert(&r)
+	s.putServer(&r)
 	s.dropServer(server)
 	for _, c := range s.Garbage(server, s.garbage.Len()) {
-		s.garbage.Delete(garbageKey{server, c})
+		s.dropGarbage(garbageKey{server, c})
 	}
 }
 
 func (s *State) metaAdd(b *event.MetaAdd) {
 	m := &Meta{ID: id.MetaID(b.Id), UUID: string(b.Uuid), Addr: b.Addr}
-	if old, ok := s.metas.ReplaceOrInsert(m); ok || m.ID == 0 {
+	if old, ok := s.putMeta(m); ok || m.ID == 0 {
 		s.misfit("add %v: it is there, at %s", m.ID, old.Addr)
 	}
 	s.lastMeta = max(s.lastMeta, m.ID)
@@ -276,11 +261,11 @@ func (s *State) metaUpdate(b *event.MetaUpdate) {
 	}
 	m := *old
 	m.Addr = b.Addr
-	s.metas.ReplaceOrInsert(&m)
+	s.putMeta(&m)
 }
 
 func (s *State) metaRemove(meta id.MetaID) {
-	if _, ok := s.metas.Delete(&Meta{ID: meta}); !ok {
+	if !s.dropMeta(&Meta{ID: meta}) {
 		s.misfit("remove %v: it does not exist", meta)
 	}
 }

@@ -12,10 +12,10 @@ func (s *State) sessionOpen(ev *event.Event, b *event.SessionOpen) {
 	x := &Session{
 		ID: id.SessionID(b.Id), Host: b.Host, PID: b.Pid, Mount: b.Mount, Nonce: string(b.Nonce), Opened: s.index, Time: ev.Time,
 	}
-	if _, ok := s.sessions.ReplaceOrInsert(x); ok || x.ID == 0 {
+	if _, ok := s.putSession(x); ok || x.ID == 0 {
 		s.misfit("session %v is there", x.ID)
 	}
-	s.results.ReplaceOrInsert(&results{session: x.ID, owner: s.owner})
+	s.addResults(&results{session: x.ID, owner: s.owner})
 	s.lastSession = max(s.lastSession, x.ID)
 }
 
@@ -37,14 +37,14 @@ func (s *State) sessionClose(b *event.SessionClose) {
 		s.dropLease(l)
 	}
 	s.dropLocks(old.ID)
-	s.results.Delete(&results{session: old.ID})
+	s.dropResults(&results{session: old.ID})
 	if clean {
-		s.sessions.Delete(old)
+		s.dropSession(old)
 		return
 	}
 	x := *old
 	x.Fenced = true
-	s.sessions.ReplaceOrInsert(&x)
+	s.putSession(&x)
 }
 
 // unsettle marks the inode whose writer is gone: its replicas may differ.
@@ -55,7 +55,7 @@ func (s *State) unsettle(ino id.Ino) {
 	}
 	c := *n
 	c.mode |= unsettledBit
-	s.inodes.ReplaceOrInsert(&c)
+	s.putInode(&c)
 	s.unsettled.ReplaceOrInsert(ino)
 }
 
@@ -73,20 +73,12 @@ func (s *State) dropLocks(session id.SessionID) {
 	}
 }
 
-func (s *State) putLocks(f *fileLocks) {
-	if len(f.posix)+len(f.flock) == 0 {
-		s.locks.Delete(f)
-	} else {
-		s.locks.ReplaceOrInsert(f)
-	}
-}
-
 func (s *State) sessionForgotten(b *event.SessionForgotten) {
 	old, ok := s.Session(id.SessionID(b.Id))
 	if !ok || !old.Fenced {
 		s.misfit("session %d forgotten, which is not fenced", b.Id)
 	}
-	s.sessions.Delete(old)
+	s.dropSession(old)
 }
 
 func (s *State) leaseSet(ev *event.Event, b *event.LeaseSet) {
@@ -117,14 +109,14 @@ func (s *State) setLease(ino id.Ino, session id.SessionID, want msg.Want) {
 	if had && want <= old.Want {
 		l.Index = old.Index
 	}
-	s.leases.ReplaceOrInsert(l)
+	s.putLease(l)
 	if !had {
 		s.held.ReplaceOrInsert(leaseKey{session, ino})
 	}
 }
 
 func (s *State) dropLease(l Lease) {
-	s.leases.Delete(l)
+	s.delLease(l)
 	s.held.Delete(leaseKey{l.Session, l.Ino})
 	s.reap(s.must(l.Ino, "lease"))
 }
@@ -198,7 +190,7 @@ func (s *State) remember(ev *event.Event) {
 		r = &results{session: r.session, owner: s.owner, floor: r.floor, list: slices.Clone(r.list)}
 		s.results.ReplaceOrInsert(r)
 	}
-	r.forget(c.Acked)
+	s.forget(r, c.Acked)
 	if c.Seq <= r.floor {
 		return // overtaken by MaxResults others; a repeat is refused
 	}
@@ -206,24 +198,16 @@ func (s *State) remember(ev *event.Event) {
 	if dup {
 		s.misfit("session %d, seq %d: done before, by event %v", c.Session, c.Seq, r.list[i].Index)
 	}
-	r.list = slices.Insert(r.list, i, ResultOf(ev))
+	v := ResultOf(ev)
+	r.list = slices.Insert(r.list, i, v)
+	s.plus(sumResult(s.scratch, r.session, v))
 	if len(r.list) > MaxResults {
-		r.forget(r.list[0].Seq)
+		s.forget(r, r.list[0].Seq)
 	}
 }
 
-// forget drops the outcomes up to seq.
-func (r *results) forget(seq uint64) {
-	if seq <= r.floor {
-		return
-	}
-	r.floor = seq
-	i, found := r.find(seq)
-	if found {
-		i++
-	}
-	r.list = slices.Delete(r.list, 0, i)
-}
+// drop drops the first n outcomes.
+func (r *results) drop(n int) { r.list = slices.Delete(r.list, 0, n) }
 
 func (r *results) find(seq uint64) (int, bool) {
 	if n := len(r.list); n == 0 || r.list[n-1].Seq < seq {

@@ -33,6 +33,9 @@ func (s *State) Check() error {
 		c.chunks()
 		c.leases()
 		c.rest()
+		if kept, counted := s.Sum(), s.Recount(); kept != counted {
+			c.badf("digest: kept %x, counted %x", kept, counted)
+		}
 	}
 	return errors.Join(c.faults...)
 }

@@ -119,6 +119,7 @@ func Read(r io.Reader) (*State, error) {
 		return nil, fmt.Errorf("no records: %w", ErrCorrupt)
 	}
 	d.s.policy = d.s.configPolicy()
+	d.s.total = d.s.count()
 	return d.s, nil
 }
 

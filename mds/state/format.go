@@ -43,6 +43,26 @@ import (
 //
 // A torn, short or changed checkpoint is refused as a whole (ErrCorrupt); the caller takes the one before it and replays. Nothing
 // is assumed of the disk. What can be derived (indexes by session, degraded chunks, ...) is not stored.
+//
+// The digest of kind 1, Sum, is the sum modulo 2^128 of the XXH3-128 (seed 0) of every record, which changes with a
+// record at a time: out with the old, in with the new. It is printed big-endian. It names divergence, not adversaries: whoever can choose
+// records can make two states with one sum. Records here are made of words of 8 bytes (w), little-endian, and strings (s), a
+// word with the length and the bytes; they are not those of a checkpoint, since speed matters more here than size:
+//
+//	cluster    w 1, index, highest ino, chunk, session, server, metadata server used; uuid (16 bytes), s name
+//	setting    w 2; s key, value
+//	metadata server  w 3, id; s uuid, addr
+//	chunk server     w 4, id, tier, index added, retired; s uuid, addr, host, rack
+//	session    w 5, id, pid, index opened, time, fenced; s host, mount, nonce
+//	inode      w 6 | has rare<<8 | mode<<16 | links<<32, uid | gid<<32, ino, parent, size, atime, mtime, ctime, btime, count;
+//	           rare: w rdev, norm, min, pending punch, its index, from, count of xattrs; s target, (name, value)...
+//	dentry     w 7 | type<<8, parent, ino, cookie; the bytes of the name
+//	chunk      w 8 | norm<<32 | index<<40, ino, id, epoch; 5 servers of 4 bytes, bit 31: joining, 0: none
+//	lease      w 9, ino, session, want, index
+//	floor      w 10, session, floor
+//	outcome    w 10, session, seq, ino, index, value
+//	locks      w 11, ino, twice (posix, flock): count, (session, owner, pid, write, start, end)...
+//	garbage    w 12, server, chunk
 const (
 	magic   = "varvCKPT"
 	version = 1

@@ -1,0 +1,204 @@
+package state
+
+import (
+	"github.com/zeebo/xxh3"
+)
+
+// Every change of a record that the digest covers goes through one of these, which keep the sum.
+
+func (s *State) plus(b []byte) {
+	s.scratch = b
+	s.total.add(xxh3.Hash128(b))
+}
+
+func (s *State) minus(b []byte) {
+	s.scratch = b
+	s.total.sub(xxh3.Hash128(b))
+}
+
+// putInode puts n in the place of the inode with its number, which it returns.
+func (s *State) putInode(n *Inode) (*Inode, bool) {
+	old, ok := s.inodes.ReplaceOrInsert(n)
+	if ok {
+		s.minus(sumInode(s.scratch, old))
+	}
+	s.plus(sumInode(s.scratch, n))
+	return old, ok
+}
+
+func (s *State) dropInode(n *Inode) {
+	if old, ok := s.inodes.Delete(n); ok {
+		s.minus(sumInode(s.scratch, old))
+	}
+}
+
+// addName adds a dentry.
+func (s *State) addName(d *Dentry) {
+	if old, ok := s.dentries.ReplaceOrInsert(d); ok {
+		s.misfit("%q in %v for inode %v: the name is there, for inode %v", d.Name, d.Parent, d.Ino, old.Ino)
+	}
+	s.cookies.ReplaceOrInsert(d)
+	s.plus(sumDentry(s.scratch, d))
+}
+
+func (s *State) dropName(d *Dentry) {
+	s.dentries.Delete(d)
+	s.cookies.Delete(d)
+	s.minus(sumDentry(s.scratch, d))
+}
+
+// addChunk adds a chunk whose place in the file and whose id are free.
+func (s *State) addChunk(c *Chunk) {
+	if old, ok := s.chunks.ReplaceOrInsert(c); ok {
+		s.misfit("alloc for %v: chunk %d is there, %v", c.Ino, c.Index(), old.ID)
+	}
+	if old, ok := s.byID.ReplaceOrInsert(c); ok {
+		s.misfit("alloc for %v: id %v is used, by inode %v", c.Ino, c.ID, old.Ino)
+	}
+	s.account(c, 1)
+	s.plus(sumChunk(s.scratch, c))
+}
+
+func (s *State) dropChunk(c *Chunk) {
+	s.chunks.Delete(c)
+	s.byID.Delete(c)
+	s.account(c, -1)
+	s.minus(sumChunk(s.scratch, c))
+}
+
+// replaceChunk puts c in the place of old.
+func (s *State) replaceChunk(old, c *Chunk) {
+	s.account(old, -1)
+	s.minus(sumChunk(s.scratch, old))
+	s.chunks.ReplaceOrInsert(c)
+	s.byID.ReplaceOrInsert(c)
+	s.account(c, 1)
+	s.plus(sumChunk(s.scratch, c))
+}
+
+func (s *State) putLease(l Lease) {
+	if old, ok := s.leases.ReplaceOrInsert(l); ok {
+		s.minus(sumLease(s.scratch, old))
+	}
+	s.plus(sumLease(s.scratch, l))
+}
+
+func (s *State) delLease(l Lease) {
+	if old, ok := s.leases.Delete(l); ok {
+		s.minus(sumLease(s.scratch, old))
+	}
+}
+
+func (s *State) addGarbage(k garbageKey) {
+	if _, ok := s.garbage.ReplaceOrInsert(k); !ok {
+		s.plus(sumGarbage(s.scratch, k))
+	}
+}
+
+func (s *State) dropGarbage(k garbageKey) {
+	if _, ok := s.garbage.Delete(k); ok {
+		s.minus(sumGarbage(s.scratch, k))
+	}
+}
+
+// putLocks puts f in the place of the locks on its inode; no locks leave no record.
+func (s *State) putLocks(f *fileLocks) {
+	s.delLocks(f)
+	if len(f.posix)+len(f.flock) > 0 {
+		s.locks.ReplaceOrInsert(f)
+		s.plus(sumLocks(s.scratch, f))
+	}
+}
+
+func (s *State) delLocks(f *fileLocks) {
+	if old, ok := s.locks.Delete(f); ok {
+		s.minus(sumLocks(s.scratch, old))
+	}
+}
+
+func (s *State) putSession(x *Session) (*Session, bool) {
+	old, ok := s.sessions.ReplaceOrInsert(x)
+	if ok {
+		s.minus(sumSession(s.scratch, old))
+	}
+	s.plus(sumSession(s.scratch, x))
+	return old, ok
+}
+
+func (s *State) dropSession(x *Session) {
+	if old, ok := s.sessions.Delete(x); ok {
+		s.minus(sumSession(s.scratch, old))
+	}
+}
+
+func (s *State) addResults(r *results) {
+	s.results.ReplaceOrInsert(r)
+	s.plus(sumFloor(s.scratch, r))
+}
+
+func (s *State) dropResults(r *results) {
+	old, ok := s.results.Delete(r)
+	if !ok {
+		return
+	}
+	s.minus(sumFloor(s.scratch, old))
+	for _, v := range old.list {
+		s.minus(sumResult(s.scratch, old.session, v))
+	}
+}
+
+// forget drops the outcomes of r, which must be owned, up to seq.
+func (s *State) forget(r *results, seq uint64) {
+	if seq <= r.floor {
+		return
+	}
+	s.minus(sumFloor(s.scratch, r))
+	r.floor = seq
+	s.plus(sumFloor(s.scratch, r))
+	i, found := r.find(seq)
+	if found {
+		i++
+	}
+	for _, v := range r.list[:i] {
+		s.minus(sumResult(s.scratch, r.session, v))
+	}
+	r.drop(i)
+}
+
+func (s *State) putServer(r *Server) (*Server, bool) {
+	old, ok := s.servers.ReplaceOrInsert(r)
+	if ok {
+		s.minus(sumServer(s.scratch, old))
+	}
+	s.plus(sumServer(s.scratch, r))
+	return old, ok
+}
+
+func (s *State) putMeta(m *Meta) (*Meta, bool) {
+	old, ok := s.metas.ReplaceOrInsert(m)
+	if ok {
+		s.minus(sumMeta(s.scratch, old))
+	}
+	s.plus(sumMeta(s.scratch, m))
+	return old, ok
+}
+
+func (s *State) dropMeta(m *Meta) bool {
+	old, ok := s.metas.Delete(m)
+	if ok {
+		s.minus(sumMeta(s.scratch, old))
+	}
+	return ok
+}
+
+func (s *State) putSetting(c Setting) {
+	s.dropSetting(c.Key)
+	s.config.ReplaceOrInsert(c)
+	s.plus(sumSetting(s.scratch, c))
+}
+
+func (s *State) dropSetting(key string) {
+	if old, ok := s.config.Delete(Setting{Key: key}); ok {
+		s.minus(sumSetting(s.scratch, old))
+	}
+}
