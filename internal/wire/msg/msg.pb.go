@@ -6627,9 +6627,13 @@ func (x *Session) GetConnected() bool {
 	return false
 }
 
+// Answers at an applied index >= at_least. kind is as in the event Digest. at (kind 1 only): at that very index, which must be among
+// the newest that the server has applied, else NotExist.
 type StateDigest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	AtLeast       uint64                 `protobuf:"varint,1,opt,name=at_least,json=atLeast,proto3" json:"at_least,omitempty"`
+	Kind          uint32                 `protobuf:"varint,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	At            uint64                 `protobuf:"varint,3,opt,name=at,proto3" json:"at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6671,10 +6675,25 @@ func (x *StateDigest) GetAtLeast() uint64 {
 	return 0
 }
 
+func (x *StateDigest) GetKind() uint32 {
+	if x != nil {
+		return x.Kind
+	}
+	return 0
+}
+
+func (x *StateDigest) GetAt() uint64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
 type StateDigestReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
 	Digest        []byte                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	Kind          uint32                 `protobuf:"varint,3,opt,name=kind,proto3" json:"kind,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6721,6 +6740,13 @@ func (x *StateDigestReply) GetDigest() []byte {
 		return x.Digest
 	}
 	return nil
+}
+
+func (x *StateDigestReply) GetKind() uint32 {
+	if x != nil {
+		return x.Kind
+	}
+	return 0
 }
 
 type JoinMeta struct {
@@ -8399,12 +8425,15 @@ const file_msg_proto_rawDesc = "" +
 	"\x05files\x18\x05 \x01(\x04R\x05files\x12\x1d\n" +
 	"\n" +
 	"renewed_ms\x18\x06 \x01(\x03R\trenewedMs\x12\x1c\n" +
-	"\tconnected\x18\a \x01(\bR\tconnected\"(\n" +
+	"\tconnected\x18\a \x01(\bR\tconnected\"L\n" +
 	"\vStateDigest\x12\x19\n" +
-	"\bat_least\x18\x01 \x01(\x04R\aatLeast\"@\n" +
+	"\bat_least\x18\x01 \x01(\x04R\aatLeast\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\rR\x04kind\x12\x0e\n" +
+	"\x02at\x18\x03 \x01(\x04R\x02at\"T\n" +
 	"\x10StateDigestReply\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x16\n" +
-	"\x06digest\x18\x02 \x01(\fR\x06digest\"J\n" +
+	"\x06digest\x18\x02 \x01(\fR\x06digest\x12\x12\n" +
+	"\x04kind\x18\x03 \x01(\rR\x04kind\"J\n" +
 	"\bJoinMeta\x12\x12\n" +
 	"\x04addr\x18\x01 \x01(\tR\x04addr\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\fR\x04uuid\x12\x16\n" +
