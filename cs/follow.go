@@ -20,7 +20,7 @@ const (
 	// reportTimeout bounds the leader's answer to a page.
 	reportTimeout = 5 * time.Second
 	// membersEvery is how often the list of metadata servers is refreshed.
-	membersEvery = time.Minute
+	membersEvery = 10 * time.Second
 	// maxReportErrors bounds the messages about chunks that could not be accepted or removed, for each page.
 	maxReportErrors = 8
 )

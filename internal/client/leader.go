@@ -22,7 +22,7 @@ const maxAddrs = 64
 const maxCallbacks = 4096
 
 // membersEvery is how often the list of metadata servers is refreshed.
-const membersEvery = time.Minute
+const membersEvery = 10 * time.Second
 
 func (c *Client) publish(l *link) {
 	c.mu.Lock()
@@ -283,6 +283,9 @@ func (c *Client) learnMembers(ctx context.Context, conn *wire.Conn) string {
 	code, err := conn.CallMessage(ctx, wire.Members, wire.ClassMeta, &msg.Members{}, &reply)
 	if err != nil || code != fserr.OK {
 		return "" // then the configured addresses have to do
+	}
+	if c.o.Members != nil && reply.Leader != "" { // one that knows of no leader may be one that was removed
+		c.o.Members(slices.Clone(reply.Addrs))
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -39,6 +39,8 @@ type Options struct {
 
 	Logger   *slog.Logger // default slog.Default()
 	Notifier Notifier     // default none; see SetNotifier
+	// Members, if set, is told where the metadata servers are, each time they were asked, one call at a time. It must not block for long.
+	Members func(addrs []string)
 
 	Timeout      time.Duration // limit of one operation; default none: wait for the cluster
 	StartTimeout time.Duration // Dial gives up after it; default 30 s
