@@ -40,30 +40,65 @@ func (s *Server) serveAdmin(ctx context.Context, c *wire.Conn, f *wire.Frame) {
 		s.answer(c, f, fserr.OK, reply)
 	case wire.JournalRead:
 		s.serveJournal(c, f)
-	case wire.JoinMeta:
-		req := new(msg.JoinMeta)
-		if err := req.UnmarshalVT(f.Body); err != nil {
-			s.answer(c, f, fserr.Protocol, nil)
-			return
-		}
-		l := s.lead.Load()
-		if l == nil {
-			s.answer(c, f, fserr.NotLeader, &msg.JoinMetaReply{Addrs: []string{s.leaderAddr()}})
-			return
-		}
-		reply, err := l.joinMeta(ctx, req)
-		if err != nil {
-			s.failure(c, f, err)
-			return
-		}
-		s.answer(c, f, fserr.OK, reply)
+	case wire.JoinMeta, wire.RemoveMeta, wire.TransferLeader, wire.SetConfig, wire.GetConfig:
+		s.serveLeader(ctx, c, f)
 	}
+}
+
+// serveLeader answers what only a leader does. A refusal says in words why, and who leads.
+func (s *Server) serveLeader(ctx context.Context, c *wire.Conn, f *wire.Frame) {
+	var reply wire.Message = &msg.Empty{}
+	var run func(l *leadership) error
+	var req interface{ UnmarshalVT([]byte) error }
+	switch f.Type {
+	case wire.JoinMeta:
+		m := new(msg.JoinMeta)
+		req, run = m, func(l *leadership) error {
+			r, err := l.joinMeta(ctx, m)
+			reply = r
+			return err
+		}
+	case wire.RemoveMeta:
+		m := new(msg.RemoveMeta)
+		req, run = m, func(l *leadership) error { return l.removeMeta(ctx, id.MetaID(m.Server)) }
+	case wire.TransferLeader:
+		m := new(msg.TransferLeader)
+		req, run = m, func(l *leadership) error { return l.transferLeader(ctx, id.MetaID(m.Server)) }
+	case wire.SetConfig:
+		m := new(msg.SetConfig)
+		req, run = m, func(l *leadership) error { return l.setConfig(m) }
+	case wire.GetConfig:
+		req, run = new(msg.GetConfig), func(l *leadership) error {
+			r, err := l.getConfig(ctx)
+			reply = r
+			return err
+		}
+	}
+	if err := req.UnmarshalVT(f.Body); err != nil {
+		s.answer(c, f, fserr.Protocol, nil)
+		return
+	}
+	err := fmt.Errorf("%v does not lead: %w", s.identity.server(), fserr.NotLeader)
+	if l := s.lead.Load(); l != nil {
+		err = run(l)
+	}
+	if err == nil {
+		s.answer(c, f, fserr.OK, reply)
+		return
+	}
+	s.log.Debug("request failed", "peer", c.RemoteAddr(), "type", f.Type, "err", err)
+	if f.Type == wire.JoinMeta {
+		reply = &msg.JoinMetaReply{Detail: err.Error(), Addrs: []string{s.leaderAddr()}}
+	} else {
+		reply = &msg.AdminReply{Detail: err.Error(), Leader: s.leaderAddr()}
+	}
+	s.answer(c, f, s.codeOf(err), reply)
 }
 
 func (s *Server) members() *msg.MembersReply {
 	cluster, name := s.Cluster()
 	r := &msg.MembersReply{Leader: s.leaderAddr(), Name: name, Cluster: cluster[:]}
-	for _, m := range s.raft.GetConfiguration().Configuration().Servers {
+	for _, m := range s.raftMembers() {
 		r.Addrs = append(r.Addrs, string(m.Address))
 	}
 	return r
@@ -88,6 +123,9 @@ func (s *Server) stateDigest(ctx context.Context, atLeast id.Index) (*msg.StateD
 	}
 }
 
+// stateUnheard is the state of a server that a new leader has not heard of yet, though it may be well.
+const stateUnheard = "unheard"
+
 // status tells what this server knows; only the leader knows how chunk servers and sessions are.
 func (s *Server) status() *msg.StatusReply {
 	st := s.fsm.clone()
@@ -96,13 +134,14 @@ func (s *Server) status() *msg.StatusReply {
 	r := &msg.StatusReply{
 		Name: name, Cluster: cluster[:], Index: uint64(st.Index()), Leader: s.leaderAddr(), Term: s.raft.CurrentTerm(),
 		Inodes: uint64(n.Inodes), Chunks: uint64(n.Chunks), Degraded: uint64(n.Degraded), UnderMin: uint64(st.UnderMin()),
+		Disk: string(s.room.now()), DiskFree: s.room.free.Load(),
 		Joining: uint64(n.Joining), Garbage: uint64(n.Garbage), Answering: s.identity.Server, JournalBytes: uint64(s.journal.Bytes()),
 	}
 	if points, err := s.journal.Checkpoints(); err == nil && len(points) > 0 {
 		r.Checkpoint = uint64(points[len(points)-1].Index)
 	}
 	l := s.lead.Load()
-	for _, m := range s.raft.GetConfiguration().Configuration().Servers {
+	for _, m := range s.raftMembers() {
 		one := &msg.MetaServer{Addr: string(m.Address), Voter: m.Suffrage == raft.Voter, State: "follower"}
 		if v, err := id.ParseMetaID(string(m.ID)); err == nil {
 			one.Server = uint32(v)
@@ -112,11 +151,15 @@ func (s *Server) status() *msg.StatusReply {
 		}
 		switch {
 		case m.ID == s.raftID:
-			one.Applied = r.Index
+			one.Applied, one.Disk, one.DiskFree = r.Index, r.Disk, r.DiskFree
 		case l != nil:
-			index, ok := s.peers.index(string(m.Address))
-			one.Applied = index
-			if !ok {
+			p, _ := s.peers.get(string(m.Address))
+			one.Applied, one.Disk, one.DiskFree = p.index, string(p.disk), p.free
+			switch {
+			case p.ok:
+			case p.heard < l.since && bootNow()-l.since < peerTimeout+s.o.ElectionTimeout:
+				one.State = stateUnheard
+			default:
 				one.State = "unreachable"
 			}
 		}
@@ -144,6 +187,7 @@ func (s *Server) status() *msg.StatusReply {
 		return true
 	})
 	if l != nil {
+		r.LeadingMs = max((bootNow() - l.since).Milliseconds(), 1)
 		l.addSoft(r)
 	}
 	return r
@@ -152,6 +196,7 @@ func (s *Server) status() *msg.StatusReply {
 // addSoft fills in what only the leader knows.
 func (l *leadership) addSoft(r *msg.StatusReply) {
 	now := bootNow()
+	settling := l.settling()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, one := range r.Servers {
@@ -162,10 +207,14 @@ func (l *leadership) addSoft(r *msg.StatusReply) {
 		one.Total, one.Free, one.Chunks, one.LatencyUs = c.beat.Total, c.beat.Free, c.beat.Chunks, c.beat.LatencyUs
 		one.HeardMs = (now - c.heard).Milliseconds()
 		switch {
+		case c.incarnation == 0 && settling:
+			one.State, one.HeardMs = stateUnheard, -1
 		case l.live(c):
 			one.State = "live"
 		case c.conn != nil && !c.ready:
 			one.State = "starting"
+		case c.incarnation == 0:
+			one.State, one.HeardMs = "down", -1
 		default:
 			one.State = "down"
 		}

@@ -209,6 +209,37 @@ func (l *leadership) isLive(server id.ServerID) bool {
 	return l.live(l.servers[server])
 }
 
+// settling reports whether chunk servers may not have found the new leader yet.
+func (l *leadership) settling() bool { return bootNow()-l.since < l.s.o.ServerTimeout }
+
+// awaitServers waits until as many chunk servers are live as a chunk of the inode needs, or, in the first seconds of a leadership, for those
+// that may just not have registered yet. Placed at once, a chunk would begin with fewer replicas than it should have.
+func (l *leadership) awaitServers(ctx context.Context, ino id.Ino) {
+	for l.settling() {
+		want, members := 0, 0
+		l.s.fsm.view(func(st *state.State) {
+			want = int(st.Policy(ino).Norm)
+			st.Servers(func(x *state.Server) bool {
+				if !x.Retired {
+					members++
+				}
+				return true
+			})
+		})
+		live := 0
+		l.mu.Lock()
+		for _, c := range l.servers {
+			if l.live(c) {
+				live++
+			}
+		}
+		l.mu.Unlock()
+		if live >= min(want, members) || !sleep(ctx, 10*time.Millisecond) {
+			return
+		}
+	}
+}
+
 // server is decide.Env.Servers; it runs inside fsm.view, of which it needs the address.
 func (l *leadership) server(st *state.State, server id.ServerID) (string, bool) {
 	x, ok := st.Server(server)

@@ -6,9 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"path/filepath"
+	"strings"
 
 	"varve/internal/disk"
 	"varve/internal/id"
@@ -20,7 +20,8 @@ const (
 	maxIdentity     = 64 << 10 // bytes of mds.json
 )
 
-// identity is mds.json: who the server of a directory is. It is written once. Versions: 1, first.
+// identity is mds.json: who the server of a directory is. It is written once, and again only when the server moves to another
+// address. Versions: 1, first.
 type identity struct {
 	Version int    `json:"version"`
 	Cluster string `json:"cluster"` // UUID
@@ -31,6 +32,8 @@ type identity struct {
 	// First: the server that made the cluster. It starts Raft alone and makes the first event.
 	First    bool   `json:"first,omitempty"`
 	Replicas string `json:"replicas,omitempty"` // with First: the cluster's first setting
+	// Peers are where other members were when the server joined: whom it asks while its own log does not say.
+	Peers []string `json:"peers,omitempty"`
 }
 
 func (d *identity) cluster() id.Cluster {
@@ -74,6 +77,24 @@ func (d *identity) check() error {
 	return errors.Join(errs...)
 }
 
+// moveTo writes down the address that o gives the server, if it is another one. Once it runs there it has the leader change it for the others.
+func (d *identity) moveTo(o Options) error {
+	if o.Addr == "" || o.Addr == d.Addr {
+		return nil
+	}
+	if err := checkAddr(o.Addr); err != nil {
+		return err
+	}
+	moved := *d
+	moved.Addr = o.Addr
+	if err := replaceIdentity(o.FS, o.Dir, &moved); err != nil {
+		return err
+	}
+	o.Logger.Info("metadata server moves to another address", "from", d.Addr, "to", o.Addr)
+	*d = moved
+	return nil
+}
+
 func newUUID() [16]byte {
 	var b [16]byte
 	rand.Read(b[:]) // never fails: crypto/rand
@@ -103,7 +124,7 @@ func Init(o Options) (id.Cluster, error) {
 	return cluster, nil
 }
 
-// checkFresh refuses a directory that holds anything.
+// checkFresh refuses a directory that holds anything but what was set aside.
 func checkFresh(fsys disk.FS, dir string) error {
 	entries, err := fsys.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -112,12 +133,16 @@ func checkFresh(fsys disk.FS, dir string) error {
 	if err != nil {
 		return err
 	}
+	foreign := false
 	for _, e := range entries {
-		if e.Name() == identityFile {
+		switch name := e.Name(); {
+		case name == identityFile:
 			return fmt.Errorf("%s already is the directory of a metadata server; choose an empty one with -r: %w", dir, fs.ErrExist)
+		case name != "lock" && name != identityFile+".new" && !strings.HasPrefix(name, asidePrefix):
+			foreign = true
 		}
 	}
-	if len(entries) > 0 {
+	if foreign {
 		return fmt.Errorf("%s is not empty; choose an empty directory with -r: %w", dir, fs.ErrExist)
 	}
 	return nil
@@ -127,6 +152,11 @@ func writeIdentity(fsys disk.FS, dir string, d *identity) error {
 	if err := checkFresh(fsys, dir); err != nil {
 		return err
 	}
+	return replaceIdentity(fsys, dir, d)
+}
+
+// replaceIdentity writes mds.json, so that it is there in full or as it was.
+func replaceIdentity(fsys disk.FS, dir string, d *identity) error {
 	b, err := json.MarshalIndent(d, "", "  ")
 	if err != nil {
 		return err
@@ -158,24 +188,12 @@ func writeFile(fsys disk.FS, path string, b []byte) error {
 
 func readIdentity(fsys disk.FS, dir string) (*identity, error) {
 	path := filepath.Join(dir, identityFile)
-	f, err := fsys.Open(path, disk.ReadOnly)
+	b, err := readWhole(fsys, path, maxIdentity)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%s is not the directory of a metadata server (no %s); make one with make-mds -r %s: %w", dir, identityFile, dir, err)
 	}
 	if err != nil {
 		return nil, err
-	}
-	defer f.Close()
-	size, err := f.Size()
-	if err != nil {
-		return nil, err
-	}
-	if size > maxIdentity {
-		return nil, fmt.Errorf("%s: %d bytes, limit %d", path, size, maxIdentity)
-	}
-	b := make([]byte, size)
-	if n, err := f.ReadAt(b, 0); err != nil && !(errors.Is(err, io.EOF) && n == len(b)) {
-		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	d := new(identity)
 	if err := json.Unmarshal(b, d); err != nil {

@@ -159,6 +159,7 @@ func (l *leadership) alloc(ctx context.Context, req *msg.MetaRequest) (decide.Ou
 		return decide.Outcome{}, err
 	}
 	defer l.latches.release(freeze)
+	l.awaitServers(ctx, id.Ino(req.GetAllocChunk().Ino))
 	tries := 0
 	return l.commitWith(ctx, req, func(ctx context.Context, ev *event.Event) ([]id.ServerID, error) {
 		a := ev.GetChunkAlloc()

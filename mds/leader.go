@@ -22,6 +22,7 @@ import (
 type leadership struct {
 	s       *Server
 	term    uint64
+	since   time.Duration   // bootNow
 	ctx     context.Context // ends with the leadership
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup
@@ -60,7 +61,7 @@ type copyKey struct {
 
 func newLeadership(s *Server) (*leadership, error) {
 	l := &leadership{
-		s: s, term: s.raft.CurrentTerm(),
+		s: s, term: s.raft.CurrentTerm(), since: bootNow(),
 		inflight: make(map[requestKey]chan struct{}), sessions: make(map[id.SessionID]*session), fences: make(map[id.SessionID]*fence),
 		servers: make(map[id.ServerID]*chunkServer), unknown: make(map[copyKey]time.Duration),
 		unclean: make(map[id.ChunkID]*uncleanChunk), busy: make(map[id.ChunkID]struct{}), retry: make(map[id.ChunkID]backoff),
@@ -134,7 +135,7 @@ func (l *leadership) run() {
 	l.every(l.s.o.RepairInterval, l.collectGarbage)
 	l.every(l.s.o.RepairInterval, l.settleAll)
 	l.every(l.s.o.RepairInterval, l.proposeDigest)
-	l.every(l.s.o.ElectionTimeout, l.promoteLearners)
+	l.every(l.s.o.ElectionTimeout, l.tendMembers)
 }
 
 // spawn runs fn on a goroutine that close waits for; not at all if the leadership is over.

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -24,7 +23,6 @@ const (
 	maxMetas       = 9 // metadata servers, learners included
 	joinRetry      = 200 * time.Millisecond
 	memberTimeout  = 5 * time.Second // one change of Raft's members
-	peerTimeout    = 2 * time.Second // one look at another metadata server
 	caughtUpEvents = 256             // a learner that lags by no more becomes a voter
 )
 
@@ -58,7 +56,7 @@ func Join(ctx context.Context, o Options, addrs []string) (id.Cluster, error) {
 			cluster := id.Cluster(reply.Cluster)
 			return cluster, writeIdentity(o.FS, o.Dir, &identity{
 				Version: identityVersion, Cluster: cluster.String(), Name: reply.Name, Server: reply.Server,
-				UUID: hex.EncodeToString(uuid[:]), Addr: o.Addr,
+				UUID: hex.EncodeToString(uuid[:]), Addr: o.Addr, Peers: without(reply.Addrs, o.Addr),
 			})
 		case errors.Is(err, fserr.NotLeader):
 			if reply != nil && len(reply.Addrs) > 0 && reply.Addrs[0] != "" && reply.Addrs[0] != addr && !slices.Contains(next, reply.Addrs[0]) {
@@ -95,12 +93,24 @@ func askJoin(ctx context.Context, addr string, o *Options, req *msg.JoinMeta) (*
 		code = fserr.Protocol
 	}
 	if code != fserr.OK {
-		return reply, fmt.Errorf("%s refused to take the server in: %w", addr, code)
+		return reply, fmt.Errorf("%s did not take the server in: %w", addr, withDetail(code, reply.Detail))
 	}
 	return reply, nil
 }
 
-// joinMeta makes the server at the address a learner. The same UUID gets the same id again.
+// withDetail is a refusal with what the server said about it.
+func withDetail(code fserr.Code, detail string) error {
+	if detail == "" {
+		return code
+	}
+	return fmt.Errorf("%s: %w", detail, code)
+}
+
+func without(list []string, x string) []string {
+	return slices.DeleteFunc(slices.Clone(list), func(s string) bool { return s == x })
+}
+
+// joinMeta makes the server at the address a learner, or notes where a member has moved. The same UUID gets the same id again.
 func (l *leadership) joinMeta(ctx context.Context, req *msg.JoinMeta) (*msg.JoinMetaReply, error) {
 	if len(req.Uuid) != 16 {
 		return nil, fmt.Errorf("uuid of %d bytes, want 16: %w", len(req.Uuid), fserr.Invalid)
@@ -108,11 +118,11 @@ func (l *leadership) joinMeta(ctx context.Context, req *msg.JoinMeta) (*msg.Join
 	if err := checkAddr(req.Addr); err != nil {
 		return nil, fmt.Errorf("%w: %w", fserr.Invalid, err)
 	}
-	latch := []decide.Latch{{Kind: latchMeta, Exclusive: true}}
-	if err := l.latches.acquire(ctx, latch); err != nil {
+	release, err := l.latchMembers(ctx)
+	if err != nil {
 		return nil, err
 	}
-	defer l.latches.release(latch)
+	defer release()
 	var known, taken *state.Meta
 	n := 0
 	l.s.fsm.view(func(st *state.State) {
@@ -126,23 +136,30 @@ func (l *leadership) joinMeta(ctx context.Context, req *msg.JoinMeta) (*msg.Join
 			return true
 		})
 	})
+	if req.Server != 0 && (known == nil || known.ID != id.MetaID(req.Server)) {
+		return nil, fmt.Errorf("%v is no member of the cluster any more: %w", id.MetaID(req.Server), fserr.Retired)
+	}
 	if taken != nil {
 		if err := l.replaceLearner(taken); err != nil {
 			return nil, err
 		}
 		n--
 	}
-	if known == nil {
-		if n >= maxMetas {
-			return nil, fmt.Errorf("%d metadata servers are members already: %w", n, fserr.Invalid)
-		}
+	switch {
+	case known == nil && n >= maxMetas:
+		return nil, fmt.Errorf("%d metadata servers are members already; remove one first: %w", n, fserr.Invalid)
+	case known == nil:
 		known = &state.Meta{ID: id.MetaID(l.nextMeta.Add(1) - 1), UUID: string(req.Uuid), Addr: req.Addr}
 		if err := l.propose(&event.Event{Body: &event.Event_MetaAdd{MetaAdd: &event.MetaAdd{
 			Id: uint32(known.ID), Uuid: []byte(known.UUID), Addr: known.Addr}}}, "metadata server joins"); err != nil {
 			return nil, err
 		}
+	case known.Addr != req.Addr:
+		if known, err = l.moveMeta(known, req.Addr); err != nil {
+			return nil, err
+		}
 	}
-	if !l.isMember(raftID(known.ID)) {
+	if _, ok := l.raftMember(known.ID); !ok {
 		if err := l.s.raft.AddNonvoter(raftID(known.ID), raft.ServerAddress(known.Addr), 0, memberTimeout).Error(); err != nil {
 			return nil, fmt.Errorf("add %v as a learner: %w: %w", known.ID, fserr.Unavailable, err)
 		}
@@ -154,14 +171,40 @@ func (l *leadership) joinMeta(ctx context.Context, req *msg.JoinMeta) (*msg.Join
 	return reply, nil
 }
 
+// latchMembers keeps every other change of Raft's members back until release.
+func (l *leadership) latchMembers(ctx context.Context) (release func(), _ error) {
+	latch := []decide.Latch{{Kind: latchMeta, Exclusive: true}}
+	if err := l.latches.acquire(ctx, latch); err != nil {
+		return nil, err
+	}
+	return func() { l.latches.release(latch) }, nil
+}
+
+// moveMeta gives a member another address: in Raft first, where it keeps its vote, then in the state. If it breaks off in between, the
+// member asks again.
+func (l *leadership) moveMeta(m *state.Meta, addr string) (*state.Meta, error) {
+	if old, ok := l.raftMember(m.ID); ok && string(old.Address) != addr {
+		change := l.s.raft.AddNonvoter
+		if old.Suffrage == raft.Voter {
+			change = l.s.raft.AddVoter
+		}
+		if err := change(old.ID, raft.ServerAddress(addr), 0, memberTimeout).Error(); err != nil {
+			return nil, fmt.Errorf("move %v to %s: %w: %w", m.ID, addr, fserr.Unavailable, err)
+		}
+	}
+	err := l.propose(&event.Event{Body: &event.Event_MetaUpdate{MetaUpdate: &event.MetaUpdate{Id: uint32(m.ID), Addr: addr}}}, "metadata server moved")
+	if err != nil {
+		return nil, err
+	}
+	l.s.log.Info("metadata server moved", "server", m.ID, "from", m.Addr, "to", addr)
+	return &state.Meta{ID: m.ID, UUID: m.UUID, Addr: addr}, nil
+}
+
 // replaceLearner removes a member that never became a voter, so that its address can be used again after a join that broke off.
 func (l *leadership) replaceLearner(old *state.Meta) error {
-	for _, m := range l.s.raft.GetConfiguration().Configuration().Servers {
-		if m.ID != raftID(old.ID) {
-			continue
-		}
+	if m, ok := l.raftMember(old.ID); ok {
 		if m.Suffrage == raft.Voter {
-			return fmt.Errorf("%s is the address of %v already: %w", old.Addr, old.ID, fserr.Exist)
+			return fmt.Errorf("%s is the address of %v already; remove that first with rm-mds %d, or choose another: %w", old.Addr, old.ID, old.ID, fserr.Exist)
 		}
 		if err := l.s.raft.RemoveServer(m.ID, 0, memberTimeout).Error(); err != nil {
 			return fmt.Errorf("remove learner %v: %w: %w", old.ID, fserr.Unavailable, err)
@@ -170,18 +213,35 @@ func (l *leadership) replaceLearner(old *state.Meta) error {
 	return l.propose(&event.Event{Body: &event.Event_MetaRemove{MetaRemove: &event.MetaRemove{Id: uint32(old.ID)}}}, "its address joins anew")
 }
 
-func (l *leadership) isMember(member raft.ServerID) bool {
-	return slices.ContainsFunc(l.s.raft.GetConfiguration().Configuration().Servers, func(m raft.Server) bool { return m.ID == member })
+// raftMembers returns Raft's members, learners included, as the newest configuration in the log has them.
+func (s *Server) raftMembers() []raft.Server {
+	return s.raft.GetConfiguration().Configuration().Servers
 }
 
-// promoteLearners makes voters of the learners that have caught up.
-func (l *leadership) promoteLearners() {
+// raftMember returns what Raft knows of a member.
+func (l *leadership) raftMember(m id.MetaID) (raft.Server, bool) {
+	all := l.s.raftMembers()
+	i := slices.IndexFunc(all, func(x raft.Server) bool { return x.ID == raftID(m) })
+	if i < 0 {
+		return raft.Server{}, false
+	}
+	return all[i], true
+}
+
+// tendMembers makes voters of the learners that have caught up, and finishes changes of members that broke off.
+func (l *leadership) tendMembers() {
+	release, err := l.latchMembers(l.ctx)
+	if err != nil {
+		return
+	}
+	defer release()
 	last := uint64(l.s.fsm.index())
-	for _, m := range l.s.raft.GetConfiguration().Configuration().Servers {
+	for _, m := range l.s.raftMembers() {
 		if m.Suffrage == raft.Voter {
 			continue
 		}
-		if index, ok := l.s.peers.index(string(m.Address)); !ok || index+caughtUpEvents < last {
+		p, ok := l.s.peers.get(string(m.Address))
+		if !ok || !p.ok || p.heard < l.since || p.disk != diskOK || p.index+caughtUpEvents < last {
 			continue
 		}
 		if err := l.s.raft.AddVoter(m.ID, m.Address, 0, memberTimeout).Error(); err != nil {
@@ -190,88 +250,31 @@ func (l *leadership) promoteLearners() {
 		}
 		l.s.log.Info("learner has caught up and is a voter", "server", m.ID, "index", last)
 	}
+	l.forgetStrays()
 }
 
-// peerStates is what the leader last saw of the other metadata servers.
-type peerStates struct {
-	mu    sync.Mutex
-	peers map[string]*peerState // by address
-}
-
-type peerState struct {
-	conn  *wire.Conn
-	index uint64
-	ok    bool
-}
-
-func (p *peerStates) index(addr string) (uint64, bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if x := p.peers[addr]; x != nil {
-		return x.index, x.ok
-	}
-	return 0, false
-}
-
-func (p *peerStates) close() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, x := range p.peers {
-		if x.conn != nil {
-			x.conn.Close()
-		}
-	}
-}
-
-// watchPeers asks the other servers, while this one leads, how far they have got.
-func (s *Server) watchPeers() {
-	for sleep(s.ctx, s.o.ElectionTimeout) {
-		if s.lead.Load() == nil {
+// forgetStrays retires the ids of servers that Raft does not have: their removal, or their join, broke off. Whoever was to join has not been
+// told its id, or joins anew.
+func (l *leadership) forgetStrays() {
+	var strays []id.MetaID
+	l.s.fsm.view(func(st *state.State) {
+		st.Metas(func(m *state.Meta) bool { strays = append(strays, m.ID); return true })
+	})
+	for _, m := range strays {
+		if _, ok := l.raftMember(m); ok {
 			continue
 		}
-		var others []string
-		for _, m := range s.raft.GetConfiguration().Configuration().Servers {
-			if m.ID != s.raftID {
-				others = append(others, string(m.Address))
-			}
+		if err := l.retireMeta(m, "its removal or its join broke off"); err != nil {
+			l.s.log.Debug("stray metadata server not retired", "server", m, "err", err)
 		}
-		together(others, func(addr string) error { // a failure shows in ok
-			s.lookAt(addr)
-			return nil
-		})
 	}
 }
 
-func (s *Server) lookAt(addr string) {
-	ctx, cancel := context.WithTimeout(s.ctx, peerTimeout)
-	defer cancel()
-	s.peers.mu.Lock()
-	if s.peers.peers == nil {
-		s.peers.peers = make(map[string]*peerState)
-	}
-	x := s.peers.peers[addr]
-	if x == nil {
-		x = new(peerState)
-		s.peers.peers[addr] = x
-	}
-	conn := x.conn
-	s.peers.mu.Unlock()
-	cluster, _ := s.Cluster()
-	var err error
-	if conn == nil || conn.Err() != nil {
-		conn, _, err = wire.Dial(ctx, addr, &msg.Hello{
-			Cluster: cluster[:], Role: msg.Hello_METADATA_SERVER, Server: s.identity.Server, Version: version}, nil, wire.Options{})
-	}
-	reply := new(msg.StatusReply)
-	var code fserr.Code
+// retireMeta takes the id out of the state, for good.
+func (l *leadership) retireMeta(m id.MetaID, reason string) error {
+	err := l.propose(&event.Event{Body: &event.Event_MetaRemove{MetaRemove: &event.MetaRemove{Id: uint32(m)}}}, reason)
 	if err == nil {
-		code, err = conn.CallMessage(ctx, wire.Status, wire.ClassMeta, &msg.Status{}, reply)
+		l.s.log.Info("metadata server removed", "server", m, "cause", reason)
 	}
-	s.peers.mu.Lock()
-	defer s.peers.mu.Unlock()
-	x.conn = conn
-	x.ok = err == nil && code == fserr.OK
-	if x.ok {
-		x.index = reply.Index
-	}
+	return err
 }

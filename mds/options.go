@@ -44,7 +44,7 @@ const (
 // Options of a metadata server. Dir and, for Init and Join, Addr must be given; the rest has defaults.
 type Options struct {
 	Dir    string       // directory of the server
-	Addr   string       // IP[:PORT] that others reach it at; Open takes it from the directory
+	Addr   string       // IP[:PORT] that others reach it at; Open: default that of the directory, another one moves the server
 	FS     disk.FS      // default disk.OS
 	Logger *slog.Logger // default slog.Default()
 
@@ -83,6 +83,9 @@ type Options struct {
 	SnapshotInterval time.Duration
 	// SegmentBytes is the size of a journal segment; default the journal's.
 	SegmentBytes int64
+	// Reserve is how many bytes of the disk are kept for when it is full; below twice as many the server turns changes away. Default a
+	// 64th of the disk, 1 to 16 MiB, and a 32nd, 4 to 64 MiB; negative: none, and nothing is turned away.
+	Reserve int64
 }
 
 var clusterName = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)

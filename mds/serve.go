@@ -29,6 +29,9 @@ func (s *Server) accept(c *wire.Conn, hello *msg.Hello) (wire.Handler, *msg.Hell
 	if !asks && string(hello.Cluster) != string(cluster[:]) {
 		return nil, reply, fserr.WrongCluster
 	}
+	if hello.Role == msg.Hello_METADATA_SERVER && s.isRetired(id.MetaID(hello.Server)) {
+		return nil, reply, fserr.Retired
+	}
 	p := &peer{role: hello.Role}
 	p.session.Store(hello.Session)
 	c.Value = p
@@ -52,7 +55,8 @@ func (s *Server) Serve(ctx context.Context, c *wire.Conn, f *wire.Frame) {
 		s.serveSession(ctx, c, p, f)
 	case wire.RegisterServer, wire.ChunkReport, wire.Heartbeat:
 		s.serveChunkServer(ctx, c, p, f)
-	case wire.Status, wire.StateDigest, wire.Members, wire.JournalRead, wire.JoinMeta:
+	case wire.Status, wire.StateDigest, wire.Members, wire.JournalRead, wire.JoinMeta, wire.RemoveMeta, wire.TransferLeader,
+		wire.SetConfig, wire.GetConfig:
 		s.serveAdmin(ctx, c, f)
 	case wire.FenceSession, wire.LeaseShow, wire.LeaseTake:
 		s.serveLeases(ctx, c, p, f)

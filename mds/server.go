@@ -37,6 +37,7 @@ type Server struct {
 	raftID   raft.ServerID
 	unlock   func() error
 
+	room      *room
 	journal   *journal.Journal
 	fsm       *fsm
 	store     *raftboltdb.BoltStore // Raft's term and vote
@@ -76,14 +77,20 @@ func Open(o Options) (*Server, error) {
 	if o.Name != "" && o.Name != d.Name {
 		return nil, fmt.Errorf("%s belongs to cluster %q, not to %q; give the right directory with -r: %w", o.Dir, d.Name, o.Name, fserr.WrongCluster)
 	}
-	if o.Addr != "" && o.Addr != d.Addr {
-		return nil, fmt.Errorf("%s belongs to the server at %s, not at %s; give -a %s, or join a new server under the new address", o.Dir, d.Addr, o.Addr, d.Addr)
+	if m, err := readMarker(o.FS, o.Dir); err != nil || m != nil {
+		if err == nil {
+			err = m.refusal(o.Dir, d)
+		}
+		return nil, err
 	}
-	o.Addr = d.Addr
 	unlock, err := o.FS.Lock(filepath.Join(o.Dir, "lock"))
 	if err != nil {
 		return nil, fmt.Errorf("stop the metadata server that uses the directory first: %w", err)
 	}
+	if err := d.moveTo(o); err != nil {
+		return nil, errors.Join(err, unlock())
+	}
+	o.Addr = d.Addr
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Server{
 		o: o, identity: d, log: o.Logger.With("mds", d.server().String()), raftID: raftID(d.server()), unlock: unlock,
@@ -100,6 +107,9 @@ func Open(o Options) (*Server, error) {
 // start brings up everything; what it has set when it fails is closed by closeAll.
 func (s *Server) start() error {
 	var err error
+	if s.room, err = newRoom(s.o.FS, s.o.Dir, s.o.Reserve); err != nil {
+		return err
+	}
 	s.journal, err = journal.Open(journal.Options{
 		FS: s.o.FS, Dir: filepath.Join(s.o.Dir, "journal"), Cluster: s.identity.cluster(), SegmentBytes: s.o.SegmentBytes, Logger: s.log,
 	})
@@ -153,6 +163,7 @@ func (s *Server) start() error {
 	s.spawn(func() { s.check(s.wire.Serve(s.mux.wire)) })
 	s.spawn(s.watchLeadership)
 	s.spawn(s.watchPeers)
+	s.spawn(s.watchMembership)
 	s.spawn(s.syncJournal)
 	return nil
 }
@@ -240,21 +251,9 @@ func (s *Server) Leads() bool { return s.lead.Load() != nil }
 
 // Shutdown stops the server in order: a leader hands its leadership over first, if there is another voter.
 func (s *Server) Shutdown(ctx context.Context) error {
-	if l := s.lead.Swap(nil); l != nil {
-		l.close()
-	}
-	if s.raft.State() == raft.Leader && s.otherVoters() > 0 {
-		ctx, cancel := context.WithTimeout(ctx, transferTimeout)
-		defer cancel()
-		done := make(chan error, 1)
-		go func() { done <- s.raft.LeadershipTransfer().Error() }()
-		select {
-		case err := <-done:
-			if err != nil {
-				s.log.Warn("leadership was not handed over", "err", err)
-			}
-		case <-ctx.Done():
-			s.log.Warn("leadership was not handed over in time")
+	if l := s.lead.Load(); l != nil && s.otherVoters() > 0 {
+		if err := s.handOver(ctx, l.best()); err != nil {
+			s.log.Warn("leadership was not handed over; the others elect a leader when they miss this one", "err", err)
 		}
 	}
 	s.Kill()
@@ -316,7 +315,7 @@ func (s *Server) closeAll() {
 
 func (s *Server) otherVoters() int {
 	n := 0
-	for _, m := range s.raft.GetConfiguration().Configuration().Servers {
+	for _, m := range s.raftMembers() {
 		if m.Suffrage == raft.Voter && m.ID != s.raftID {
 			n++
 		}
