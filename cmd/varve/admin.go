@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"varve/internal/fserr"
@@ -69,8 +70,8 @@ func (d *clusterDir) dialAny(ctx context.Context) (*admin, error) {
 		d.refresh(members.Addrs)
 		return m, nil
 	}
-	return nil, unreachablef("cluster %s: none of its %d metadata servers answers (%s); start them, or correct %s: %w",
-		d.name, len(d.mds), d.mds[0], d.path+"/"+bootstrapFile, last)
+	return nil, unreachablef("cluster %s: none of its %d metadata servers answers (%s); start them, or, if others have taken their place, "+
+		"correct %s (copy it from another node): %w", d.name, len(d.mds), strings.Join(d.mds, ", "), d.path+"/"+bootstrapFile, last)
 }
 
 // status asks for the cluster's status: the leader if there is one, else whoever answers.

@@ -228,7 +228,7 @@ func (p *parts) upMounts(ctx context.Context) error {
 func (p *parts) complete(st *msg.StatusReply) bool {
 	voters, live := 0, 0
 	for _, m := range st.Metas {
-		if m.Voter && m.State != stateUnreachable {
+		if m.Voter && m.State != stateUnreachable && m.State != stateUnheard {
 			voters++
 		}
 	}

@@ -21,6 +21,7 @@ import (
 
 const (
 	unmountTimeout = 10 * time.Second
+	mountTimeout   = 10 * time.Second // to find a leader
 	logDir         = "/var/log/varve"
 )
 
@@ -99,7 +100,8 @@ func runMount(ctx context.Context, spec mountSpec, log *slog.Logger, ready func(
 		return err
 	}
 	c, err := client.Dial(ctx, client.Options{
-		Cluster: d.uuid, Name: d.name, Addrs: d.mds, Mount: spec.dir, Version: version, Logger: log,
+		Cluster: d.uuid, Name: d.name, Addrs: d.mds, Mount: spec.dir, Version: version, Logger: log, StartTimeout: mountTimeout,
+		Members: d.refresh,
 	})
 	if err != nil {
 		return unreached(d, err)
@@ -130,7 +132,7 @@ func unreached(d *clusterDir, err error) error {
 	case fserr.WrongCluster:
 		return fmt.Errorf("%s names servers of another cluster than %s says; correct it: %w", list, clusterFile, err)
 	case fserr.Unavailable, fserr.Timeout:
-		return fmt.Errorf("%w; start the metadata servers, or correct %s", err, list)
+		return fmt.Errorf("%w; start the metadata servers, or, if others have taken their place, correct %s (copy it from another node)", err, list)
 	}
 	return err
 }

@@ -15,6 +15,8 @@ import (
 	"varve/cs"
 	"varve/internal/fserr"
 	"varve/internal/id"
+	"varve/internal/wire"
+	"varve/internal/wire/msg"
 	"varve/mds"
 
 	"github.com/spf13/cobra"
@@ -22,20 +24,30 @@ import (
 )
 
 const (
-	joinTimeout = time.Minute      // to be taken in by a cluster
+	joinTimeout = 10 * time.Second // to be taken in by a cluster
 	stopTimeout = 25 * time.Second // for an orderly stop
 )
 
 func (a *app) makeMDSCommand() *cobra.Command {
-	var first, password bool
+	var first, password, rebuild bool
 	var addr, dir string
 	var passwordFD int
 	cmd := &cobra.Command{
-		Use: "make-mds [-I] -a IP[:PORT] -r DIR", Short: "Make the directory of a metadata server: with -I the first of a new cluster", Args: noArgs,
+		Use: "make-mds [-I | --rebuild] -a IP[:PORT] -r DIR", Short: "Make the directory of a metadata server: with -I the first of a new cluster", Args: noArgs,
+		Long: "Make the directory of a metadata server: with -I the first of a new cluster, else a further one, which votes once it runs and has\n" +
+			"caught up. With --rebuild that of a server whose metadata diverged or whose disk is damaged, or that was removed: it is removed from\n" +
+			"the cluster (if that keeps a majority), what it holds is set aside in a directory inside it, and it joins again under a new id.\n" +
+			"Stop it first, and start it again afterwards.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if password || cmd.Flags().Changed("password-fd") {
 				return usagef("this release has no authentication yet, so a password would protect nothing: leave -p out, and give -a an address " +
 					"that only trusted hosts reach (127.0.0.1 for one machine)")
+			}
+			if rebuild {
+				if first || dir == "" {
+					return usagef("make-mds --rebuild needs -r DIR, and no -I; see varve make-mds --help")
+				}
+				return a.rebuildMDS(cmd.Context(), dir, addr)
 			}
 			if addr == "" || dir == "" {
 				return usagef("make-mds needs -a IP[:PORT] and -r DIR; see varve make-mds --help")
@@ -48,6 +60,7 @@ func (a *app) makeMDSCommand() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.BoolVarP(&first, "init", "I", false, "make a new cluster")
+	f.BoolVar(&rebuild, "rebuild", false, "make the server of DIR anew from another server's checkpoint; -a is needed only to move it")
 	f.StringVarP(&addr, "addr", "a", "", "IP[:PORT] at which the other servers and clients reach this one (default port "+defaultPort+")")
 	f.StringVarP(&dir, "repo", "r", "", "directory of the server; must be empty or missing")
 	f.BoolVarP(&password, "password", "p", false, "")
@@ -55,6 +68,60 @@ func (a *app) makeMDSCommand() *cobra.Command {
 	_ = f.MarkHidden("password")
 	_ = f.MarkHidden("password-fd")
 	return cmd
+}
+
+// rebuildMDS makes a server's directory anew. Each step may be repeated, so the whole may.
+func (a *app) rebuildMDS(ctx context.Context, dir, addr string) error {
+	d, err := a.readCluster()
+	if err != nil {
+		return err
+	}
+	old, err := mds.ReadResident(dir)
+	if err != nil {
+		return fmt.Errorf("%w; if the disk is lost, take the server out with rm-mds and make a new one in an empty directory with make-mds", err)
+	}
+	if old.Cluster != d.uuid {
+		return fmt.Errorf("%s is of cluster %s (%s), not of %s (%s); give the right -c or -r", dir, old.Name, old.Cluster, d.name, d.uuid)
+	}
+	if addr == "" {
+		addr = old.Addr
+	}
+	if addr, err = hostPort(addr); err != nil {
+		return usagef("-a: %w", err)
+	}
+	if busy, err := mds.InUse(dir); err != nil || busy {
+		if busy {
+			err = fmt.Errorf("%s is in use; stop that metadata server first", dir)
+		}
+		return err
+	}
+	if !old.Aside {
+		if err := d.atLeader(ctx, wire.RemoveMeta, &msg.RemoveMeta{Server: uint32(old.Server)}, nil); err != nil {
+			return err
+		}
+		d.learn(ctx)
+	}
+	aside, err := mds.SetAside(mds.Options{Dir: dir})
+	if err != nil {
+		return inUse(err)
+	}
+	if err := joinMDS(ctx, d, dir, addr); err != nil {
+		return fmt.Errorf("%w; %v is removed and its contents are in %s: repeat the command to go on", err, old.Server, aside)
+	}
+	fresh, err := mds.ReadResident(dir)
+	if err != nil {
+		return err
+	}
+	if a.json {
+		return a.printJSON(struct {
+			madeJSON
+			Removed string `json:"removed"`
+			Aside   string `json:"aside"`
+		}{madeJSON{d.name, d.uuid.String(), fresh.Server.String(), dir, addr}, old.Server.String(), aside})
+	}
+	_, err = fmt.Fprintf(a.out, "%v was removed from cluster %s, and joins again as the learner %v; it votes once it runs and has caught up: varve mds -r %s\n"+
+		"what it held is kept in %s; remove that when nobody wants to look at it\n", old.Server, d.name, fresh.Server, shellQuote(dir), aside)
+	return err
 }
 
 // madeJSON is what make-mds and make-cs print with --json.
@@ -128,6 +195,7 @@ func (a *app) joinCluster(ctx context.Context, dir, addr string) error {
 }
 
 func joinMDS(ctx context.Context, d *clusterDir, dir, addr string) error {
+	d.learn(ctx)
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
 	_, err := mds.Join(ctx, mds.Options{Dir: dir, Addr: addr, Name: d.name, Cluster: d.uuid}, d.mds)
@@ -223,7 +291,18 @@ func csAddr(given, meta string) (string, error) {
 }
 
 func (a *app) mdsCommand() *cobra.Command {
-	return a.serverCommand("mds", "Run a metadata server in the foreground", runMDS)
+	var addr string
+	cmd := a.serverCommand("mds", "Run a metadata server in the foreground", func(ctx context.Context, dir string, log *slog.Logger) error {
+		if addr != "" {
+			var err error
+			if addr, err = hostPort(addr); err != nil {
+				return usagef("-a: %w", err)
+			}
+		}
+		return runMDSAt(ctx, dir, addr, log)
+	})
+	cmd.Flags().StringVarP(&addr, "addr", "a", "", "IP[:PORT] to move the server to (default: where it was)")
+	return cmd
 }
 
 func (a *app) csCommand() *cobra.Command {
@@ -264,20 +343,15 @@ func otherKind(dir, missing, other string, err error) error {
 
 // runMDS runs a metadata server until ctx ends, then stops it in order.
 func runMDS(ctx context.Context, dir string, log *slog.Logger) error {
-	s, err := mds.Open(mds.Options{Dir: dir, Logger: log})
-	if err != nil {
-		return otherKind(dir, "mds.json", "cs", inUse(err))
+	return runMDSAt(ctx, dir, "", log)
+}
+
+func runMDSAt(ctx context.Context, dir, addr string, log *slog.Logger) error {
+	err := mds.Serve(ctx, mds.Options{Dir: dir, Addr: addr, Logger: log}, stopTimeout)
+	if errors.Is(err, mds.ErrStopped) {
+		return &exitError{exitRefused, err}
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- s.Run() }()
-	select {
-	case err := <-ended:
-		return err
-	case <-ctx.Done():
-	}
-	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
-	defer cancel()
-	return s.Shutdown(stop)
+	return otherKind(dir, "mds.json", "cs", inUse(err))
 }
 
 // runCS runs a chunk server until ctx ends, then stops it in order.

@@ -21,6 +21,7 @@ type statusJSON struct {
 	Reasons      []string       `json:"reasons,omitempty"`
 	Auth         string         `json:"auth"` // "none" in this release
 	Leader       string         `json:"leader"`
+	LeadingMS    int64          `json:"leading_ms"` // since when the leader leads, if it has answered
 	Answering    string         `json:"answering"`
 	Term         uint64         `json:"term"`
 	Index        uint64         `json:"index"`
@@ -48,6 +49,8 @@ type metaJSON struct {
 	State   string `json:"state"`
 	Applied uint64 `json:"applied"`
 	Voter   bool   `json:"voter"`
+	Disk    string `json:"disk,omitempty"` // low or full
+	Free    uint64 `json:"disk_free_bytes,omitempty"`
 }
 
 type serverJSON struct {
@@ -76,12 +79,13 @@ type sessionJSON struct {
 const (
 	stateLive        = "live"
 	stateUnreachable = "unreachable"
+	stateUnheard     = "unheard" // by a new leader, so far
 	stateRetired     = "retired"
 )
 
 func newStatusJSON(st *msg.StatusReply) *statusJSON {
 	s := &statusJSON{
-		Name: st.Name, UUID: clusterString(st.Cluster), Auth: "none", Leader: st.Leader,
+		Name: st.Name, UUID: clusterString(st.Cluster), Auth: "none", Leader: st.Leader, LeadingMS: st.LeadingMs,
 		Term: st.Term, Index: st.Index, Checkpoint: st.Checkpoint, Digest: hex.EncodeToString(st.Digest), JournalBytes: st.JournalBytes,
 		Total: st.Total, Free: st.Free, Inodes: st.Inodes, Chunks: st.Chunks, Degraded: st.Degraded, UnderMin: st.UnderMin,
 		Joining: st.Joining, Garbage: st.Garbage, Answering: id.MetaID(st.Answering).String(),
@@ -89,7 +93,7 @@ func newStatusJSON(st *msg.StatusReply) *statusJSON {
 	}
 	s.ledBy = serves(st)
 	for _, m := range st.Metas {
-		s.Metas = append(s.Metas, metaJSON{m.Server, m.Addr, m.State, m.Applied, m.Voter})
+		s.Metas = append(s.Metas, metaJSON{m.Server, m.Addr, m.State, m.Applied, m.Voter, m.Disk, m.DiskFree})
 	}
 	for _, c := range st.Servers {
 		s.Servers = append(s.Servers, serverJSON{c.Server, c.Addr, c.Host, c.Tier, c.State, c.Total, c.Free, c.Chunks, c.HeardMs, c.LatencyUs})
@@ -119,15 +123,32 @@ func health(s *statusJSON) (word string, reasons []string) {
 			word = w
 		}
 	}
+	unheard := 0
 	for _, m := range s.Metas {
-		if m.State == stateUnreachable {
+		switch {
+		case m.State == stateUnreachable:
 			worse("DEGRADED", "metadata server %s (%s) is unreachable", id.MetaID(m.ID), m.Addr)
+		case m.State == stateUnheard:
+			unheard++
+		}
+		if m.Disk == "full" {
+			worse("DEGRADED", "the disk of metadata server %s (%s) is full: it takes no more changes; make room there", id.MetaID(m.ID), m.Addr)
+		} else if m.Disk != "" {
+			worse("DEGRADED", "the disk of metadata server %s (%s) is nearly full; make room there", id.MetaID(m.ID), m.Addr)
 		}
 	}
 	for _, c := range s.Servers {
-		if s.ledBy && c.State != stateLive && c.State != stateRetired {
+		switch {
+		case !s.ledBy, c.State == stateLive, c.State == stateRetired:
+		case c.State == stateUnheard:
+			unheard++
+		default:
 			worse("DEGRADED", "chunk server %s (%s) is %s", id.ServerID(c.ID), c.Addr, c.State)
 		}
+	}
+	if unheard > 0 { // no reason to call it degraded
+		reasons = append(reasons, fmt.Sprintf("%s not heard yet by the leader, which leads for %v", count(uint64(unheard), "server"),
+			(time.Duration(s.LeadingMS)*time.Millisecond).Round(100*time.Millisecond)))
 	}
 	if s.Degraded > 0 || s.Joining > 0 {
 		worse("DEGRADED", "%s short of replicas, %s being rebuilt", count(s.Degraded, "chunk"), count(s.Joining, "replica"))
@@ -201,15 +222,33 @@ func yesNo(b bool) string {
 	return "no"
 }
 
+// stateWords is a server's state for people.
+func stateWords(state string) string {
+	if state == stateUnheard {
+		return "not heard yet"
+	}
+	return state
+}
+
+func diskWords(m metaJSON) string {
+	switch m.Disk {
+	case "":
+		return "ok"
+	case "low":
+		return "nearly full"
+	}
+	return m.Disk
+}
+
 // printServers prints the tables of metadata and chunk servers.
 func (a *app) printServers(s *statusJSON) error {
-	rows := [][]string{{"MDS", "ADDRESS", "STATE", "APPLIED", "VOTER"}}
+	rows := [][]string{{"MDS", "ADDRESS", "STATE", "APPLIED", "VOTER", "DISK"}}
 	for _, m := range s.Metas {
 		applied := strconv.FormatUint(m.Applied, 10)
 		if m.Applied == 0 {
 			applied = "-"
 		}
-		rows = append(rows, []string{id.MetaID(m.ID).String(), m.Addr, m.State, applied, yesNo(m.Voter)})
+		rows = append(rows, []string{id.MetaID(m.ID).String(), m.Addr, stateWords(m.State), applied, yesNo(m.Voter), diskWords(m)})
 	}
 	if err := a.table(rows); err != nil {
 		return err
@@ -221,7 +260,7 @@ func (a *app) printServers(s *statusJSON) error {
 		if c.HeardMS >= 0 && c.State != stateRetired {
 			heard = a.age(time.Duration(c.HeardMS) * time.Millisecond)
 		}
-		rows = append(rows, []string{id.ServerID(c.ID).String(), c.Addr, c.State, c.Host, strconv.FormatUint(uint64(c.Tier), 10),
+		rows = append(rows, []string{id.ServerID(c.ID).String(), c.Addr, stateWords(c.State), c.Host, strconv.FormatUint(uint64(c.Tier), 10),
 			strconv.FormatUint(c.Chunks, 10), a.size(c.Free), a.size(c.Total), heard})
 	}
 	return a.table(rows)
