@@ -40,7 +40,7 @@ func (j *Journal) Append(recs []Record) error {
 // caller holds appendMu.
 func (j *Journal) appendSome(recs []Record) (int, error) {
 	s := j.active()
-	if s.size+recordSize(&recs[0]) > j.o.SegmentBytes && s.size > headerSize {
+	if s.size > headerSize && (s.size+recordSize(&recs[0]) > j.o.SegmentBytes || j.cut) {
 		if err := j.begin(j.last, false); err != nil {
 			return 0, err
 		}
@@ -50,7 +50,7 @@ func (j *Journal) appendSome(recs []Record) (int, error) {
 	stable := uint32(j.stable)
 	j.mu.Unlock()
 
-	at, n, due := j.last, 0, int64(0)
+	at, n := j.last, 0
 	j.buf = j.buf[:0]
 	for i := range recs {
 		r, start := &recs[i], len(j.buf)
@@ -61,19 +61,31 @@ func (j *Journal) appendSome(recs []Record) (int, error) {
 		j.buf = appendBody(j.buf, r)
 		at = Position{Index: r.Index, Raft: r.Raft, Chain: j.chain.next(at.Chain, j.buf[start:]), Time: r.Time}
 		j.buf = appendTrailer(j.buf, start, stable, at.Chain)
-		if off := s.size + int64(start); off >= due {
-			due = s.note(mark{index: r.Index, offset: off, time: r.Time})
-		}
 		n++
 	}
 	if _, err := j.file.WriteAt(j.buf, s.size); err != nil {
 		return 0, j.poison(fmt.Errorf("%s: append at offset %d: %w", s.path, s.size, err))
 	}
+	off := s.size
 	j.mu.Lock()
 	s.size += int64(len(j.buf))
 	j.last = at
 	j.mu.Unlock()
+	s.mu.Lock()
+	for i := range recs[:n] {
+		s.note(recs[i].Index, off, recs[i].Time)
+		off += recordSize(&recs[i])
+	}
+	s.mu.Unlock()
 	return n, nil
+}
+
+// Cut lets the next record begin a new segment, if the last one has some size. Records can be dropped in front of a
+// checkpoint only if a segment begins right after it, so this is called where a checkpoint is to be.
+func (j *Journal) Cut() {
+	j.appendMu.Lock()
+	defer j.appendMu.Unlock()
+	j.cut = j.active().size >= j.o.SegmentBytes/cutShare
 }
 
 // Sync returns when everything appended before it was called is on stable media. Appends and readers
@@ -104,6 +116,8 @@ func (j *Journal) Sync() error {
 // record has index at.Index+1, and the records between the last one and at are a hole. It does
 // nothing if the journal is at at already, and refuses to go back.
 func (j *Journal) Reset(at Position) error {
+	j.checkpointMu.Lock()
+	defer j.checkpointMu.Unlock()
 	j.appendMu.Lock()
 	defer j.appendMu.Unlock()
 	if err := j.writable(); err != nil {

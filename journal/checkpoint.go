@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"io/fs"
 	"path/filepath"
+	"slices"
 
 	"varve/internal/disk"
 	"varve/internal/id"
@@ -84,7 +86,8 @@ func (w *checkpointWriter) finish() error {
 	return err
 }
 
-// Checkpoints returns the positions of all checkpoints, ascending. It reads their headers only.
+// Checkpoints returns the positions of all checkpoints, ascending. It reads their headers only, and passes over those that
+// are damaged or are dropped meanwhile.
 func (j *Journal) Checkpoints() ([]Position, error) {
 	if err := j.failed(); err != nil {
 		return nil, err
@@ -98,18 +101,22 @@ func (j *Journal) Checkpoints() ([]Position, error) {
 	var all []Position
 	for _, index := range l.checkpoints {
 		h, err := readCheckpointHeader(&o, index)
-		if err != nil {
+		switch {
+		case errors.Is(err, ErrCorrupt):
+			j.o.Logger.Error("journal: damaged checkpoint is passed over", "file", checkpointName(index), "err", err)
+		case errors.Is(err, fs.ErrNotExist):
+		case err != nil:
 			return nil, err
+		default:
+			all = append(all, h.at)
 		}
-		all = append(all, h.at)
 	}
 	return all, nil
 }
 
-// OpenCheckpoint returns the newest checkpoint at or below index, or ErrNotFound. It is verified while it is
+// OpenCheckpoint returns the newest checkpoint at or below index whose header is sound, or ErrNotFound. It is verified while it is
 // read: until Read has returned io.EOF, what came may be wrong, and ErrCorrupt comes in its place
-// if it was. To fall back, ask for the index before the position returned; that is returned with
-// the error as far as it is known.
+// if it was. To fall back, ask for the index before the position returned, or use ReadCheckpoint.
 func (j *Journal) OpenCheckpoint(index id.Index) (Position, io.ReadCloser, error) {
 	if err := j.failed(); err != nil {
 		return Position{}, nil, err
@@ -120,12 +127,46 @@ func (j *Journal) OpenCheckpoint(index id.Index) (Position, io.ReadCloser, error
 	if err != nil {
 		return Position{}, nil, err
 	}
-	for i := len(l.checkpoints) - 1; i >= 0; i-- {
-		if l.checkpoints[i] <= index {
-			return openCheckpoint(&o, l.checkpoints[i])
+	for _, at := range slices.Backward(l.checkpoints) {
+		if at > index {
+			continue
+		}
+		p, r, err := openCheckpoint(&o, at)
+		switch {
+		case err == nil:
+			return p, r, nil
+		case errors.Is(err, ErrCorrupt):
+			j.o.Logger.Error("journal: damaged checkpoint is passed over", "file", checkpointName(at), "err", err)
+		case !errors.Is(err, fs.ErrNotExist): // else it was dropped meanwhile
+			return p, nil, err
 		}
 	}
 	return Position{}, nil, fmt.Errorf("journal: checkpoint at or below %d: %w", index, ErrNotFound)
+}
+
+// ReadCheckpoint calls read with the newest checkpoint at or below index. If that turns out to be damaged, it calls read again with
+// an older one: what read made of the first is to be forgotten. ErrNotFound: there is none that is sound.
+func (j *Journal) ReadCheckpoint(index id.Index, read func(Position, io.Reader) error) error {
+	for {
+		at, r, err := j.OpenCheckpoint(index)
+		if err != nil {
+			return err
+		}
+		refused := read(at, r)
+		_, err = io.Copy(io.Discard, r) // what read left, and the checksum
+		r.Close()
+		if err == nil {
+			return refused
+		}
+		if !errors.Is(err, ErrCorrupt) {
+			return err
+		}
+		j.o.Logger.Error("journal: damaged checkpoint is passed over", "file", checkpointName(at.Index), "err", err)
+		if at.Index == 0 {
+			return fmt.Errorf("journal: checkpoint at or below %d: %w", index, ErrNotFound)
+		}
+		index = at.Index - 1
+	}
 }
 
 func openCheckpoint(o *Options, index id.Index) (Position, io.ReadCloser, error) {
@@ -144,7 +185,7 @@ func openCheckpoint(o *Options, index id.Index) (Position, io.ReadCloser, error)
 	}
 	c := &checkpointReader{name: checkpointName(index), file: f, off: headerSize, end: size - ckptTrailer, hash: sha256.New()}
 	c.hash.Write(appendHeader(nil, ckptMagic, h))
-	c.Reader = bufio.NewReaderSize(verifyingReader{c}, readBuffer)
+	c.Reader = bufio.NewReaderSize(verifyingReader{c}, int(min(size, readBuffer)))
 	return h.at, c, nil
 }
 

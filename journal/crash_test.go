@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math"
 	"math/rand"
 	"testing"
 
@@ -13,7 +14,10 @@ import (
 	"varve/internal/id"
 )
 
-var crashSeed = flag.Int64("crash.seed", 0, "run TestCrash with this seed only")
+var (
+	crashSeed = flag.Int64("crash.seed", 0, "run TestCrash with this seed only")
+	crashRuns = flag.Int64("crash.runs", 100, "run TestCrash with so many seeds")
+)
 
 // TestCrash runs random work on a disk that loses power at a random moment and keeps any part of what
 // was not synced, many times over on the same disk.
@@ -22,7 +26,7 @@ func TestCrash(t *testing.T) {
 		crashRun(t, *crashSeed)
 		return
 	}
-	for seed := int64(1); seed <= 300; seed++ {
+	for seed := int64(1); seed <= *crashRuns; seed++ {
 		if !t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) { crashRun(t, seed) }) {
 			t.Fatalf("replay: go test ./journal -run TestCrash -crash.seed=%d", seed)
 		}
@@ -73,7 +77,7 @@ func (m *crashModel) step() error {
 	j := m.j
 	at := j.Last()
 	var err error
-	switch m.rng.Intn(12) {
+	switch m.rng.Intn(14) {
 	default:
 		var recs []Record
 		for i := range m.rng.Intn(6) + 1 {
@@ -99,7 +103,19 @@ func (m *crashModel) step() error {
 		}
 		err = j.Reset(at)
 	case 5:
-		return j.Trim(at.Index - min(at.Index, 20))
+		_, err := j.Retain(Retention{Bytes: 4000 + m.rng.Int63n(8000), Raft: math.MaxUint64, Every: id.Index(m.rng.Intn(100))})
+		return err
+	case 6:
+		if s := j.nextToSeal(nil); s != nil {
+			return j.seal(s, nil)
+		}
+		return nil
+	case 7:
+		j.Cut()
+		if err = j.WriteCheckpoint(at, writeState(m.rng.Intn(3000))); err == nil {
+			m.synced = at
+		}
+		return err
 	}
 	if err == nil {
 		m.synced = at
@@ -188,8 +204,9 @@ func TestPoison(t *testing.T) {
 			_, timeErr := j.FindTime(100000)
 			_, checkpointsErr := j.Checkpoints()
 			_, _, openErr := j.OpenCheckpoint(5)
+			_, retainErr := j.Retain(Retention{})
 			for i, later := range []error{
-				j.Append(records(j.Last().Index+1, j.Last().Index+1)), j.Sync(), j.Reset(Position{Index: 5000}), j.Trim(5),
+				j.Append(records(j.Last().Index+1, j.Last().Index+1)), j.Sync(), j.Reset(Position{Index: 5000}), retainErr,
 				j.WriteCheckpoint(j.Last(), writeState(16)), readerErr, rawErr, timeErr, checkpointsErr, openErr, j.Close(),
 			} {
 				if !errors.Is(later, broken) {

@@ -3,14 +3,15 @@ package journal
 // The format on disk, version 1. Integers are little endian. Nothing is aligned. CRC is CRC32C
 // (Castagnoli). A directory holds
 //
-//	%020d.seg       a segment, named by its first index
+//	%020d.seg       a segment as it is appended to, named by its first index
+//	%020d.sealed    a segment that is full and was compressed, named likewise
 //	%020d.ckpt      a checkpoint, named by its index
 //	%020d.*.tmp     one of them being made; removed when the journal is opened for writing
 //
-// Header of both, 96 bytes:
+// Header of all three, 96 bytes:
 //
 //	offset size
-//	     0    8  magic: "varveseg" or "varveckp"
+//	     0    8  magic: "varveseg", "varvesld" (sealed) or "varveckp"
 //	     8    4  version: 1
 //	    12    4  flags: segment bit 0 = gap, the records just before the first are not in this journal;
 //	             checkpoint bit 0 = foreign, it came from another server and the records are not here
@@ -37,22 +38,69 @@ package journal
 //
 // The chain hash leaves out what differs from server to server, so equal journals have equal hashes.
 //
+// A sealed segment is a header, blocks, a block table and a footer, without a byte between them. A
+// block is one zstd frame (RFC 8878, without its own checksum). Decoded it is records, as many as begin in its
+// first 128 KiB, each
+//
+//	    uvarint  n, at most 16 MiB
+//	    varint   time, less that of the record before
+//	    varint   Raft index, less that of the record before
+//	    n bytes  payload
+//
+// where the record before the first one is in the block's line of the table. Varints are those of
+// protobuf (varint: zigzag). Indexes follow one another. The CRC and the chain hash of a record are not there, since they cannot
+// be compressed and would be half of the file: the CRCs of the block stand for the one, and the other is computed again
+// from that of the record before the block. A line of the block table, 80 bytes:
+//
+//	     0    8  offset of the block in the file
+//	     8    4  its length
+//	    12    4  its length decoded
+//	    16    4  CRC of the block
+//	    20    4  CRC of the block decoded
+//	    24   40  the record before its first: index, Raft index, time (8 bytes each), chain hash (16)
+//	    64    8  the lowest time in it
+//	    72    8  the highest time in it
+//
+// The footer, the last 128 bytes:
+//
+//	     0    8  magic: "varvefot"
+//	     8    8  offset of the block table, which ends at the footer
+//	    16    4  number of blocks, at least 1
+//	    20    4  CRC of the block table
+//	    24    4  CRC of the header (bytes 92 to 95 of the file)
+//	    28    4  reserved, zero
+//	    32   40  the last record: index, Raft index, time (8 bytes each), chain hash (16)
+//	    72    8  the lowest time in the segment
+//	    80    8  the highest time in the segment
+//	    88    8  length of the segment before it was sealed
+//	    96   28  reserved, zero
+//	   124    4  CRC of bytes 0 to 123
+//
+// So every byte of a sealed segment is under one CRC at least, and what is said twice (the positions in
+// header, table, footer and the segment that follows; the times) must agree.
+//
 // A checkpoint is a header, a payload that only its writer understands, and a trailer of 40 bytes:
 //
 //	     0    8  length of the payload
 //	     8   32  SHA-256 of header and payload
 //
-// Recovery. Both kinds of file are made under a temporary name, synced, and renamed; then the directory
+// Recovery. All kinds of file are made under a temporary name, synced, and renamed; then the directory
 // is synced. A segment is synced before the next one is made. So only the records of the last segment
 // can be torn. The first record there that does not decode ends the journal and the rest is cut off,
 // unless a record after it says (in stable) that it had been on stable media: then it was damaged
 // later, and that is corruption. A record that decodes but does not follow the one before is corruption
 // as well, and so is a checkpoint that is not foreign above the last record. A foreign checkpoint above
-// the last record is an interrupted Reset, which is completed.
+// the last record is an interrupted Reset, which is completed. A checkpoint that does not decode is
+// passed over for an older one.
+//
+// The last segment is never sealed. A segment is sealed into a new file, which is synced, decoded again
+// and only then renamed; the old file is removed after the directory was synced. If both are there, the
+// sealed one is read whole: if it is right the other is removed, else it is removed itself.
 //
 // Assumed of the disk: what package disk says.
 //
-// History: version 1, the first.
+// History: version 1, the first. Sealed segments came later and have their own magic: a directory
+// without them is read as before, and who does not know them reports records that are missing.
 
 import (
 	"bytes"
@@ -72,18 +120,27 @@ const MaxPayload = 16 << 20
 const (
 	version     = 1
 	segMagic    = "varveseg"
+	sealMagic   = "varvesld"
 	ckptMagic   = "varveckp"
+	footMagic   = "varvefot"
 	headerSize  = 96
 	recHeader   = 32
 	recTrailer  = 24
 	recOverhead = recHeader + recTrailer
 	maxRecord   = MaxPayload + recOverhead
 	ckptTrailer = 8 + sha256.Size
+	blockEntry  = 80
+	footerSize  = 128
+
+	blockTarget = 128 << 10                    // a block is full when it has this many bytes decoded
+	maxBlockRaw = blockTarget + maxRecord      // decoded
+	maxBlock    = maxBlockRaw + maxBlockRaw/64 // compressed; zstd adds less where it gains nothing
 
 	flagGap     = 1 // in a segment
 	flagForeign = 1 // in a checkpoint
 
 	segSuffix  = ".seg"
+	sealSuffix = ".sealed"
 	ckptSuffix = ".ckpt"
 	tmpSuffix  = ".tmp"
 )
@@ -108,7 +165,7 @@ type header struct {
 func appendHeader(b []byte, magic string, h header) []byte {
 	start := len(b)
 	index := h.at.Index
-	if magic == segMagic {
+	if magic != ckptMagic {
 		index++
 	}
 	b = append(b, magic...)
@@ -150,7 +207,7 @@ func decodeHeader(name string, b []byte, magic string) (header, error) {
 	h.at.Raft = binary.LittleEndian.Uint64(b[40:])
 	h.at.Time = int64(binary.LittleEndian.Uint64(b[48:]))
 	copy(h.at.Chain[:], b[56:])
-	if magic == segMagic {
+	if magic != ckptMagic {
 		if h.at.Index == 0 {
 			return header{}, fmt.Errorf("%s: offset 32: first index: want 1 or more, got 0: %w", name, ErrCorrupt)
 		}

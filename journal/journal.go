@@ -4,7 +4,7 @@
 //
 // Open recovers a directory. Append adds records, and Sync puts all that was appended on stable
 // media; nothing is promised before. A Reader walks the records and sees what is appended while it
-// walks. WriteCheckpoint stores the state at an index; after Open, take the newest checkpoint and read
+// walks. A segment that is full is compressed in the background; nobody sees a difference. WriteCheckpoint stores the state at an index; after Open, take the newest checkpoint and read
 // on from the index after it. After a checkpoint of another server was stored, Reset goes on behind it.
 //
 // It guarantees that a record is returned as it was appended, in order of index and without a hole, or
@@ -64,11 +64,16 @@ var (
 type Journal struct {
 	o Options
 
-	checkpointMu sync.Mutex // one checkpoint is written at a time
+	sealer *sealer   // nil if nothing is sealed
+	once   sync.Once // ends the sealer
+
+	// checkpointMu is held while a checkpoint is written, and while segments are dropped or replaced by sealed ones.
+	checkpointMu sync.Mutex
 
 	appendMu sync.Mutex // held by what adds, begins or removes segments
 	chain    *chainer
 	buf      []byte
+	cut      bool // the next record begins a segment
 
 	// syncMu is held while the active segment is synced, and while file changes.
 	syncMu sync.Mutex
@@ -76,7 +81,7 @@ type Journal struct {
 
 	mu       sync.Mutex
 	err      error      // why the journal ended
-	segments []*segment // ascending, never empty, never changed in place
+	segments []*segment // ascending, never empty, never changed in place; all but the last one are full
 	last     Position   // written under appendMu and mu
 	stable   int64      // bytes of the last segment that are on stable media
 }
@@ -110,6 +115,12 @@ func (j *Journal) Bytes() int64 {
 // the journal, if one did.
 func (j *Journal) Close() error {
 	var err error
+	j.once.Do(func() {
+		if j.sealer != nil {
+			close(j.sealer.stop)
+			<-j.sealer.done
+		}
+	})
 	if !j.o.ReadOnly {
 		err = j.Sync()
 	}

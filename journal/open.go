@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -28,6 +29,10 @@ func Open(o Options) (*Journal, error) {
 		}
 		return nil, err
 	}
+	if !o.ReadOnly && !o.NoSeal {
+		j.sealer = newSealer()
+		go j.runSealer()
+	}
 	return j, nil
 }
 
@@ -36,7 +41,7 @@ func (j *Journal) open() error {
 	if err != nil {
 		return err
 	}
-	if len(l.segments) == 0 {
+	if len(l.segments) == 0 && len(l.sealed) == 0 {
 		return j.openEmpty(l)
 	}
 	if !j.o.ReadOnly {
@@ -46,12 +51,16 @@ func (j *Journal) open() error {
 			}
 		}
 	}
-	for _, first := range l.segments {
-		s, err := readSegment(&j.o, first)
+	for _, first := range l.firsts() {
+		s, err := j.readEither(l, first)
 		if err != nil {
 			return err
 		}
 		j.segments = append(j.segments, s)
+	}
+	if s := j.segments[len(j.segments)-1]; s.seal != nil {
+		return fmt.Errorf("%s: the last segment is sealed: want %s behind it; put it back from a copy, "+
+			"or move the directory away and join the server again: %w", s.path, segmentName(s.seal.last.Index+1), ErrCorrupt)
 	}
 	if err := j.dropEmpty(); err != nil {
 		return err
@@ -62,10 +71,48 @@ func (j *Journal) open() error {
 	return j.checkNewest(l)
 }
 
+// readEither reads the segment from first on. If it was being sealed when the process ended, both files may be there.
+func (j *Journal) readEither(l listing, first id.Index) (*segment, error) {
+	_, sealed := slices.BinarySearch(l.sealed, first)
+	_, open := slices.BinarySearch(l.segments, first)
+	if !sealed {
+		return readSegment(&j.o, first)
+	}
+	s, err := readSealed(&j.o, first)
+	if !open {
+		return s, err
+	}
+	if err == nil {
+		err = verifySealed(s, &j.o)
+	}
+	keep, drop := sealedName(first), segmentName(first)
+	if err != nil {
+		if !errors.Is(err, ErrCorrupt) {
+			return nil, err
+		}
+		j.o.Logger.Error("journal: damaged sealed segment, the one it was made of is still there", "file", keep, "err", err)
+		keep, drop = drop, keep
+		if s, err = readSegment(&j.o, first); err != nil {
+			return nil, err
+		}
+	}
+	if j.o.ReadOnly {
+		return s, nil
+	}
+	j.o.Logger.Info("journal: sealing was interrupted", "keep", keep, "remove", drop)
+	if err := j.o.FS.SyncDir(j.o.Dir); err != nil { // what is kept may not have its name on stable media
+		return nil, err
+	}
+	if err := j.o.FS.Remove(filepath.Join(j.o.Dir, drop)); err != nil {
+		return nil, fmt.Errorf("%s: remove after sealing: %w", drop, err)
+	}
+	return s, nil
+}
+
 // dropEmpty forgets the empty segment that a Reset had no time to remove.
 func (j *Journal) dropEmpty() error {
 	first := j.segments[0]
-	if len(j.segments) == 1 || first.size > headerSize || !j.segments[1].gap() {
+	if len(j.segments) == 1 || !first.empty() || !j.segments[1].gap() {
 		return nil
 	}
 	j.segments = j.segments[1:]
@@ -108,7 +155,8 @@ func (j *Journal) recoverLast() error {
 		return err
 	}
 	j.file = f // closed by Open if this fails
-	at, end, torn, err := scanLast(s, f, func(m mark) { s.note(m) })
+	s.indexed = true
+	at, end, torn, err := scanLast(s, f, s.note)
 	if err != nil {
 		return err
 	}
@@ -134,7 +182,7 @@ func (j *Journal) recoverLast() error {
 
 // scanLast reads the last segment from f and returns the position after its last whole record, where
 // that ends, and, if something follows, what is wrong with it.
-func scanLast(s *segment, f disk.File, note func(mark)) (at Position, end int64, torn, err error) {
+func scanLast(s *segment, f disk.File, note func(index id.Index, offset, time int64)) (at Position, end int64, torn, err error) {
 	var sc scanner
 	sc.reset(s.path, f, headerSize, s.size)
 	c := newChainer()
@@ -162,7 +210,7 @@ func scanLast(s *segment, f disk.File, note func(mark)) (at Position, end int64,
 			return at, off, nil, err
 		}
 		if note != nil {
-			note(mark{index: at.Index, offset: off, time: at.Time})
+			note(at.Index, off, at.Time)
 		}
 	}
 }
@@ -178,6 +226,11 @@ func (j *Journal) checkNewest(l listing) error {
 		return nil
 	}
 	h, err := readCheckpointHeader(&j.o, newest)
+	if errors.Is(err, ErrCorrupt) {
+		j.o.Logger.Error("journal: damaged checkpoint is passed over", "file", checkpointName(newest), "err", err)
+		l.checkpoints = l.checkpoints[:len(l.checkpoints)-1]
+		return j.checkNewest(l)
+	}
 	if err != nil {
 		return err
 	}
@@ -193,9 +246,17 @@ func (j *Journal) checkNewest(l listing) error {
 
 // listing is what is in a directory, each ascending.
 type listing struct {
-	segments    []id.Index // by first index
+	segments    []id.Index // that are not sealed, by first index
+	sealed      []id.Index // by first index
 	checkpoints []id.Index
 	temporary   []string
+}
+
+// firsts returns the first index of each segment, whether it is sealed or not.
+func (l *listing) firsts() []id.Index {
+	all := slices.Concat(l.segments, l.sealed)
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // list reads the directory, which it makes unless o.ReadOnly is set. Files it does not know are ignored.
@@ -220,6 +281,8 @@ func list(o *Options) (listing, error) {
 			l.temporary = append(l.temporary, name)
 		case strings.HasSuffix(name, segSuffix):
 			err = addIndex(&l.segments, name, segSuffix)
+		case strings.HasSuffix(name, sealSuffix):
+			err = addIndex(&l.sealed, name, sealSuffix)
 		case strings.HasSuffix(name, ckptSuffix):
 			err = addIndex(&l.checkpoints, name, ckptSuffix)
 		}

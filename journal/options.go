@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"varve/internal/disk"
 	"varve/internal/id"
@@ -14,10 +15,13 @@ const (
 	minSegmentBytes     = 4 << 10
 	maxSegmentBytes     = 1 << 30 // offsets in a segment fit 32 bits also after its largest last record
 
-	readBuffer  = 256 << 10 // bytes read at once
-	writeBuffer = 1 << 20   // bytes encoded before they are written
-	keepBuffer  = 4 << 20   // a larger write buffer is given back after use
-	markStep    = 128 << 10 // bytes of segment between two marks of the index in memory
+	readBuffer  = 256 << 10   // bytes read at once
+	writeBuffer = 1 << 20     // bytes encoded before they are written
+	keepBuffer  = 4 << 20     // a larger write buffer is given back after use
+	markStep    = 128 << 10   // bytes of segment between two marks of the index in memory
+	cutShare    = 16          // Cut ends a segment that has at least this part of SegmentBytes
+	sealRest    = 3           // the sealer rests this many times as long as it worked: a quarter of one CPU
+	sealAgain   = time.Minute // after the disk was full
 )
 
 // Options say where a journal is and how it is kept. Dir is needed; to write, Cluster as well.
@@ -37,6 +41,11 @@ type Options struct {
 	Logger *slog.Logger
 	// ReadOnly promises that nothing is written: a torn tail is not read, and it is left where it is.
 	ReadOnly bool
+	// NoSeal leaves segments that are full as they are. Else they are compressed in the background, one after the other,
+	// with a quarter of one CPU at most.
+	NoSeal bool
+
+	blockBytes int // blockTarget, or less in tests
 }
 
 // withDefaults fills in the defaults and reports every fault at once.
@@ -56,6 +65,9 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.SegmentBytes == 0 {
 		o.SegmentBytes = defaultSegmentBytes
+	}
+	if o.blockBytes == 0 {
+		o.blockBytes = blockTarget
 	}
 	if o.SegmentBytes < minSegmentBytes || o.SegmentBytes > maxSegmentBytes {
 		faults = append(faults, fmt.Errorf("journal: SegmentBytes: want %d to %d, got %d", minSegmentBytes, maxSegmentBytes, o.SegmentBytes))

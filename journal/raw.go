@@ -18,7 +18,7 @@ func (j *Journal) ReadRaw(from id.Index, maxBytes int) (data []byte, next id.Ind
 	}
 	defer r.Close()
 	for next = from; ; next++ {
-		raw, err := r.next()
+		_, err := r.Next()
 		var gap *GapError
 		if err == io.EOF || (next > from && errors.As(err, &gap)) {
 			return data, next, nil
@@ -26,6 +26,7 @@ func (j *Journal) ReadRaw(from id.Index, maxBytes int) (data []byte, next id.Ind
 		if err != nil {
 			return nil, from, err
 		}
+		raw := r.encoded()
 		if len(data) > 0 && len(data)+len(raw) > maxBytes {
 			return data, next, nil
 		}

@@ -97,26 +97,55 @@ func (c *chainer) follow(name string, off int64, at Position, raw []byte) (Posit
 	return framePosition(raw), nil
 }
 
+// stableWindow is how much of a segment wasStable reads at once.
+const stableWindow = 1 << 20
+
 // wasStable looks behind the damaged record at off, whose index should be index, for a record that
-// says that it was on stable media. It reads the rest of the segment into memory.
+// says that it was on stable media. It reads the rest of the segment, and what looks like a record but is none so often that its
+// checksums would cost more than a few readings of the rest, it takes for damage.
 func wasStable(name string, f disk.File, off, end int64, index id.Index) (bool, error) {
-	b := make([]byte, end-off)
-	if n, err := f.ReadAt(b, off); n < len(b) && err != nil {
-		return false, fmt.Errorf("%s: read at offset %d: %w", name, off, err)
-	}
-	most := uint64(index) + uint64(len(b)/recOverhead) // no later record can have a higher index
-	for i := 1; i+recOverhead <= len(b); i++ {
-		got := binary.LittleEndian.Uint64(b[i+8:])
-		if got <= uint64(index) || got > most {
-			continue
+	most := uint64(index) + uint64(end-off)/recOverhead // no later record can have a higher index
+	budget := 8 * (end - off + stableWindow)
+	var b, raw []byte
+	for at := off + 1; at+recOverhead <= end; at += stableWindow {
+		n := int(min(stableWindow+recHeader, end-at))
+		if len(b) < n {
+			b = make([]byte, n)
 		}
-		size, err := frameSize(name, 0, b[i:])
-		if err != nil || i+size > len(b) || checkFrame(name, 0, b[i:i+size]) != nil {
-			continue
+		if err := readFull(name, f, b[:n], at); err != nil {
+			return false, err
 		}
-		if frameStable(b[i:i+size]) > off {
-			return true, nil
+		for i := 0; i+recHeader <= n && i < stableWindow; i++ {
+			got := binary.LittleEndian.Uint64(b[i+8:])
+			if got <= uint64(index) || got > most {
+				continue
+			}
+			size, err := frameSize(name, 0, b[i:])
+			if err != nil || at+int64(i+size) > end {
+				continue
+			}
+			if budget -= int64(size); budget < 0 {
+				return true, nil
+			}
+			if cap(raw) < size {
+				raw = make([]byte, size)
+			}
+			raw = raw[:size]
+			if err := readFull(name, f, raw, at+int64(i)); err != nil {
+				return false, err
+			}
+			if checkFrame(name, 0, raw) == nil && frameStable(raw) > off {
+				return true, nil
+			}
 		}
 	}
 	return false, nil
+}
+
+// readFull reads len(b) bytes at off, which are there.
+func readFull(name string, f disk.File, b []byte, off int64) error {
+	if n, err := f.ReadAt(b, off); n < len(b) {
+		return fmt.Errorf("%s: read at offset %d: %w", name, off, err)
+	}
+	return nil
 }
