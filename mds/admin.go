@@ -32,7 +32,7 @@ func (s *Server) serveAdmin(ctx context.Context, c *wire.Conn, f *wire.Frame) {
 			s.answer(c, f, fserr.Protocol, nil)
 			return
 		}
-		reply, err := s.stateDigest(ctx, id.Index(req.AtLeast))
+		reply, err := s.stateDigest(ctx, req)
 		if err != nil {
 			s.failure(c, f, err)
 			return
@@ -104,25 +104,6 @@ func (s *Server) members() *msg.MembersReply {
 	return r
 }
 
-// stateDigest waits for the index and returns the digest of the state then.
-func (s *Server) stateDigest(ctx context.Context, atLeast id.Index) (*msg.StateDigestReply, error) {
-	for {
-		changed := s.fsm.changed()
-		if s.fsm.index() >= atLeast {
-			c := s.fsm.clone()
-			sum := c.Digest()
-			return &msg.StateDigestReply{Index: uint64(c.Index()), Digest: sum[:]}, nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return nil, waitError(ctx, fmt.Sprintf("index %d to be applied", atLeast))
-		case <-s.ctx.Done():
-			return nil, fserr.Unavailable
-		}
-	}
-}
-
 // stateUnheard is the state of a server that a new leader has not heard of yet, though it may be well.
 const stateUnheard = "unheard"
 
@@ -131,11 +112,12 @@ func (s *Server) status() *msg.StatusReply {
 	st := s.fsm.clone()
 	cluster, name := s.Cluster()
 	n := st.Counts()
+	sum := st.Sum()
 	r := &msg.StatusReply{
 		Name: name, Cluster: cluster[:], Index: uint64(st.Index()), Leader: s.leaderAddr(), Term: s.raft.CurrentTerm(),
 		Inodes: uint64(n.Inodes), Chunks: uint64(n.Chunks), Degraded: uint64(n.Degraded), UnderMin: uint64(st.UnderMin()),
 		Disk: string(s.room.now()), DiskFree: s.room.free.Load(),
-		Joining: uint64(n.Joining), Garbage: uint64(n.Garbage), Answering: s.identity.Server, JournalBytes: uint64(s.journal.Bytes()),
+		Joining: uint64(n.Joining), Garbage: uint64(n.Garbage), Answering: s.identity.Server, JournalBytes: uint64(s.journal.Bytes()), Digest: sum[:],
 	}
 	if points, err := s.journal.Checkpoints(); err == nil && len(points) > 0 {
 		r.Checkpoint = uint64(points[len(points)-1].Index)
@@ -161,6 +143,9 @@ func (s *Server) status() *msg.StatusReply {
 				one.State = stateUnheard
 			default:
 				one.State = "unreachable"
+			}
+			if l.compared.differed(string(m.Address)) {
+				one.State = "diverged"
 			}
 		}
 		if string(m.Address) == r.Leader {

@@ -2,15 +2,18 @@ package mds
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hashicorp/raft"
 
+	"varve/internal/fserr"
 	"varve/internal/id"
 	"varve/journal"
 	"varve/mds/event"
@@ -43,7 +46,8 @@ type fsm struct {
 
 	replay  *journal.Reader // while the state is behind the journal
 	stopped error
-	digests digests
+	halted  atomic.Pointer[error] // set from outside
+	sums    sums                  // guarded by mu
 }
 
 var _ raft.FSM = (*fsm)(nil)
@@ -81,6 +85,9 @@ func (f *fsm) changed() <-chan struct{} {
 
 // Apply implements raft.FSM.
 func (f *fsm) Apply(l *raft.Log) any {
+	if p := f.halted.Load(); p != nil {
+		f.stopped = *p
+	}
 	if f.stopped != nil {
 		return applied{err: f.stopped}
 	}
@@ -90,26 +97,87 @@ func (f *fsm) Apply(l *raft.Log) any {
 	}
 	f.mu.Lock()
 	first := f.state.Index() + 1
-	for _, ev := range batch.Events {
-		f.state.Apply(ev)
-		f.digests.note(f.state)
-	}
+	misfit := f.applyAll(batch.Events)
 	f.raft = l.Index
 	change := f.change
 	f.change = make(chan struct{})
 	f.mu.Unlock()
+	if misfit != nil {
+		return f.stop(misfit)
+	}
 	if err := f.record(l.Index, batch.Events); err != nil {
 		return f.stop(err)
 	}
 	for _, ev := range batch.Events {
 		if d := ev.GetDigest(); d != nil {
-			if err := f.digests.compare(id.Index(d.Index), d.Digest); err != nil {
+			f.mu.Lock()
+			err := f.sums.compare(d)
+			f.mu.Unlock()
+			if err != nil {
 				return f.stop(err)
 			}
 		}
 	}
 	close(change)
 	return applied{first: first}
+}
+
+// applyAll applies the events of one entry. One that does not fit is not in the journal then, and no server that has it goes on: they
+// start again once a version runs that knows what to do, so the directory gets no marker.
+func (f *fsm) applyAll(events []*event.Event) error {
+	for _, ev := range events {
+		if err := f.state.Try(ev); err != nil {
+			if errors.Is(err, state.ErrUnknown) {
+				err = fmt.Errorf("%w; upgrade this server to the version of the leader and start it again", err)
+			} else {
+				err = fmt.Errorf("%w; if the other servers go on, this one's state is wrong: make it anew with varve make-mds --rebuild -r DIR", err)
+			}
+			return err
+		}
+		f.sums.note(f.state.Index(), f.state.Sum(), ev)
+	}
+	return nil
+}
+
+// halt has nothing applied any more.
+func (f *fsm) halt(err error) { f.halted.Store(&err) }
+
+// sumAt returns the state's sum at an index, if it is remembered.
+func (f *fsm) sumAt(index id.Index) (state.Sum, bool) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.sums.at(index)
+}
+
+// remembered returns the oldest index at which the sum is remembered, and the newest at which others agreed with it.
+func (f *fsm) remembered() (oldest, agreed id.Index) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.sums.first, f.sums.agreed
+}
+
+// newest returns the index of the state, and that of the newest event that is not a Digest.
+func (f *fsm) newest() (index, changed id.Index) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.state.Index(), f.sums.changed
+}
+
+// wait returns when the state is at the index or beyond. ctx is the request's, life the server's.
+func (f *fsm) wait(ctx, life context.Context, index id.Index) error {
+	for {
+		changed := f.changed()
+		if f.index() >= index {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return waitError(ctx, fmt.Sprintf("index %d to be applied", index))
+		case <-life.Done():
+			return fserr.Unavailable
+		}
+	}
 }
 
 func (f *fsm) stop(err error) applied {
@@ -216,6 +284,9 @@ type snapshot struct {
 
 // Snapshot implements raft.FSM. It takes constant time.
 func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
+	if p := f.halted.Load(); p != nil {
+		return nil, *p
+	}
 	if f.stopped != nil {
 		return nil, f.stopped
 	}
@@ -289,6 +360,7 @@ func (f *fsm) Restore(rc io.ReadCloser) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.state, f.raft = s, at.Raft
+	f.sums.reset()
 	close(f.change)
 	f.change = make(chan struct{})
 	return nil

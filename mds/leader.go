@@ -47,6 +47,8 @@ type leadership struct {
 	punchers map[id.Ino]id.SessionID      // who punches the tail that its truncate left
 	locks    map[id.Ino]chan struct{}     // closed when locks on the inode are released
 	waiting  int                          // byte-range lock requests held
+
+	compared compared
 }
 
 type requestKey struct {
@@ -134,7 +136,7 @@ func (l *leadership) run() {
 	l.every(l.s.o.RepairInterval, l.repair)
 	l.every(l.s.o.RepairInterval, l.collectGarbage)
 	l.every(l.s.o.RepairInterval, l.settleAll)
-	l.every(l.s.o.RepairInterval, l.proposeDigest)
+	l.every(min(l.s.o.RepairInterval, l.s.o.DigestInterval), l.compareDigests)
 	l.every(l.s.o.ElectionTimeout, l.tendMembers)
 }
 
@@ -238,18 +240,5 @@ func (l *leadership) env(st *state.State, skip ...id.ServerID) *decide.Env {
 			seed := uint64(ino)<<20 ^ uint64(index) ^ l.seed.Add(1)<<40
 			return plan.Place(st, l.views(st), seed, norm, skip...)
 		},
-	}
-}
-
-// proposeDigest puts the newest digest into the log for the others to compare.
-func (l *leadership) proposeDigest() {
-	d := &l.s.fsm.digests
-	index, sum, ok := d.newest()
-	if !ok || !d.claim(index) {
-		return
-	}
-	ev := &event.Event{Body: &event.Event_Digest{Digest: &event.Digest{Index: uint64(index), Digest: sum[:]}}}
-	if err := l.propose(ev, "digest"); err != nil {
-		l.s.log.Debug("digest not proposed", "err", err)
 	}
 }

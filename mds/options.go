@@ -35,7 +35,6 @@ const (
 	maxServerStale    = 1 << 16          // remembered old copies of chunks on one server
 	maxStaleCopies    = 1 << 20          // chunks noted as unknown, or as short of replicas
 	maxJournalRead    = 1 << 20          // bytes of one JournalRead answer
-	maxDigests        = 16               // digests remembered for comparison
 	maxCheckpoints    = 4                // open checkpoints that JournalRead sends in pieces
 	journalSync       = time.Second      // how often the journal goes to stable media, if something was appended
 	maxLockWait       = 30 * time.Second // one wait for a byte-range lock
@@ -81,6 +80,8 @@ type Options struct {
 	SnapshotEntries uint64
 	// SnapshotInterval is how often that is looked at; default 30 s.
 	SnapshotInterval time.Duration
+	// DigestInterval is how long after an event at most its digest goes into the log; default 60 s.
+	DigestInterval time.Duration
 	// SegmentBytes is the size of a journal segment; default the journal's.
 	SegmentBytes int64
 	// Reserve is how many bytes of the disk are kept for when it is full; below twice as many the server turns changes away. Default a
@@ -109,6 +110,7 @@ func (o Options) withDefaults() Options {
 	set(&o.UnknownGrace, time.Minute)
 	set(&o.UncleanWait, 10*time.Second)
 	set(&o.SnapshotInterval, 30*time.Second)
+	set(&o.DigestInterval, time.Minute)
 	if o.SnapshotEntries == 0 {
 		o.SnapshotEntries = 8192
 	}

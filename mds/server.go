@@ -52,11 +52,13 @@ type Server struct {
 	pieces  checkpointPieces
 	peers   peerStates
 
-	ctx    context.Context // ends when the server is to stop
-	cancel context.CancelFunc
-	wg     sync.WaitGroup
-	ended  chan struct{}
-	once   sync.Once
+	ctx          context.Context // ends when the server is to stop
+	cancel       context.CancelFunc
+	wg           sync.WaitGroup
+	ended        chan struct{}
+	once         sync.Once
+	divergedOnce sync.Once
+	begun        chan struct{} // closed when Raft runs
 
 	mu  sync.Mutex
 	err error // why it ended
@@ -94,7 +96,7 @@ func Open(o Options) (*Server, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Server{
 		o: o, identity: d, log: o.Logger.With("mds", d.server().String()), raftID: raftID(d.server()), unlock: unlock,
-		ctx: ctx, cancel: cancel, ended: make(chan struct{}),
+		ctx: ctx, cancel: cancel, ended: make(chan struct{}), begun: make(chan struct{}),
 	}
 	s.clients.conns = make(map[id.SessionID]*wire.Conn)
 	if err := s.start(); err != nil {
@@ -137,7 +139,7 @@ func (s *Server) start() error {
 		Stream:  &streamLayer{chanListener: s.mux.raft, cluster: s.identity.cluster(), addr: raft.ServerAddress(s.identity.Addr)},
 		MaxPool: raftConns, Timeout: raftTimeout, Logger: rlog,
 	})}
-	s.fsm = newFSM(s.journal, s.log, s.fatal)
+	s.fsm = newFSM(s.journal, s.log, s.fail)
 	conf := s.raftConfig(rlog)
 	switch {
 	case known:
@@ -156,6 +158,7 @@ func (s *Server) start() error {
 	if err != nil {
 		return fmt.Errorf("start raft: %w", err)
 	}
+	close(s.begun)
 	s.wire = &wire.Server{Accept: s.accept, Started: s.started, Logger: s.log, Options: wire.Options{InFlight: 1024}}
 	s.log.Info("metadata server started", "cluster", s.identity.Name, "addr", s.identity.Addr, "index", s.fsm.index())
 	s.log.Warn("the server answers anyone who reaches its port: there is no authentication")
@@ -216,6 +219,15 @@ func (s *Server) check(err error) {
 	if err != nil {
 		s.fatal(err)
 	}
+}
+
+// fail stops the server because of what the log or the journal says.
+func (s *Server) fail(err error) {
+	if errors.Is(err, errDiverged) {
+		s.diverged(err)
+		return
+	}
+	s.fatal(err)
 }
 
 // fatal stops the server because of err. It does not wait.
@@ -353,7 +365,7 @@ func (s *Server) watchLeadership() {
 
 // gain makes a leadership, once everything that earlier leaders committed is applied here.
 func (s *Server) gain() {
-	for s.ctx.Err() == nil && s.raft.State() == raft.Leader {
+	for s.ctx.Err() == nil && s.raft.State() == raft.Leader && s.fsm.halted.Load() == nil {
 		if err := s.raft.Barrier(raftTimeout).Error(); err != nil {
 			s.log.Debug("barrier failed", "err", err)
 			sleep(s.ctx, 10*time.Millisecond)

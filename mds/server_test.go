@@ -119,7 +119,7 @@ func (c *testCluster) sameEverywhere() (id.Index, string) {
 	}
 	var digest, records string
 	for i, s := range c.servers {
-		d, err := s.stateDigest(ctx, index)
+		d, err := s.stateDigest(ctx, &msg.StateDigest{AtLeast: uint64(index)})
 		if err != nil {
 			c.t.Fatal(err)
 		}

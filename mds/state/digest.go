@@ -2,6 +2,7 @@ package state
 
 import (
 	"encoding/binary"
+	"fmt"
 	"math/bits"
 
 	"varve/internal/id"
@@ -197,4 +198,17 @@ func sumLocks(b []byte, f *fileLocks) []byte {
 
 func sumGarbage(b []byte, k garbageKey) []byte {
 	return words(b[:0], kindGarbage, uint64(k.server), uint64(k.chunk))
+}
+
+// DigestOf returns the digest of the kind, as in a Digest event.
+func (s *State) DigestOf(kind uint32) ([]byte, error) {
+	switch kind {
+	case DigestSHA256:
+		d := s.Digest()
+		return d[:], nil
+	case DigestSum:
+		d := s.Sum()
+		return d[:], nil
+	}
+	return nil, fmt.Errorf("a digest of kind %d, which this version does not know", kind)
 }
