@@ -5,7 +5,8 @@
 // answers with Conn.Reply or ReplyMessage. An answer with an outcome other than OK is not an error of Call: errors mean
 // that it is not known whether the request was carried out (the connection broke, or ctx ended).
 //
-// All methods of Conn may be called at once. Each request is handled on a goroutine of its own, at most
+// All methods of Conn may be called at once. Small frames that are sent at the same time leave in one write, by whoever came first:
+// a nil error of Reply means no more than that the frame is on its way. Each request is handled on a goroutine of its own, at most
 // Options.InFlight at a time for each connection: beyond that the connection is not read, so a peer that asks too much slows
 // itself down. Writes to a peer that does not read for Options.WriteTimeout end the connection.
 package wire
@@ -97,15 +98,13 @@ type Conn struct {
 	nc      net.Conn
 	br      *bufio.Reader
 	handler Handler
-	timeout time.Duration
 	slots   chan struct{}
 	ctx     context.Context // ends with the connection; given to handlers
 	cancel  context.CancelFunc
 	serving sync.WaitGroup // handlers under way
 	readEnd chan struct{}  // closed when the reader has stopped
 
-	wmu  sync.Mutex
-	wbuf []byte // header and body of the frame being written
+	out sender
 
 	nextID atomic.Uint64
 
@@ -129,8 +128,9 @@ func newConn(nc net.Conn, br *bufio.Reader, o Options) *Conn {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Conn{
-		nc: nc, br: br, timeout: o.WriteTimeout, slots: make(chan struct{}, o.InFlight),
+		nc: nc, br: br, slots: make(chan struct{}, o.InFlight),
 		ctx: ctx, cancel: cancel, readEnd: make(chan struct{}), pending: make(map[uint64]*Call),
+		out: sender{nc: nc, timeout: o.WriteTimeout},
 	}
 }
 
@@ -301,35 +301,6 @@ func (f *Frame) checkSize() error {
 	return nil
 }
 
-// keepWriteBuffer bounds what a connection keeps of its write buffer between frames, in bytes.
-const keepWriteBuffer = 64 << 10
-
-// write sends f, whose size was checked.
-func (c *Conn) write(f *Frame, reqID uint64, answer bool) error {
-	h := header{
-		typ: f.Type, class: f.Class, answer: answer, id: reqID, epoch: f.Epoch, code: f.Code,
-		bodyLen: uint32(len(f.Body)), dataLen: uint32(len(f.Data)), bodyCRC: crc32.Checksum(f.Body, castagnoli),
-	}
-	c.wmu.Lock()
-	defer c.wmu.Unlock()
-	if cap(c.wbuf) > keepWriteBuffer {
-		c.wbuf = nil
-	}
-	c.wbuf = append(c.wbuf[:0], make([]byte, headerSize)...)
-	h.encode(c.wbuf)
-	c.wbuf = append(c.wbuf, f.Body...)
-	if err := c.nc.SetWriteDeadline(time.Now().Add(c.timeout)); err != nil {
-		return err
-	}
-	if len(f.Data) == 0 {
-		_, err := c.nc.Write(c.wbuf)
-		return err
-	}
-	bufs := net.Buffers{c.wbuf, f.Data}
-	_, err := bufs.WriteTo(c.nc)
-	return err
-}
-
 func (c *Conn) readLoop() {
 	defer close(c.readEnd)
 	for {
@@ -354,7 +325,7 @@ func (c *Conn) readLoop() {
 			return
 		}
 		c.serving.Add(1)
-		go c.serve(f)
+		workers.run(c, f)
 	}
 }
 

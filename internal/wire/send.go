@@ -1,0 +1,144 @@
+package wire
+
+import (
+	"hash/crc32"
+	"net"
+	"runtime"
+	"sync"
+	"time"
+)
+
+const (
+	// maxQueued bounds the bytes of small frames that wait for somebody else's write; beyond it their senders wait.
+	maxQueued = 256 << 10
+	// maxSmall bounds the body of a frame that is copied into the queue.
+	maxSmall = 32 << 10
+	// keepWriteBuffer bounds what a connection keeps of its write buffers, in bytes.
+	keepWriteBuffer = 64 << 10
+)
+
+// sender writes frames to a connection. Small ones go into a queue. Whoever finds it unattended writes all that is in it,
+// until it is empty, so that under load one system call carries many frames.
+//
+// Lock order: wmu, mu.
+type sender struct {
+	nc      net.Conn
+	timeout time.Duration
+
+	wmu      sync.Mutex // held while writing
+	deadline time.Time  // of writes, as it was set
+	spare    []byte
+
+	mu       sync.Mutex
+	queue    []byte
+	attended bool // somebody writes the queue, or is about to
+}
+
+// write sends f, whose size was checked. If others wrote it, their error ends the connection.
+func (c *Conn) write(f *Frame, reqID uint64, answer bool) error {
+	h := header{
+		typ: f.Type, class: f.Class, answer: answer, id: reqID, epoch: f.Epoch, code: f.Code,
+		bodyLen: uint32(len(f.Body)), dataLen: uint32(len(f.Data)), bodyCRC: crc32.Checksum(f.Body, castagnoli),
+	}
+	if len(f.Data) > 0 || len(f.Body) > maxSmall {
+		return c.out.writeNow(&h, f.Body, f.Data)
+	}
+	return c.out.enqueue(&h, f.Body)
+}
+
+func (s *sender) enqueue(h *header, body []byte) error {
+	s.mu.Lock()
+	full := len(s.queue) > maxQueued
+	s.mu.Unlock()
+	if full {
+		return s.writeNow(h, body, nil)
+	}
+	s.mu.Lock()
+	s.queue = appendFrame(s.queue, h, body)
+	if s.attended {
+		s.mu.Unlock()
+		return nil
+	}
+	s.attended = true
+	s.mu.Unlock()
+	runtime.Gosched() // others that were woken together with us have frames, too
+	return s.flush()
+}
+
+// appendFrame appends a header and a body.
+func appendFrame(b []byte, h *header, body []byte) []byte {
+	var head [headerSize]byte
+	h.encode(head[:])
+	b = append(b, head[:]...)
+	return append(b, body...)
+}
+
+// flush writes the queue until it is empty.
+func (s *sender) flush() error {
+	s.wmu.Lock()
+	defer s.wmu.Unlock()
+	for {
+		s.mu.Lock()
+		b := s.queue
+		if len(b) == 0 {
+			s.attended = false
+			s.mu.Unlock()
+			return nil
+		}
+		s.queue = s.spare[:0]
+		s.mu.Unlock()
+		err := s.setDeadline()
+		if err == nil {
+			_, err = s.nc.Write(b)
+		}
+		s.keep(b)
+		if err != nil {
+			return err // the queue stays attended: the connection is at its end
+		}
+	}
+}
+
+// keep makes b the buffer of the next queue but one.
+func (s *sender) keep(b []byte) {
+	s.spare = nil
+	if cap(b) <= keepWriteBuffer {
+		s.spare = b[:0]
+	}
+}
+
+// writeNow writes a frame with what is queued before it, without copying its data.
+func (s *sender) writeNow(h *header, body, data []byte) error {
+	s.wmu.Lock()
+	defer s.wmu.Unlock()
+	s.mu.Lock()
+	b := s.queue
+	s.queue = s.spare[:0]
+	s.mu.Unlock()
+	var head [headerSize]byte
+	h.encode(head[:])
+	b = append(b, head[:]...)
+	if err := s.setDeadline(); err != nil {
+		return err
+	}
+	bufs := net.Buffers{b, body, data}
+	if len(body) <= maxSmall {
+		b = append(b, body...)
+		bufs = net.Buffers{b, data}
+	}
+	if len(data) == 0 {
+		bufs = bufs[:len(bufs)-1]
+	}
+	_, err := bufs.WriteTo(s.nc)
+	s.keep(b)
+	return err
+}
+
+// setDeadline gives the write the time-out, give or take a quarter: setting one costs as much as a small write's copying.
+func (s *sender) setDeadline() error {
+	now := time.Now()
+	if s.deadline.Sub(now) >= s.timeout*3/4 {
+		return nil
+	}
+	s.deadline = now.Add(s.timeout)
+	return s.nc.SetWriteDeadline(s.deadline)
+}
