@@ -293,7 +293,7 @@ func (l *leadership) noteStale(server id.ServerID, chunks ...*state.Chunk) {
 	}
 	for _, k := range chunks {
 		if len(c.stale) < maxServerStale {
-			c.stale[k.ID] = k.Epoch
+			c.stale[k.ID] = k.Epoch()
 		}
 	}
 }

@@ -108,7 +108,7 @@ func (l *leadership) joinEvent(ctx context.Context, k id.ChunkID, target, source
 	if _, ok := c.Find(target); !ok && c.Len() >= state.MaxReplicas {
 		return 0, nil
 	}
-	epoch := c.Epoch + 1
+	epoch := c.Epoch() + 1
 	err = l.propose(&event.Event{Body: &event.Event_ReplicaJoin{ReplicaJoin: &event.ReplicaJoin{
 		Chunk: uint64(k), Server: uint32(target), Epoch: uint64(epoch)}}}, reason)
 	return epoch, err
@@ -313,7 +313,7 @@ func (l *leadership) syncEvent(k id.ChunkID, target id.ServerID, epoch id.Epoch)
 		return false, err
 	}
 	defer release()
-	if r, ok := c.Find(target); !ok || !r.Joining || c.Epoch != epoch {
+	if r, ok := c.Find(target); !ok || !r.Joining || c.Epoch() != epoch {
 		return false, nil
 	}
 	return true, l.propose(&event.Event{Body: &event.Event_ReplicaSync{ReplicaSync: &event.ReplicaSync{

@@ -158,10 +158,10 @@ func (l *leadership) dropReplica(ctx context.Context, k id.ChunkID, server id.Se
 		return nil
 	}
 	err = l.propose(&event.Event{Body: &event.Event_ReplicaDrop{ReplicaDrop: &event.ReplicaDrop{Ino: uint64(c.Ino), Server: uint32(server),
-		Chunks: []*event.ReplicaDrop_Entry{{Index: c.Index(), Epoch: uint64(c.Epoch) + 1}}}}}, reason)
+		Chunks: []*event.ReplicaDrop_Entry{{Index: c.Index(), Epoch: uint64(c.Epoch()) + 1}}}}}, reason)
 	if err == nil {
 		l.noteStale(server, c)
-		l.s.log.Info("replica dropped", "chunk", k, "inode", c.Ino, "cs", server, "epoch", c.Epoch+1, "cause", reason)
+		l.s.log.Info("replica dropped", "chunk", k, "inode", c.Ino, "cs", server, "epoch", c.Epoch()+1, "cause", reason)
 	}
 	return err
 }

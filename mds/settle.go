@@ -149,7 +149,7 @@ func (l *leadership) punchOnce(ctx context.Context, ino id.Ino, tail state.Pendi
 	if c == nil {
 		return false, nil
 	}
-	req := &msg.ChunkPunch{Chunk: uint64(c.ID), Epoch: uint64(c.Epoch), From: tail.From, To: chunk.Size}
+	req := &msg.ChunkPunch{Chunk: uint64(c.ID), Epoch: uint64(c.Epoch()), From: tail.From, To: chunk.Size}
 	for i := range c.Len() {
 		r := c.Replica(i)
 		err := l.askServer(ctx, r.Server, punchTimeout, wire.ChunkPunch, req, nil)

@@ -157,9 +157,9 @@ func (sh *shell) leader(verb string) (string, bool) {
 	case "join", "sync":
 		c, _ := sh.w.s.Chunk(id.Ino(sh.walk(sh.args[0])), uint32(sh.num("index")))
 		if verb == "join" {
-			ev.Body = &event.Event_ReplicaJoin{ReplicaJoin: &event.ReplicaJoin{Chunk: uint64(c.ID), Server: uint32(sh.num("server")), Epoch: uint64(c.Epoch) + 1}}
+			ev.Body = &event.Event_ReplicaJoin{ReplicaJoin: &event.ReplicaJoin{Chunk: uint64(c.ID), Server: uint32(sh.num("server")), Epoch: uint64(c.Epoch()) + 1}}
 		} else {
-			ev.Body = &event.Event_ReplicaSync{ReplicaSync: &event.ReplicaSync{Chunk: uint64(c.ID), Server: uint32(sh.num("server")), Epoch: uint64(c.Epoch)}}
+			ev.Body = &event.Event_ReplicaSync{ReplicaSync: &event.ReplicaSync{Chunk: uint64(c.ID), Server: uint32(sh.num("server")), Epoch: uint64(c.Epoch())}}
 		}
 	case "config":
 		ev.Body = &event.Event_ConfigSet{ConfigSet: &event.ConfigSet{Key: sh.args[0], Value: sh.args[1]}}

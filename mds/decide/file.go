@@ -25,7 +25,7 @@ func Layout(s *state.State, env *Env, ino id.Ino, first, count uint32) *msg.Layo
 		Version: uint64(s.Index()), First: first, Count: min(count, maxLayout), Min: p.Min, Norm: p.Norm,
 	}
 	s.Chunks(ino, first, r.Count, func(c *state.Chunk) bool {
-		x := &msg.Chunk{Index: c.Index(), Id: uint64(c.ID), Epoch: uint64(c.Epoch), Replicas: make([]*msg.Replica, c.Len())}
+		x := &msg.Chunk{Index: c.Index(), Id: uint64(c.ID), Epoch: uint64(c.Epoch()), Replicas: make([]*msg.Replica, c.Len())}
 		for i := range x.Replicas {
 			m := c.Replica(i)
 			addr, _ := env.Servers(m.Server)
@@ -194,14 +194,14 @@ func (d *decider) dropReplica(op *msg.DropReplica) Outcome {
 	switch {
 	case !ok:
 		return d.nothing(n.Ino)
-	case uint64(c.Epoch) != op.Epoch:
+	case uint64(c.Epoch()) != op.Epoch:
 		return fail(fserr.StaleEpoch, "")
 	case !droppable(c, r, least):
 		return fail(fserr.TooFew, "")
 	}
 	ev := &event.ReplicaDrop{Ino: op.Ino, Server: op.Server}
 	add := func(c *state.Chunk) {
-		ev.Chunks = append(ev.Chunks, &event.ReplicaDrop_Entry{Index: c.Index(), Epoch: uint64(c.Epoch) + 1})
+		ev.Chunks = append(ev.Chunks, &event.ReplicaDrop_Entry{Index: c.Index(), Epoch: uint64(c.Epoch()) + 1})
 	}
 	add(c)
 	d.s.Chunks(n.Ino, 0, maxIndex, func(o *state.Chunk) bool {

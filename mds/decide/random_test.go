@@ -155,7 +155,7 @@ func randomRequest(t *rapid.T, w *world) *msg.MetaRequest {
 		r.Op = &msg.MetaRequest_AllocChunk{AllocChunk: &msg.AllocChunk{Ino: file.Draw(t, "ino"), First: rapid.Uint32Range(0, 3).Draw(t, "first"), Count: 2}}
 	case 18:
 		op := &msg.DropReplica{Ino: file.Draw(t, "ino"), Server: rapid.Uint32Range(1, 4).Draw(t, "server")}
-		w.s.Chunks(id.Ino(op.Ino), 0, 4, func(c *state.Chunk) bool { op.Chunk, op.Epoch = uint64(c.ID), uint64(c.Epoch); return false })
+		w.s.Chunks(id.Ino(op.Ino), 0, 4, func(c *state.Chunk) bool { op.Chunk, op.Epoch = uint64(c.ID), uint64(c.Epoch()); return false })
 		r.Op = &msg.MetaRequest_DropReplica{DropReplica: op}
 	case 19:
 		a := rapid.Uint64Range(0, 9).Draw(t, "start")
@@ -204,14 +204,14 @@ func leaderStep(t *rapid.T, w *world) {
 	case k == 2 && joining != nil:
 		r := joining.Replica(joining.Len() - 1)
 		w.apply(&event.Event{Body: &event.Event_ReplicaSync{ReplicaSync: &event.ReplicaSync{
-			Chunk: uint64(joining.ID), Server: uint32(r.Server), Epoch: uint64(joining.Epoch),
+			Chunk: uint64(joining.ID), Server: uint32(r.Server), Epoch: uint64(joining.Epoch()),
 		}}})
 	case k == 3 && short != nil:
 		if r, has := short.Find(id.ServerID(server)); has && !r.Joining && short.InSync() == 1 {
 			return
 		}
 		w.apply(&event.Event{Body: &event.Event_ReplicaJoin{ReplicaJoin: &event.ReplicaJoin{
-			Chunk: uint64(short.ID), Server: server, Epoch: uint64(short.Epoch) + 1,
+			Chunk: uint64(short.ID), Server: server, Epoch: uint64(short.Epoch()) + 1,
 		}}})
 	case k == 4:
 		w.apply(&event.Event{Body: &event.Event_ServerLost{ServerLost: &event.ServerLost{Server: server}}})

@@ -89,8 +89,7 @@ func (s *State) misfit(format string, args ...any) {
 
 // must returns the inode, which has to exist.
 func (s *State) must(ino id.Ino, what string) *Inode {
-	s.probe.inode.Ino = ino
-	n, ok := s.inodes.Get(&s.probe.inode)
+	n, ok := s.inodes.Get(uint64(ino))
 	if !ok {
 		s.misfit("%s: inode %v does not exist", what, ino)
 	}
@@ -108,8 +107,7 @@ func (s *State) mustDir(ino id.Ino, what string) *Inode {
 
 // mustName returns the dentry, which has to exist and name ino.
 func (s *State) mustName(parent id.Ino, name string, ino id.Ino, what string) *Dentry {
-	s.probe.dentry.Parent, s.probe.dentry.Name = parent, name
-	d, ok := s.dentries.Get(&s.probe.dentry)
+	d, ok := findName(s.dentries, parent, name)
 	if !ok || d.Ino != ino {
 		s.misfit("%s: %q in %v: want inode %v, got %+v", what, name, parent, ino, d)
 	}
@@ -400,9 +398,9 @@ func (s *State) setNorm(ino id.Ino, norm uint32) {
 		return true
 	})
 	for _, old := range list {
-		c := *old
-		c.at = c.at&^0xff | norm
-		s.replaceChunk(old, &c)
+		r := old.set.Value()
+		r.norm = norm
+		s.replaceChunk(old, old.with(old.Epoch(), &r))
 	}
 }
 

@@ -1,6 +1,8 @@
 package state
 
 import (
+	"unique"
+
 	"varve/internal/chunk"
 	"varve/internal/id"
 	"varve/mds/event"
@@ -111,17 +113,18 @@ func (s *State) chunkAlloc(b *event.ChunkAlloc) {
 		s.misfit("alloc for %v: norm %d", n.Ino, b.Norm)
 	}
 	for _, e := range b.Chunks {
-		if e.Index >= maxChunks || e.Id == 0 || len(e.Servers) == 0 || len(e.Servers) > MaxReplicas {
+		if e.Index >= maxChunks || e.Id == 0 || e.Epoch == 0 || e.Epoch > maxEpoch || len(e.Servers) == 0 || len(e.Servers) > MaxReplicas {
 			s.misfit("alloc for %v: chunk %d with id %d on %v", n.Ino, e.Index, e.Id, e.Servers)
 		}
-		c := &Chunk{ID: id.ChunkID(e.Id), Ino: n.Ino, Epoch: id.Epoch(e.Epoch), at: e.Index<<8 | b.Norm}
+		r := replicaSet{norm: b.Norm}
 		for _, v := range e.Servers {
 			s.mustServer(id.ServerID(v))
-			if _, twice := c.Find(id.ServerID(v)); twice {
+			if _, twice := r.find(id.ServerID(v)); twice {
 				s.misfit("alloc for %v: chunk %d twice on %d", n.Ino, e.Index, v)
 			}
-			c.with(id.ServerID(v), false)
+			r.add(id.ServerID(v), false)
 		}
+		c := &Chunk{ID: id.ChunkID(e.Id), Ino: n.Ino, at: e.Epoch<<indexBits | uint64(e.Index), set: unique.Make(r)}
 		s.addChunk(c)
 		s.lastChunk = max(s.lastChunk, c.ID)
 		n.count++
@@ -135,23 +138,23 @@ func (s *State) replicaDrop(b *event.ReplicaDrop) {
 		if !ok {
 			s.misfit("replica drop: inode %d has no chunk %d", b.Ino, e.Index)
 		}
-		r, ok := old.Find(id.ServerID(b.Server))
-		if !ok || !r.Joining && old.InSync() == 1 {
-			s.misfit("replica drop: %d from chunk %v, which has %d in sync, %v", b.Server, old.ID, old.InSync(), old.servers)
+		r := old.set.Value()
+		x, ok := r.find(id.ServerID(b.Server))
+		if !ok || !x.Joining && r.inSync() == 1 {
+			s.misfit("replica drop: %d from chunk %v, which has %d in sync, %v", b.Server, old.ID, r.inSync(), r.servers)
 		}
-		c := *old
-		c.without(r.Server)
-		s.nextEpoch(&c, e.Epoch, "replica drop")
-		s.replaceChunk(old, &c)
+		r.remove(x.Server)
+		s.replaceChunk(old, old.with(s.nextEpoch(old, e.Epoch, "replica drop"), &r))
 	}
 }
 
-// nextEpoch raises the epoch of c, which has to become the given one.
-func (s *State) nextEpoch(c *Chunk, epoch uint64, what string) {
-	c.Epoch++
-	if uint64(c.Epoch) != epoch {
-		s.misfit("%s: chunk %v: next epoch is %v, want %d", what, c.ID, c.Epoch, epoch)
+// nextEpoch returns the next epoch of c, which has to be the given one.
+func (s *State) nextEpoch(c *Chunk, epoch uint64, what string) id.Epoch {
+	next := c.Epoch() + 1
+	if uint64(next) != epoch || next > maxEpoch {
+		s.misfit("%s: chunk %v: next epoch is %v, want %d", what, c.ID, next, epoch)
 	}
+	return next
 }
 
 func (s *State) mustChunk(c uint64, what string) *Chunk {
@@ -165,26 +168,25 @@ func (s *State) mustChunk(c uint64, what string) *Chunk {
 func (s *State) replicaJoin(b *event.ReplicaJoin) {
 	old, server := s.mustChunk(b.Chunk, "replica join"), id.ServerID(b.Server)
 	s.mustServer(server)
-	c := *old
-	c.without(server)
-	if c.InSync() == 0 || c.Len() == MaxReplicas {
-		s.misfit("replica join: %v to chunk %v: %v", server, old.ID, old.servers)
+	r := old.set.Value()
+	r.remove(server)
+	if r.inSync() == 0 || r.len() == MaxReplicas {
+		s.misfit("replica join: %v to chunk %v: %v", server, old.ID, r.servers)
 	}
-	c.with(server, true)
-	s.nextEpoch(&c, b.Epoch, "replica join")
-	s.replaceChunk(old, &c)
+	r.add(server, true)
+	s.replaceChunk(old, old.with(s.nextEpoch(old, b.Epoch, "replica join"), &r))
 }
 
 func (s *State) replicaSync(b *event.ReplicaSync) {
 	old, server := s.mustChunk(b.Chunk, "replica sync"), id.ServerID(b.Server)
-	r, ok := old.Find(server)
-	if !ok || !r.Joining || uint64(old.Epoch) != b.Epoch {
-		s.misfit("replica sync: %v at epoch %d: chunk %v has epoch %v, %v", server, b.Epoch, old.ID, old.Epoch, old.servers)
+	r := old.set.Value()
+	x, ok := r.find(server)
+	if !ok || !x.Joining || uint64(old.Epoch()) != b.Epoch {
+		s.misfit("replica sync: %v at epoch %d: chunk %v has epoch %v, %v", server, b.Epoch, old.ID, old.Epoch(), r.servers)
 	}
-	c := *old
-	c.without(server)
-	c.with(server, false)
-	s.replaceChunk(old, &c)
+	r.remove(server)
+	r.add(server, false)
+	s.replaceChunk(old, old.with(old.Epoch(), &r))
 }
 
 // dropServer takes the server out of the replica sets in which another one is in sync.
@@ -198,10 +200,9 @@ func (s *State) dropServer(server id.ServerID) {
 		return true
 	})
 	for _, old := range list {
-		c := *old
-		c.without(server)
-		c.Epoch++
-		s.replaceChunk(old, &c)
+		r := old.set.Value()
+		r.remove(server)
+		s.replaceChunk(old, old.with(s.nextEpoch(old, uint64(old.Epoch())+1, "server lost"), &r))
 	}
 }
 

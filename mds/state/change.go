@@ -18,7 +18,7 @@ func (s *State) minus(b []byte) {
 
 // putInode puts n in the place of the inode with its number, which it returns.
 func (s *State) putInode(n *Inode) (*Inode, bool) {
-	old, ok := s.inodes.ReplaceOrInsert(n)
+	old, ok := s.inodes.Put(uint64(n.Ino), n)
 	if ok {
 		s.minus(sumInode(s.scratch, old))
 	}
@@ -27,22 +27,22 @@ func (s *State) putInode(n *Inode) (*Inode, bool) {
 }
 
 func (s *State) dropInode(n *Inode) {
-	if old, ok := s.inodes.Delete(n); ok {
+	if old, ok := s.inodes.Delete(uint64(n.Ino)); ok {
 		s.minus(sumInode(s.scratch, old))
 	}
 }
 
 // addName adds a dentry.
 func (s *State) addName(d *Dentry) {
-	if old, ok := s.dentries.ReplaceOrInsert(d); ok {
-		s.misfit("%q in %v for inode %v: the name is there, for inode %v", d.Name, d.Parent, d.Ino, old.Ino)
+	if old, ok := s.dentries.ReplaceOrInsert(nameOf(d)); ok {
+		s.misfit("%q in %v for inode %v: the name is there, for inode %v", d.Name, d.Parent, d.Ino, old.d.Ino)
 	}
 	s.cookies.ReplaceOrInsert(d)
 	s.plus(sumDentry(s.scratch, d))
 }
 
 func (s *State) dropName(d *Dentry) {
-	s.dentries.Delete(d)
+	s.dentries.Delete(nameOf(d))
 	s.cookies.Delete(d)
 	s.minus(sumDentry(s.scratch, d))
 }
@@ -52,7 +52,7 @@ func (s *State) addChunk(c *Chunk) {
 	if old, ok := s.chunks.ReplaceOrInsert(c); ok {
 		s.misfit("alloc for %v: chunk %d is there, %v", c.Ino, c.Index(), old.ID)
 	}
-	if old, ok := s.byID.ReplaceOrInsert(c); ok {
+	if old, ok := s.byID.Put(uint64(c.ID), c); ok {
 		s.misfit("alloc for %v: id %v is used, by inode %v", c.Ino, c.ID, old.Ino)
 	}
 	s.account(c, 1)
@@ -61,7 +61,7 @@ func (s *State) addChunk(c *Chunk) {
 
 func (s *State) dropChunk(c *Chunk) {
 	s.chunks.Delete(c)
-	s.byID.Delete(c)
+	s.byID.Delete(uint64(c.ID))
 	s.account(c, -1)
 	s.minus(sumChunk(s.scratch, c))
 }
@@ -71,7 +71,7 @@ func (s *State) replaceChunk(old, c *Chunk) {
 	s.account(old, -1)
 	s.minus(sumChunk(s.scratch, old))
 	s.chunks.ReplaceOrInsert(c)
-	s.byID.ReplaceOrInsert(c)
+	s.byID.Put(uint64(c.ID), c)
 	s.account(c, 1)
 	s.plus(sumChunk(s.scratch, c))
 }

@@ -43,7 +43,7 @@ func (s *State) Check() error {
 // names checks the dentries, and the link counts of the inodes that they name.
 func (c *checker) names() {
 	links, subdirs := map[id.Ino]uint32{}, map[id.Ino]uint32{}
-	c.s.dentries.Ascend(func(d *Dentry) bool {
+	c.s.cookies.Ascend(func(d *Dentry) bool {
 		n, ok := c.s.Inode(d.Ino)
 		dir, okDir := c.s.Inode(d.Parent)
 		switch {
@@ -60,15 +60,15 @@ func (c *checker) names() {
 		if n.IsDir() {
 			subdirs[d.Parent]++
 		}
-		if other, ok := c.s.cookies.Get(d); !ok || other != d {
-			return c.badf("%q in %v: not found by cookie %d", d.Name, d.Parent, d.Cookie)
+		if other, ok := c.s.Dentry(d.Parent, d.Name); !ok || other != d {
+			return c.badf("%q in %v: not found by name", d.Name, d.Parent)
 		}
 		return true
 	})
 	if a, b := c.s.dentries.Len(), c.s.cookies.Len(); a != b {
 		c.badf("%d dentries, %d cookies", a, b)
 	}
-	c.s.inodes.Ascend(func(n *Inode) bool {
+	c.s.inodes.Ascend(0, func(n *Inode) bool {
 		switch {
 		case n.Ino == id.Root:
 			if links[n.Ino] != 0 || n.Parent != id.Root || !n.IsDir() {
@@ -90,7 +90,7 @@ func (c *checker) names() {
 
 // loops checks that every directory leads to the root.
 func (c *checker) loops() {
-	c.s.inodes.Ascend(func(n *Inode) bool {
+	c.s.inodes.Ascend(0, func(n *Inode) bool {
 		if !n.IsDir() {
 			return true
 		}
@@ -111,7 +111,7 @@ func (c *checker) loops() {
 
 func (c *checker) inodes() {
 	orphans, unsettled, punching := 0, 0, 0
-	c.s.inodes.Ascend(func(n *Inode) bool {
+	c.s.inodes.Ascend(0, func(n *Inode) bool {
 		if n.Ino > c.s.lastIno {
 			return c.badf("inode %v: above the highest used, %v", n.Ino, c.s.lastIno)
 		}
@@ -153,8 +153,8 @@ func (c *checker) chunks() {
 		switch n, ok := c.s.Inode(k.Ino); {
 		case !ok || !n.IsRegular():
 			return c.badf("chunk %v: inode %v missing or not regular", k.ID, k.Ino)
-		case k.InSync() == 0 || k.Epoch == 0 || k.ID > c.s.lastChunk:
-			return c.badf("chunk %v: epoch %v, %d in sync, highest id %v", k.ID, k.Epoch, k.InSync(), c.s.lastChunk)
+		case k.InSync() == 0 || k.Epoch() == 0 || k.ID > c.s.lastChunk:
+			return c.badf("chunk %v: epoch %v, %d in sync, highest id %v", k.ID, k.Epoch(), k.InSync(), c.s.lastChunk)
 		}
 		if other, ok := c.s.ChunkByID(k.ID); !ok || other != k {
 			return c.badf("chunk %v: not found by id", k.ID)
@@ -176,7 +176,7 @@ func (c *checker) chunks() {
 		}
 		return true
 	})
-	c.s.inodes.Ascend(func(n *Inode) bool {
+	c.s.inodes.Ascend(0, func(n *Inode) bool {
 		if n.IsRegular() && n.count != count[n.Ino] {
 			return c.badf("inode %v: counts %d chunks, has %d", n.Ino, n.count, count[n.Ino])
 		}

@@ -8,11 +8,10 @@ import (
 	"hash/crc32"
 	"io"
 	"math"
+	"unique"
 
 	"varve/internal/id"
 	"varve/internal/wire/msg"
-
-	"github.com/google/btree"
 )
 
 // Limits of what a record may hold, so that a decoder never allocates by a number it was given.
@@ -27,6 +26,34 @@ type decoder struct {
 	buf  []byte
 	bad  string // what is wrong, "" while all is well
 	last byte   // kind of the record before
+
+	version uint32
+	runs    struct { // the newest key of each kind
+		settings run[Setting]
+		metas    run[*Meta]
+		servers  run[*Server]
+		sessions run[*Session]
+		inodes   run[id.Ino]
+		dentries run[*Dentry]
+		chunks   run[*Chunk]
+		leases   run[Lease]
+		results  run[*results]
+		locks    run[*fileLocks]
+		garbage  run[garbageKey]
+	}
+}
+
+// run is the newest of keys that have to rise.
+type run[T any] struct {
+	key T
+	any bool
+}
+
+func (r *run[T]) next(d *decoder, v T, less func(a, b T) bool) {
+	if r.any && !less(r.key, v) {
+		d.fail("keys out of order")
+	}
+	r.key, r.any = v, true
 }
 
 func (d *decoder) fail(what string) {
@@ -77,11 +104,11 @@ func Read(r io.Reader) (*State, error) {
 	if string(h[:8]) != magic || binary.LittleEndian.Uint32(h[12:]) != 0 {
 		return nil, fmt.Errorf("header %x: %w", h, ErrCorrupt)
 	}
-	if v := binary.LittleEndian.Uint32(h[8:]); v != version {
-		return nil, fmt.Errorf("version %d, know %d: %w", v, version, ErrCorrupt)
+	d := &decoder{s: New(), version: binary.LittleEndian.Uint32(h[8:])}
+	if d.version < 1 || d.version > version {
+		return nil, fmt.Errorf("version %d, know 1 to %d; a newer version of varve wrote it: %w", d.version, version, ErrCorrupt)
 	}
-	d := &decoder{s: New()}
-	sum, at := sha256.New(), int64(headerSize)
+	digest, at := sha256.New(), int64(headerSize)
 	var body bytes.Buffer
 	for {
 		var b [8]byte
@@ -91,7 +118,9 @@ func Read(r io.Reader) (*State, error) {
 		length, crc := binary.LittleEndian.Uint32(b[:]), binary.LittleEndian.Uint32(b[4:])
 		size := int64(length)
 		if length == 0 {
-			size = sha256.Size
+			if size = int64(len(Sum{})); d.version == 1 {
+				size = sha256.Size
+			}
 		}
 		if size > maxBlock {
 			return nil, fmt.Errorf("offset %d: block of %d bytes, at most %d: %w", at, size, maxBlock, ErrCorrupt)
@@ -104,12 +133,19 @@ func Read(r io.Reader) (*State, error) {
 			return nil, fmt.Errorf("offset %d: checksum: want %08x, got %08x: %w", at, crc, got, ErrCorrupt)
 		}
 		if length == 0 {
-			if got := sum.Sum(nil); !bytes.Equal(got, body.Bytes()) {
+			sum := d.s.Sum()
+			got := sum[:]
+			if d.version == 1 {
+				got = digest.Sum(nil)
+			}
+			if !bytes.Equal(got, body.Bytes()) {
 				return nil, fmt.Errorf("digest: want %x, got %x: %w", body.Bytes(), got, ErrCorrupt)
 			}
 			break
 		}
-		sum.Write(body.Bytes())
+		if d.version == 1 {
+			digest.Write(body.Bytes())
+		}
 		if bad := d.block(body.Bytes()); bad != "" {
 			return nil, fmt.Errorf("offset %d: %s: %w", at, bad, ErrCorrupt)
 		}
@@ -119,7 +155,6 @@ func Read(r io.Reader) (*State, error) {
 		return nil, fmt.Errorf("no records: %w", ErrCorrupt)
 	}
 	d.s.policy = d.s.configPolicy()
-	d.s.total = d.s.count()
 	return d.s, nil
 }
 
@@ -153,59 +188,85 @@ func (d *decoder) record(k byte) {
 	case kindCluster:
 		d.cluster()
 	case kindSetting:
-		add(d, d.s.config, Setting{Key: d.str(), Value: d.str()})
+		v := Setting{Key: d.str(), Value: d.str()}
+		if add(d, d.s.config, v, &d.runs.settings) {
+			d.s.plus(sumSetting(d.s.scratch, v))
+		}
 	case kindMeta:
-		add(d, d.s.metas, &Meta{ID: id.MetaID(d.u32()), UUID: d.str(), Addr: d.str()})
+		v := &Meta{ID: id.MetaID(d.u32()), UUID: d.str(), Addr: d.str()}
+		if add(d, d.s.metas, v, &d.runs.metas) {
+			d.s.plus(sumMeta(d.s.scratch, v))
+		}
 	case kindServer:
-		add(d, d.s.servers, &Server{
+		v := &Server{
 			ID: id.ServerID(d.u(joiningBit - 1)), UUID: d.str(), Addr: d.str(), Host: d.str(), Rack: d.str(), Tier: d.u32(),
 			Added: id.Index(d.u64()), Retired: d.flag(),
-		})
+		}
+		if add(d, d.s.servers, v, &d.runs.servers) {
+			d.s.plus(sumServer(d.s.scratch, v))
+		}
 	case kindSession:
-		add(d, d.s.sessions, &Session{
+		v := &Session{
 			ID: id.SessionID(d.u64()), Host: d.str(), PID: d.u32(), Mount: d.str(), Nonce: d.str(),
 			Opened: id.Index(d.u64()), Time: d.i(), Fenced: d.flag(),
-		})
+		}
+		if add(d, d.s.sessions, v, &d.runs.sessions) {
+			d.s.plus(sumSession(d.s.scratch, v))
+		}
 	case kindInode:
 		d.inode()
 	case kindDentry:
-		x := &Dentry{Parent: id.Ino(d.u64()), Name: d.str(), Ino: id.Ino(d.u64()), Cookie: d.u64(), Type: msg.FileType(d.u(7))}
-		add(d, d.s.dentries, x)
-		index(d, d.s.cookies, x)
+		d.dentry()
 	case kindChunk:
 		d.chunk()
 	case kindLease:
-		l := Lease{Ino: id.Ino(d.u64()), Session: id.SessionID(d.u64()), Want: msg.Want(d.u(2)), Index: id.Index(d.u64())}
-		add(d, d.s.leases, l)
-		d.s.held.ReplaceOrInsert(leaseKey{l.Session, l.Ino})
+		v := Lease{Ino: id.Ino(d.u64()), Session: id.SessionID(d.u64()), Want: msg.Want(d.u(2)), Index: id.Index(d.u64())}
+		if add(d, d.s.leases, v, &d.runs.leases) {
+			d.s.plus(sumLease(d.s.scratch, v))
+			d.s.held.ReplaceOrInsert(leaseKey{v.Session, v.Ino})
+		}
 	case kindResults:
 		d.results()
 	case kindLocks:
-		add(d, d.s.locks, &fileLocks{ino: id.Ino(d.u64()), posix: d.locks(), flock: d.locks()})
+		v := &fileLocks{ino: id.Ino(d.u64()), posix: d.locks(), flock: d.locks()}
+		if add(d, d.s.locks, v, &d.runs.locks) {
+			d.s.plus(sumLocks(d.s.scratch, v))
+		}
 	case kindGarbage:
-		add(d, d.s.garbage, garbageKey{id.ServerID(d.u32()), id.ChunkID(d.u64())})
+		v := garbageKey{id.ServerID(d.u32()), id.ChunkID(d.u64())}
+		if add(d, d.s.garbage, v, &d.runs.garbage) {
+			d.s.plus(sumGarbage(d.s.scratch, v))
+		}
 	default:
 		d.fail("unknown kind")
 	}
 }
 
-// add adds a record, whose key must be above those before.
-func add[T any](d *decoder, t *btree.BTreeG[T], v T) {
-	t.AscendGreaterOrEqual(v, func(T) bool {
-		d.fail("keys out of order")
-		return false
-	})
-	index(d, t, v)
+// add adds a record, whose key must be above those before; it reports whether all is well.
+func add[T any](d *decoder, t *tree[T], v T, r *run[T]) bool {
+	r.next(d, v, t.less)
+	if d.bad == "" {
+		t.ReplaceOrInsert(v)
+	}
+	return d.bad == ""
 }
 
-// index adds a record to a tree by another key, which must be new.
-func index[T any](d *decoder, t *btree.BTreeG[T], v T) {
+func (d *decoder) dentry() {
+	v := &Dentry{Parent: id.Ino(d.u64()), Name: d.str(), Ino: id.Ino(d.u64()), Cookie: d.u64(), Type: msg.FileType(d.u(7))}
+	if d.version == 1 {
+		d.runs.dentries.next(d, v, func(a, b *Dentry) bool { return compareNames(a, b.Parent, b.Name) < 0 })
+	} else {
+		d.runs.dentries.next(d, v, lessCookie)
+	}
 	if d.bad != "" {
 		return
 	}
-	if _, twice := t.ReplaceOrInsert(v); twice {
-		d.fail("key twice")
+	_, twice := d.s.dentries.ReplaceOrInsert(nameOf(v))
+	if _, too := d.s.cookies.ReplaceOrInsert(v); twice || too {
+		d.fail("name or cookie twice")
+		return
 	}
+	d.s.plus(sumDentry(d.s.scratch, v))
 }
 
 func (d *decoder) cluster() {
@@ -229,10 +290,11 @@ func (d *decoder) inode() {
 	if d.bad == "" && (n.Type() == 0 || n.IsDir() && n.links != 0) {
 		d.fail("inode of no type, or directory with links")
 	}
-	add(d, d.s.inodes, n)
+	d.runs.inodes.next(d, n.Ino, func(a, b id.Ino) bool { return a < b })
 	if d.bad != "" {
 		return
 	}
+	d.s.putInode(n)
 	if n.Nlink() == 0 {
 		d.s.orphans.ReplaceOrInsert(n.Ino)
 	}
@@ -267,21 +329,30 @@ func (d *decoder) rare() *rare {
 }
 
 func (d *decoder) chunk() {
-	c := &Chunk{Ino: id.Ino(d.u64()), at: uint32(d.u(maxChunks-1)) << 8, ID: id.ChunkID(d.u64()), Epoch: id.Epoch(d.u64())}
-	c.at |= uint32(d.u(MaxReplicas))
+	ino, at, k := id.Ino(d.u64()), d.u(maxChunks-1), id.ChunkID(d.u64())
+	at |= d.u(maxEpoch) << indexBits
+	r := replicaSet{norm: uint32(d.u(MaxReplicas))}
 	for range d.u(MaxReplicas) {
 		v := Replica{Server: id.ServerID(d.u(joiningBit - 1)), Joining: d.flag()}
-		if _, twice := c.Find(v.Server); twice || v.Server == 0 || !v.Joining && c.Joining() > 0 {
+		if _, twice := r.find(v.Server); twice || v.Server == 0 || !v.Joining && r.inSync() < r.len() {
 			d.fail("replicas out of order")
 			return
 		}
-		c.with(v.Server, v.Joining)
+		r.add(v.Server, v.Joining)
 	}
-	add(d, d.s.chunks, c)
-	index(d, d.s.byID, c)
-	if d.bad == "" {
-		d.s.account(c, 1)
+	if d.bad != "" {
+		return
 	}
+	c := &Chunk{ID: k, Ino: ino, at: at, set: unique.Make(r)}
+	if !add(d, d.s.chunks, c, &d.runs.chunks) {
+		return
+	}
+	if _, twice := d.s.byID.Put(uint64(c.ID), c); twice {
+		d.fail("chunk id twice")
+		return
+	}
+	d.s.account(c, 1)
+	d.s.plus(sumChunk(d.s.scratch, c))
 }
 
 func (d *decoder) results() {
@@ -294,7 +365,13 @@ func (d *decoder) results() {
 		}
 		r.list = append(r.list, v)
 	}
-	add(d, d.s.results, r)
+	if !add(d, d.s.results, r, &d.runs.results) {
+		return
+	}
+	d.s.plus(sumFloor(d.s.scratch, r))
+	for _, v := range r.list {
+		d.s.plus(sumResult(d.s.scratch, r.session, v))
+	}
 }
 
 func (d *decoder) locks() []Lock {

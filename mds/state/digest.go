@@ -47,8 +47,8 @@ func (s *State) count() total {
 	s.metas.Ascend(func(m *Meta) bool { b = sumMeta(b, m); t.add(xxh3.Hash128(b)); return true })
 	s.servers.Ascend(func(r *Server) bool { b = sumServer(b, r); t.add(xxh3.Hash128(b)); return true })
 	s.sessions.Ascend(func(x *Session) bool { b = sumSession(b, x); t.add(xxh3.Hash128(b)); return true })
-	s.inodes.Ascend(func(n *Inode) bool { b = sumInode(b, n); t.add(xxh3.Hash128(b)); return true })
-	s.dentries.Ascend(func(d *Dentry) bool { b = sumDentry(b, d); t.add(xxh3.Hash128(b)); return true })
+	s.inodes.Ascend(0, func(n *Inode) bool { b = sumInode(b, n); t.add(xxh3.Hash128(b)); return true })
+	s.cookies.Ascend(func(d *Dentry) bool { b = sumDentry(b, d); t.add(xxh3.Hash128(b)); return true })
 	s.chunks.Ascend(func(c *Chunk) bool { b = sumChunk(b, c); t.add(xxh3.Hash128(b)); return true })
 	s.leases.Ascend(func(l Lease) bool { b = sumLease(b, l); t.add(xxh3.Hash128(b)); return true })
 	s.locks.Ascend(func(f *fileLocks) bool { b = sumLocks(b, f); t.add(xxh3.Hash128(b)); return true })
@@ -161,12 +161,13 @@ func sumDentry(b []byte, d *Dentry) []byte {
 
 func sumChunk(b []byte, c *Chunk) []byte {
 	b = append(b[:0], make([]byte, 32+4*MaxReplicas)...)
+	r := c.set.Value()
 	le := binary.LittleEndian
-	le.PutUint64(b[0:], kindChunk|uint64(c.at)<<32)
+	le.PutUint64(b[0:], kindChunk|uint64(r.norm)<<32|(c.at&indexMask)<<40)
 	le.PutUint64(b[8:], uint64(c.Ino))
 	le.PutUint64(b[16:], uint64(c.ID))
-	le.PutUint64(b[24:], uint64(c.Epoch))
-	for i, v := range c.servers {
+	le.PutUint64(b[24:], uint64(c.Epoch()))
+	for i, v := range r.servers {
 		le.PutUint32(b[32+4*i:], v)
 	}
 	return b

@@ -3,21 +3,32 @@ package state
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"hash"
 	"hash/crc32"
 	"io"
 
 	"varve/internal/invariant"
+
+	"github.com/zeebo/xxh3"
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// encoder builds blocks, and writes and hashes each when it is full.
+// encoder builds blocks. A checkpoint's are written, and its records counted; those of a digest are hashed.
 type encoder struct {
-	w   io.Writer // nil: only the digest is wanted
-	sum hash.Hash
-	buf []byte
-	err error
+	w     io.Writer // nil: only the digest is wanted
+	sum   hash.Hash // nil: of no interest
+	buf   []byte
+	rec   []byte // of the sum
+	total total  // of the records so far, with w
+	err   error
+}
+
+func (e *encoder) count(b []byte) {
+	e.rec = b
+	e.total.add(xxh3.Hash128(b))
 }
 
 func (e *encoder) u(v uint64)  { e.buf = binary.AppendUvarint(e.buf, v) }
@@ -52,7 +63,9 @@ func (e *encoder) flush() {
 	if len(e.buf) > maxBlock {
 		invariant.Failf("checkpoint: block of %d bytes", len(e.buf))
 	}
-	e.sum.Write(e.buf)
+	if e.sum != nil {
+		e.sum.Write(e.buf)
+	}
 	e.frame(uint32(len(e.buf)), e.buf)
 	e.buf = e.buf[:0]
 }
@@ -81,15 +94,24 @@ func (s *State) Digest() [sha256.Size]byte {
 	return [sha256.Size]byte(e.sum.Sum(nil))
 }
 
-// Write writes a checkpoint of the state. The error is that of w.
+// ErrChanged is what Write returns if the records do not add up to the digest that was kept with every event: one changed
+// without, so the memory is damaged, or there is a bug.
+var ErrChanged = errors.New("state: a record changed without an event")
+
+// Write writes a checkpoint of the state, one block at a time. The error is that of w, or wraps ErrChanged; then nobody can read
+// what was written.
 func (s *State) Write(w io.Writer) error {
-	e := &encoder{w: w, sum: sha256.New(), buf: make([]byte, 0, blockTarget+1024)}
+	e := &encoder{w: w, buf: make([]byte, 0, blockTarget+1024), rec: make([]byte, 0, 1024)}
 	var h [headerSize]byte
 	copy(h[:], magic)
 	binary.LittleEndian.PutUint32(h[8:], version)
 	e.write(h[:])
 	s.encode(e)
-	e.frame(0, e.sum.Sum(nil))
+	kept, counted := s.Sum(), s.finish(e.total)
+	if e.err == nil && kept != counted {
+		return fmt.Errorf("checkpoint at index %d: digest %x was kept, records have %x: %w", s.index, kept, counted, ErrChanged)
+	}
+	e.frame(0, counted[:])
 	return e.err
 }
 
@@ -107,8 +129,12 @@ func (s *State) encode(e *encoder) {
 	s.metas.Ascend(e.meta)
 	s.servers.Ascend(e.server)
 	s.sessions.Ascend(e.session)
-	s.inodes.Ascend(e.inode)
-	s.dentries.Ascend(e.dentry)
+	s.inodes.Ascend(0, e.inode)
+	if e.w != nil {
+		s.cookies.Ascend(e.dentry)
+	} else {
+		s.Names(e.dentry)
+	}
 	s.chunks.Ascend(e.chunk)
 	s.leases.Ascend(e.lease)
 	s.results.Ascend(e.results)
@@ -118,6 +144,9 @@ func (s *State) encode(e *encoder) {
 }
 
 func (e *encoder) setting(c Setting) bool {
+	if e.w != nil {
+		e.count(sumSetting(e.rec, c))
+	}
 	e.kind(kindSetting)
 	e.str(c.Key)
 	e.str(c.Value)
@@ -125,6 +154,9 @@ func (e *encoder) setting(c Setting) bool {
 }
 
 func (e *encoder) meta(m *Meta) bool {
+	if e.w != nil {
+		e.count(sumMeta(e.rec, m))
+	}
 	e.kind(kindMeta)
 	e.u(uint64(m.ID))
 	e.str(m.UUID)
@@ -133,6 +165,9 @@ func (e *encoder) meta(m *Meta) bool {
 }
 
 func (e *encoder) server(r *Server) bool {
+	if e.w != nil {
+		e.count(sumServer(e.rec, r))
+	}
 	e.kind(kindServer)
 	e.u(uint64(r.ID))
 	e.str(r.UUID)
@@ -146,6 +181,9 @@ func (e *encoder) server(r *Server) bool {
 }
 
 func (e *encoder) session(x *Session) bool {
+	if e.w != nil {
+		e.count(sumSession(e.rec, x))
+	}
 	e.kind(kindSession)
 	e.u(uint64(x.ID))
 	e.str(x.Host)
@@ -159,6 +197,9 @@ func (e *encoder) session(x *Session) bool {
 }
 
 func (e *encoder) inode(n *Inode) bool {
+	if e.w != nil {
+		e.count(sumInode(e.rec, n))
+	}
 	e.kind(kindInode)
 	e.u(uint64(n.Ino))
 	e.u(uint64(n.mode))
@@ -191,6 +232,9 @@ func (e *encoder) inode(n *Inode) bool {
 }
 
 func (e *encoder) dentry(d *Dentry) bool {
+	if e.w != nil {
+		e.count(sumDentry(e.rec, d))
+	}
 	e.kind(kindDentry)
 	e.u(uint64(d.Parent))
 	e.str(d.Name)
@@ -201,11 +245,14 @@ func (e *encoder) dentry(d *Dentry) bool {
 }
 
 func (e *encoder) chunk(c *Chunk) bool {
+	if e.w != nil {
+		e.count(sumChunk(e.rec, c))
+	}
 	e.kind(kindChunk)
 	e.u(uint64(c.Ino))
 	e.u(uint64(c.Index()))
 	e.u(uint64(c.ID))
-	e.u(uint64(c.Epoch))
+	e.u(uint64(c.Epoch()))
 	e.u(uint64(c.Norm()))
 	e.u(uint64(c.Len()))
 	for i := range c.Len() {
@@ -217,6 +264,9 @@ func (e *encoder) chunk(c *Chunk) bool {
 }
 
 func (e *encoder) lease(l Lease) bool {
+	if e.w != nil {
+		e.count(sumLease(e.rec, l))
+	}
 	e.kind(kindLease)
 	e.u(uint64(l.Ino))
 	e.u(uint64(l.Session))
@@ -230,7 +280,13 @@ func (e *encoder) results(r *results) bool {
 	e.u(uint64(r.session))
 	e.u(r.floor)
 	e.u(uint64(len(r.list)))
+	if e.w != nil {
+		e.count(sumFloor(e.rec, r))
+	}
 	for _, v := range r.list {
+		if e.w != nil {
+			e.count(sumResult(e.rec, r.session, v))
+		}
 		e.u(v.Seq)
 		e.u(uint64(v.Ino))
 		e.u(uint64(v.Index))
@@ -240,6 +296,9 @@ func (e *encoder) results(r *results) bool {
 }
 
 func (e *encoder) locks(f *fileLocks) bool {
+	if e.w != nil {
+		e.count(sumLocks(e.rec, f))
+	}
 	e.kind(kindLocks)
 	e.u(uint64(f.ino))
 	for _, list := range [][]Lock{f.posix, f.flock} {
@@ -257,6 +316,9 @@ func (e *encoder) locks(f *fileLocks) bool {
 }
 
 func (e *encoder) garbage(k garbageKey) bool {
+	if e.w != nil {
+		e.count(sumGarbage(e.rec, k))
+	}
 	e.kind(kindGarbage)
 	e.u(uint64(k.server))
 	e.u(uint64(k.chunk))

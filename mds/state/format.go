@@ -15,13 +15,12 @@ import (
 //	         4  4  CRC32C of the body
 //	         8     body: whole records
 //	trailer  0  4  zero
-//	         4  4  CRC32C of the digest
-//	         8 32  digest: SHA-256 over the bodies of all blocks in order
+//	         4  4  CRC32C of the sum
+//	         8 16  sum of the records, the state's digest of kind 1 (below)
 //
-// The bodies together are the canonical encoding of the state, so the digest of a checkpoint is the digest
-// of the state. Integers in them are unsigned varints (signed ones zigzag), strings a length and the bytes.
+// Integers in them are unsigned varints (signed ones zigzag), strings a length and the bytes.
 // A record starts with its kind, one byte. Kinds come in the order below, records of a kind in the order of
-// their keys, each key once. Where blocks end is of no meaning, but the writer ends one when it has
+// their keys, each key once; dentries by parent and cookie. Where blocks end is of no meaning, but the writer ends one when it has
 // reached blockTarget, so equal states have equal checkpoints.
 //
 //	1 cluster    index, uuid (16 bytes), name, highest ino, chunk, session, server, metadata server used (one record)
@@ -39,7 +38,11 @@ import (
 //	11 locks     ino, twice (posix, flock): count, (session, owner, pid, write, start, end)...
 //	12 garbage   server, chunk
 //
-// Versions: 1, the first.
+// Versions: 1, the first: dentries by parent and name, a trailer of 32 bytes with the SHA-256 of the bodies in order. 2: the sum, which
+// the writer counts from the records, so that damaged memory is not written down as the truth; dentries as they are kept, so that none
+// are sorted. Version 1 is read.
+//
+// The digest of kind 0, Digest, is the SHA-256 of the bodies of version 1, which is the canonical encoding of the state.
 //
 // A torn, short or changed checkpoint is refused as a whole (ErrCorrupt); the caller takes the one before it and replays. Nothing
 // is assumed of the disk. What can be derived (indexes by session, degraded chunks, ...) is not stored.
@@ -65,7 +68,7 @@ import (
 //	garbage    w 12, server, chunk
 const (
 	magic   = "varvCKPT"
-	version = 1
+	version = 2
 
 	headerSize  = 16
 	blockTarget = 256 << 10

@@ -2,6 +2,7 @@ package state
 
 import (
 	"slices"
+	"unique"
 
 	"varve/internal/chunk"
 	"varve/internal/id"
@@ -190,16 +191,26 @@ type Dentry struct {
 // MaxReplicas is the largest number of replicas of a chunk, joining ones included.
 const MaxReplicas = 5
 
-// Chunk is a replicated piece of a file. Its size in memory is 48 bytes.
+// Chunk is a replicated piece of a file. Its size in memory is 32 bytes: chunks with equal replica sets share those.
 type Chunk struct {
-	ID      id.ChunkID
-	Ino     id.Ino
-	Epoch   id.Epoch
-	at      uint32              // index in the file << 8 | norm
-	servers [MaxReplicas]uint32 // in-sync first, each in the order in which it became what it is; 0 ends
+	ID  id.ChunkID
+	Ino id.Ino
+	at  uint64 // epoch << indexBits | index in the file
+	set unique.Handle[replicaSet]
 }
 
-const joiningBit = 1 << 31
+const (
+	joiningBit = 1 << 31
+	indexBits  = 24
+	indexMask  = 1<<indexBits - 1
+	maxEpoch   = 1<<(64-indexBits) - 1
+)
+
+// replicaSet is where a chunk is and should be.
+type replicaSet struct {
+	norm    uint32
+	servers [MaxReplicas]uint32 // in-sync first, each in the order in which it became what it is; 0 ends
+}
 
 // Replica is one member of a chunk's replica set.
 type Replica struct {
@@ -208,72 +219,107 @@ type Replica struct {
 }
 
 // Index returns which chunk of the file it is.
-func (c *Chunk) Index() uint32 { return c.at >> 8 }
+func (c *Chunk) Index() uint32 { return uint32(c.at & indexMask) }
+
+// Epoch returns the number of its replica set.
+func (c *Chunk) Epoch() id.Epoch { return id.Epoch(c.at >> indexBits) }
 
 // Norm returns how many in-sync replicas it should have.
-func (c *Chunk) Norm() int { return int(c.at & 0xff) }
+func (c *Chunk) Norm() int { return int(c.set.Value().norm) }
 
 // Len returns the number of replicas, joining ones included.
 func (c *Chunk) Len() int {
-	n := 0
-	for n < MaxReplicas && c.servers[n] != 0 {
-		n++
-	}
-	return n
+	r := c.set.Value()
+	return r.len()
 }
 
 // Replica returns the i-th replica, i < Len. In-sync ones come first, in an order that does not change
 // while they stay; the first orders shared writes.
 func (c *Chunk) Replica(i int) Replica {
-	v := c.servers[i]
-	return Replica{Server: id.ServerID(v &^ joiningBit), Joining: v&joiningBit != 0}
+	r := c.set.Value()
+	return r.at(i)
 }
 
 // Find returns the replica on the server.
 func (c *Chunk) Find(server id.ServerID) (Replica, bool) {
-	for i := range c.Len() {
-		if r := c.Replica(i); r.Server == server {
-			return r, true
-		}
-	}
-	return Replica{}, false
+	r := c.set.Value()
+	return r.find(server)
 }
 
 // InSync returns the number of in-sync replicas.
 func (c *Chunk) InSync() int {
+	r := c.set.Value()
+	return r.inSync()
+}
+
+// Joining returns the number of joining replicas.
+func (c *Chunk) Joining() int {
+	r := c.set.Value()
+	return r.len() - r.inSync()
+}
+
+// Degraded reports whether the planner has work with it.
+func (c *Chunk) Degraded() bool {
+	r := c.set.Value()
+	n := r.inSync()
+	return n < int(r.norm) || n < r.len()
+}
+
+// with returns a copy of c with the epoch and the set.
+func (c *Chunk) with(epoch id.Epoch, r *replicaSet) *Chunk {
+	return &Chunk{ID: c.ID, Ino: c.Ino, at: uint64(epoch)<<indexBits | c.at&indexMask, set: unique.Make(*r)}
+}
+
+func (r *replicaSet) len() int {
 	n := 0
-	for n < MaxReplicas && c.servers[n] != 0 && c.servers[n]&joiningBit == 0 {
+	for n < MaxReplicas && r.servers[n] != 0 {
 		n++
 	}
 	return n
 }
 
-// Joining returns the number of joining replicas.
-func (c *Chunk) Joining() int { return c.Len() - c.InSync() }
+func (r *replicaSet) inSync() int {
+	n := 0
+	for n < MaxReplicas && r.servers[n] != 0 && r.servers[n]&joiningBit == 0 {
+		n++
+	}
+	return n
+}
 
-// Degraded reports whether the planner has work with it.
-func (c *Chunk) Degraded() bool { n := c.InSync(); return n < c.Norm() || n < c.Len() }
+func (r *replicaSet) at(i int) Replica {
+	v := r.servers[i]
+	return Replica{Server: id.ServerID(v &^ joiningBit), Joining: v&joiningBit != 0}
+}
 
-// without removes the server, in place.
-func (c *Chunk) without(server id.ServerID) {
+func (r *replicaSet) find(server id.ServerID) (Replica, bool) {
+	for i := range r.len() {
+		if x := r.at(i); x.Server == server {
+			return x, true
+		}
+	}
+	return Replica{}, false
+}
+
+// remove removes the server.
+func (r *replicaSet) remove(server id.ServerID) {
 	k := 0
-	for _, v := range c.servers {
+	for _, v := range r.servers {
 		if v != 0 && id.ServerID(v&^joiningBit) != server {
-			c.servers[k] = v
+			r.servers[k] = v
 			k++
 		}
 	}
-	clear(c.servers[k:])
+	clear(r.servers[k:])
 }
 
-// with adds the server as the last of its kind, in place. There must be room.
-func (c *Chunk) with(server id.ServerID, joining bool) {
-	n, at, v := c.Len(), c.InSync(), uint32(server)
+// add adds the server as the last of its kind. There must be room.
+func (r *replicaSet) add(server id.ServerID, joining bool) {
+	n, at, v := r.len(), r.inSync(), uint32(server)
 	if joining {
 		at, v = n, v|joiningBit
 	}
-	copy(c.servers[at+1:n+1], c.servers[at:n])
-	c.servers[at] = v
+	copy(r.servers[at+1:n+1], r.servers[at:n])
+	r.servers[at] = v
 }
 
 // Lease is a session's right to a file.

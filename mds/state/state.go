@@ -25,12 +25,7 @@ import (
 	"varve/internal/id"
 	"varve/internal/invariant"
 	"varve/internal/wire/msg"
-
-	"github.com/google/btree"
 )
-
-// degree of all trees: nodes of up to 63 records.
-const degree = 32
 
 // MaxResults is the number of outcomes that are remembered for one session; the oldest are forgotten.
 const MaxResults = 4096
@@ -75,26 +70,26 @@ type State struct {
 	cluster id.Cluster
 	name    string
 
-	inodes   *btree.BTreeG[*Inode]
-	dentries *btree.BTreeG[*Dentry] // by (parent, name)
-	cookies  *btree.BTreeG[*Dentry] // by (parent, cookie)
-	chunks   *btree.BTreeG[*Chunk]  // by (ino, index)
-	byID     *btree.BTreeG[*Chunk]
-	leases   *btree.BTreeG[Lease] // by (ino, session)
-	sessions *btree.BTreeG[*Session]
-	results  *btree.BTreeG[*results]
-	locks    *btree.BTreeG[*fileLocks]
-	garbage  *btree.BTreeG[garbageKey]
-	servers  *btree.BTreeG[*Server]
-	metas    *btree.BTreeG[*Meta]
-	config   *btree.BTreeG[Setting]
+	inodes   *table[Inode]
+	dentries *tree[name]    // by directory and hash of the name
+	cookies  *tree[*Dentry] // by (parent, cookie)
+	chunks   *tree[*Chunk]  // by (ino, index)
+	byID     *table[Chunk]
+	leases   *tree[Lease] // by (ino, session)
+	sessions *tree[*Session]
+	results  *tree[*results]
+	locks    *tree[*fileLocks]
+	garbage  *tree[garbageKey]
+	servers  *tree[*Server]
+	metas    *tree[*Meta]
+	config   *tree[Setting]
 
 	// Derived from the above, not part of the digest.
-	held      *btree.BTreeG[leaseKey] // leases by session
-	orphans   *btree.BTreeG[id.Ino]   // inodes without names
-	unsettled *btree.BTreeG[id.Ino]
-	punching  *btree.BTreeG[id.Ino]
-	degraded  *btree.BTreeG[degradedKey]
+	held      *tree[leaseKey] // leases by session
+	orphans   *tree[id.Ino]   // inodes without names
+	unsettled *tree[id.Ino]
+	punching  *tree[id.Ino]
+	degraded  *tree[degradedKey]
 	joining   int    // joining replicas
 	policy    Policy // the default
 
@@ -110,39 +105,37 @@ type State struct {
 
 	owner *owned
 	probe struct { // search keys of Apply, so that it need not allocate them
-		inode  Inode
-		dentry Dentry
-		chunk  Chunk
+		chunk Chunk
 	}
 }
 
 // New returns the empty state at index 0. The first event is ClusterInit.
 func New() *State {
 	return &State{
-		inodes:   btree.NewG(degree, func(a, b *Inode) bool { return a.Ino < b.Ino }),
-		dentries: btree.NewG(degree, lessName),
-		cookies:  btree.NewG(degree, lessCookie),
-		chunks:   btree.NewG(degree, lessAt),
-		byID:     btree.NewG(degree, func(a, b *Chunk) bool { return a.ID < b.ID }),
-		leases: btree.NewG(degree, func(a, b Lease) bool {
+		inodes:   newTable[Inode](),
+		dentries: newTree(lessName),
+		cookies:  newTree(lessCookie),
+		chunks:   newTree(lessAt),
+		byID:     newTable[Chunk](),
+		leases: newTree(func(a, b Lease) bool {
 			return a.Ino < b.Ino || a.Ino == b.Ino && a.Session < b.Session
 		}),
-		sessions: btree.NewG(degree, func(a, b *Session) bool { return a.ID < b.ID }),
-		results:  btree.NewG(degree, func(a, b *results) bool { return a.session < b.session }),
-		locks:    btree.NewG(degree, func(a, b *fileLocks) bool { return a.ino < b.ino }),
-		garbage: btree.NewG(degree, func(a, b garbageKey) bool {
+		sessions: newTree(func(a, b *Session) bool { return a.ID < b.ID }),
+		results:  newTree(func(a, b *results) bool { return a.session < b.session }),
+		locks:    newTree(func(a, b *fileLocks) bool { return a.ino < b.ino }),
+		garbage: newTree(func(a, b garbageKey) bool {
 			return a.server < b.server || a.server == b.server && a.chunk < b.chunk
 		}),
-		servers: btree.NewG(degree, func(a, b *Server) bool { return a.ID < b.ID }),
-		metas:   btree.NewG(degree, func(a, b *Meta) bool { return a.ID < b.ID }),
-		config:  btree.NewG(degree, func(a, b Setting) bool { return a.Key < b.Key }),
-		held: btree.NewG(degree, func(a, b leaseKey) bool {
+		servers: newTree(func(a, b *Server) bool { return a.ID < b.ID }),
+		metas:   newTree(func(a, b *Meta) bool { return a.ID < b.ID }),
+		config:  newTree(func(a, b Setting) bool { return a.Key < b.Key }),
+		held: newTree(func(a, b leaseKey) bool {
 			return a.session < b.session || a.session == b.session && a.ino < b.ino
 		}),
-		orphans:   btree.NewOrderedG[id.Ino](degree),
-		unsettled: btree.NewOrderedG[id.Ino](degree),
-		punching:  btree.NewOrderedG[id.Ino](degree),
-		degraded: btree.NewG(degree, func(a, b degradedKey) bool {
+		orphans:   newTree(func(a, b id.Ino) bool { return a < b }),
+		unsettled: newTree(func(a, b id.Ino) bool { return a < b }),
+		punching:  newTree(func(a, b id.Ino) bool { return a < b }),
+		degraded: newTree(func(a, b degradedKey) bool {
 			return a.sync < b.sync || a.sync == b.sync && a.chunk < b.chunk
 		}),
 		policy: defaultPolicy,
@@ -150,15 +143,13 @@ func New() *State {
 	}
 }
 
-func lessName(a, b *Dentry) bool {
-	return a.Parent < b.Parent || a.Parent == b.Parent && a.Name < b.Name
-}
-
 func lessCookie(a, b *Dentry) bool {
 	return a.Parent < b.Parent || a.Parent == b.Parent && a.Cookie < b.Cookie
 }
 
-func lessAt(a, b *Chunk) bool { return a.Ino < b.Ino || a.Ino == b.Ino && a.at>>8 < b.at>>8 }
+func lessAt(a, b *Chunk) bool {
+	return a.Ino < b.Ino || a.Ino == b.Ino && a.at&indexMask < b.at&indexMask
+}
 
 // Clone returns a view of the state as it is now, in constant time. The clone is for reading only.
 func (s *State) Clone() *State {
@@ -188,16 +179,18 @@ func (s *State) NextServer() id.ServerID   { return s.lastServer + 1 }
 func (s *State) NextMeta() id.MetaID       { return s.lastMeta + 1 }
 
 // Inode returns the inode with the number.
-func (s *State) Inode(ino id.Ino) (*Inode, bool) { return s.inodes.Get(&Inode{Ino: ino}) }
+func (s *State) Inode(ino id.Ino) (*Inode, bool) { return s.inodes.Get(uint64(ino)) }
 
 // Inodes calls fn for each inode from the number after on, in order, until fn returns false.
 func (s *State) Inodes(after id.Ino, fn func(*Inode) bool) {
-	s.inodes.AscendGreaterOrEqual(&Inode{Ino: after + 1}, fn)
+	if after+1 != 0 {
+		s.inodes.Ascend(uint64(after+1), fn)
+	}
 }
 
 // Dentry returns the name in the directory. "." and ".." are not dentries.
 func (s *State) Dentry(parent id.Ino, name string) (*Dentry, bool) {
-	return s.dentries.Get(&Dentry{Parent: parent, Name: name})
+	return findName(s.dentries, parent, name)
 }
 
 // Dentries calls fn for each name in the directory with a cookie above after, in the order of cookies,
@@ -220,7 +213,7 @@ func (s *State) Empty(parent id.Ino) bool {
 
 // Chunk returns the chunk at the index of the file; false is a hole.
 func (s *State) Chunk(ino id.Ino, index uint32) (*Chunk, bool) {
-	return s.chunks.Get(&Chunk{Ino: ino, at: index << 8})
+	return s.chunks.Get(&Chunk{Ino: ino, at: uint64(index)})
 }
 
 // Chunks calls fn for each chunk of the file in [first, first+count), until fn returns false.
@@ -229,23 +222,25 @@ func (s *State) Chunks(ino id.Ino, first, count uint32, fn func(*Chunk) bool) {
 		return
 	}
 	end := min(uint64(first)+uint64(count), maxChunks)
-	s.chunks.AscendGreaterOrEqual(&Chunk{Ino: ino, at: first << 8}, func(c *Chunk) bool {
+	s.chunks.AscendGreaterOrEqual(&Chunk{Ino: ino, at: uint64(first)}, func(c *Chunk) bool {
 		return c.Ino == ino && uint64(c.Index()) < end && fn(c)
 	})
 }
 
 // ChunkByID returns the chunk with the id.
-func (s *State) ChunkByID(c id.ChunkID) (*Chunk, bool) { return s.byID.Get(&Chunk{ID: c}) }
+func (s *State) ChunkByID(c id.ChunkID) (*Chunk, bool) { return s.byID.Get(uint64(c)) }
 
 // AllChunks calls fn for each chunk with an id above after, by id, until fn returns false.
 func (s *State) AllChunks(after id.ChunkID, fn func(*Chunk) bool) {
-	s.byID.AscendGreaterOrEqual(&Chunk{ID: after + 1}, fn)
+	if after+1 != 0 {
+		s.byID.Ascend(uint64(after+1), fn)
+	}
 }
 
 // ChunksOf calls fn for each chunk with a replica on the server, by id. It looks at every chunk there
 // is (no index by server is kept, for its memory), so it is for rare work and clones.
 func (s *State) ChunksOf(server id.ServerID, fn func(*Chunk) bool) {
-	s.byID.Ascend(func(c *Chunk) bool {
+	s.byID.Ascend(0, func(c *Chunk) bool {
 		if _, ok := c.Find(server); ok {
 			return fn(c)
 		}

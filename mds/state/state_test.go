@@ -152,7 +152,7 @@ func TestServerLostAndRetired(t *testing.T) {
 		&event.Event{Body: &event.Event_ServerLost{ServerLost: &event.ServerLost{Server: 1}}})
 	a, _ := s.ChunkByID(1)
 	b, _ := s.ChunkByID(2)
-	if a.Len() != 1 || a.Epoch != 2 || b.Len() != 1 || b.Epoch != 1 {
+	if a.Len() != 1 || a.Epoch() != 2 || b.Len() != 1 || b.Epoch() != 1 {
 		t.Errorf("%+v %+v", a, b)
 	}
 	play(t, s, &event.Event{Body: &event.Event_ServerRetire{ServerRetire: &event.ServerRetire{Id: 1}}}, evRemove(1, 2, "f"))
@@ -294,7 +294,7 @@ func files(n uint64) *State {
 			dir = i
 			continue
 		}
-		s.Apply(evCreate(dir, i, fmt.Sprintf("vm%06d.img", i), msg.FileType_REGULAR))
+		s.Apply(evCreate(dir, i, fmt.Sprintf("vm-%06d-disk0.qcow2", i), msg.FileType_REGULAR))
 		c++
 		s.Apply(evAlloc(i, 0, c, 1, 2, 3))
 	}
@@ -348,7 +348,7 @@ func BenchmarkApply(b *testing.B) {
 		for b.Loop() {
 			i++
 			c, _ := s.ChunkByID(id.ChunkID(1 + i*7919%90_000))
-			join.Chunk, join.Epoch = uint64(c.ID), uint64(c.Epoch)+1
+			join.Chunk, join.Epoch = uint64(c.ID), uint64(c.Epoch())+1
 			sync.Chunk, sync.Epoch = join.Chunk, join.Epoch
 			s.Apply(&event.Event{Body: &event.Event_ReplicaJoin{ReplicaJoin: join}})
 			s.Apply(&event.Event{Body: &event.Event_ReplicaSync{ReplicaSync: sync}})
