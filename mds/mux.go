@@ -14,7 +14,7 @@ import (
 	"varve/internal/wire"
 )
 
-// Raft connections begin with raftMagic and the cluster's UUID; all others with wire.Preface.
+// Raft connections begin with raftMagic, or appendMagic, and the cluster's UUID; all others with wire.Preface.
 const raftMagic = "VRFT"
 
 const muxTimeout = 5 * time.Second // for a connection's first bytes
@@ -25,6 +25,7 @@ type mux struct {
 	cluster id.Cluster
 	log     *slog.Logger
 	raft    *chanListener
+	appends *chanListener
 	wire    *chanListener
 	slots   chan struct{}
 	wg      sync.WaitGroup
@@ -37,7 +38,7 @@ type mux struct {
 func newMux(l net.Listener, cluster id.Cluster, log *slog.Logger) *mux {
 	return &mux{
 		l: l, cluster: cluster, log: log, slots: make(chan struct{}, maxMuxPeeking),
-		raft: newChanListener(l.Addr()), wire: newChanListener(l.Addr()), peeking: make(map[net.Conn]struct{}),
+		raft: newChanListener(l.Addr()), appends: newChanListener(l.Addr()), wire: newChanListener(l.Addr()), peeking: make(map[net.Conn]struct{}),
 	}
 }
 
@@ -108,7 +109,12 @@ func (m *mux) peek(c net.Conn) (*chanListener, net.Conn, error) {
 	if first == wire.Preface() {
 		return m.wire, &peekedConn{Conn: c, head: first[:]}, c.SetReadDeadline(time.Time{})
 	}
-	if string(first[:]) != raftMagic {
+	to := m.raft
+	switch string(first[:]) {
+	case raftMagic:
+	case appendMagic:
+		to = m.appends
+	default:
 		return nil, nil, errPreface
 	}
 	var cluster id.Cluster
@@ -118,7 +124,7 @@ func (m *mux) peek(c net.Conn) (*chanListener, net.Conn, error) {
 	if cluster != m.cluster {
 		return nil, nil, errPreface
 	}
-	return m.raft, c, c.SetReadDeadline(time.Time{})
+	return to, c, c.SetReadDeadline(time.Time{})
 }
 
 // close ends the listener and what hangs on it.
@@ -131,6 +137,7 @@ func (m *mux) close() {
 	}
 	m.mu.Unlock()
 	m.raft.Close()
+	m.appends.Close()
 	m.wire.Close()
 	m.wg.Wait()
 }

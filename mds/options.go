@@ -29,6 +29,7 @@ const (
 	maxChunkServers   = 1024             // registered chunk servers
 	maxLockWaiters    = 4096             // byte-range lock requests held
 	maxMuxPeeking     = 4096             // connections whose first bytes have not come
+	maxAppendStreams  = 64               // append streams of other servers at once
 	maxMuxBacklog     = 64               // accepted connections that nobody has taken
 	maxReadDirEntries = 4096             // entries in one answer
 	maxReportChunks   = 1 << 22          // chunks that one server may report

@@ -26,12 +26,34 @@ func (s *Server) openStores() error {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	s.raftLog, err = raftlog.Open(raftlog.Options{
-		FS: s.o.FS, Dir: filepath.Join(s.o.Dir, "raft"), Cluster: s.identity.cluster(), Failed: s.fatal,
+		FS: s.o.FS, Dir: filepath.Join(s.o.Dir, "raft"), Cluster: s.identity.cluster(), Failed: s.fatal, Lazy: s.lazy,
 	})
 	if err != nil {
 		return err
 	}
 	return s.moveLog()
+}
+
+// lazy reports whether Raft may go on before the entries are on stable media here. It may on a leader that needs others for a majority,
+// whose answers the transport holds back (see there). What Raft itself puts into the log, changes of members above all, is not hurried: with it
+// goes everything before it. Raft stores from the goroutine that changes its state, so the state is that of the moment.
+func (s *Server) lazy(logs []*raft.Log) bool {
+	r := s.running.Load()
+	if r == nil || r.State() != raft.Leader {
+		return false
+	}
+	for _, e := range logs {
+		if e.Type != raft.LogCommand && e.Type != raft.LogBarrier {
+			return false
+		}
+	}
+	voters := 0
+	for _, m := range r.GetConfiguration().Configuration().Servers {
+		if m.Suffrage == raft.Voter {
+			voters++
+		}
+	}
+	return voters > 1
 }
 
 // moveLog moves the log out of raft.db. While that has entries, the new log was never used: a move that was interrupted begins anew.

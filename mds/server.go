@@ -42,8 +42,9 @@ type Server struct {
 	fsm       *fsm
 	store     *raftboltdb.BoltStore // Raft's term and vote
 	raftLog   *raftlog.Log
-	transport *leaseTransport
+	transport *transport
 	raft      *raft.Raft
+	running   atomic.Pointer[raft.Raft] // raft, once it runs
 	mux       *mux
 	wire      *wire.Server
 
@@ -135,10 +136,8 @@ func (s *Server) start() error {
 		return err
 	}
 	s.mux = newMux(l, s.identity.cluster(), s.log)
-	s.transport = &leaseTransport{NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream:  &streamLayer{chanListener: s.mux.raft, cluster: s.identity.cluster(), addr: raft.ServerAddress(s.identity.Addr)},
-		MaxPool: raftConns, Timeout: raftTimeout, Logger: rlog,
-	})}
+	layer := &streamLayer{chanListener: s.mux.raft, cluster: s.identity.cluster(), addr: raft.ServerAddress(s.identity.Addr)}
+	s.transport = newTransport(layer, s.mux.appends, s.log, rlog, s.raftLog.Stable)
 	s.fsm = newFSM(s.journal, s.log, s.fail)
 	conf := s.raftConfig(rlog)
 	switch {
@@ -159,6 +158,7 @@ func (s *Server) start() error {
 		return fmt.Errorf("start raft: %w", err)
 	}
 	close(s.begun)
+	s.running.Store(s.raft)
 	s.wire = &wire.Server{Accept: s.accept, Started: s.started, Logger: s.log, Options: wire.Options{InFlight: 1024}}
 	s.log.Info("metadata server started", "cluster", s.identity.Name, "addr", s.identity.Addr, "index", s.fsm.index())
 	s.log.Warn("the server answers anyone who reaches its port: there is no authentication")
