@@ -9,12 +9,13 @@ import (
 	"varve/internal/id"
 )
 
-// TestConcurrent appends, syncs, checkpoints and trims while others read, each from several goroutines.
+// TestConcurrent appends, syncs, seals and checkpoints while others read, each from several goroutines. TestConcurrentRetain drops.
 func TestConcurrent(t *testing.T) {
 	o := testOptions(t.TempDir())
 	o.SegmentBytes = 64 << 10
+	o.NoSeal = false
 	j := mustOpen(t, o)
-	const last = 20000
+	const last = 8000
 	var wg sync.WaitGroup
 	done := make(chan struct{})
 	background := func(f func() error) {
@@ -78,5 +79,92 @@ func TestConcurrent(t *testing.T) {
 	ok(t, j.Close())
 	if rep, err := Verify(o, nil); err != nil || rep.Records != last {
 		t.Fatalf("verify: got %+v, %v", rep, err)
+	}
+}
+
+// TestConcurrentRetain drops what is old, and cuts segments, while they are appended to, sealed, read and checkpointed.
+func TestConcurrentRetain(t *testing.T) {
+	o := testOptions(t.TempDir())
+	o.SegmentBytes = 16 << 10
+	o.NoSeal = false
+	j := mustOpen(t, o)
+	const last = 6000
+	var wg sync.WaitGroup
+	done := make(chan struct{})
+	background := func(f func() error) {
+		wg.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				if err := f(); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	background(func() error {
+		_, err := j.Retain(Retention{Raft: uint64(j.Last().Index) * 3, Bytes: 60_000, Every: 500})
+		return err
+	})
+	for range 2 { // from the oldest on, which may go at any time
+		background(func() error {
+			from := j.First()
+			r, err := j.Reader(from)
+			if errors.Is(err, ErrNotFound) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			defer r.Close()
+			for range 500 {
+				rec, err := r.Next()
+				if err == io.EOF || errors.Is(err, ErrNotFound) {
+					return nil
+				}
+				if err != nil {
+					return err
+				}
+				if rec.Index != from || string(rec.Payload) != string(record(from).Payload) {
+					t.Errorf("want record %d, got %+v", from, rec)
+				}
+				from++
+			}
+			return nil
+		})
+	}
+	background(func() error {
+		if _, err := j.FindTime(j.Last().Time / 2); err != nil && !errors.Is(err, ErrNotFound) {
+			return err
+		}
+		err := j.ReadCheckpoint(j.Last().Index, func(_ Position, r io.Reader) error {
+			_, err := io.Copy(io.Discard, r)
+			return err
+		})
+		if errors.Is(err, ErrNotFound) {
+			return nil
+		}
+		return err
+	})
+	for i := id.Index(1); i <= last; i += 20 {
+		mustAppend(t, j, records(i, i+19))
+		if i%100 == 1 {
+			j.Cut()
+			ok(t, j.WriteCheckpoint(j.Last(), writeState(64)))
+		}
+	}
+	close(done)
+	wg.Wait()
+	_, err := j.Retain(Retention{Raft: uint64(j.Last().Index) * 3, Bytes: 60_000})
+	ok(t, err)
+	first := j.First()
+	wantAll(t, j, first, last)
+	ok(t, j.Close())
+	if rep, err := Verify(o, nil); err != nil || rep.First != first || first < last/2 {
+		t.Fatalf("verify: first %d, got %+v, %v", first, rep, err)
 	}
 }

@@ -1,7 +1,6 @@
 package journal
 
 import (
-	"bytes"
 	"errors"
 	"testing"
 
@@ -70,47 +69,4 @@ func TestDecodeRawDamaged(t *testing.T) {
 	if err := DecodeRaw(data, func(Record) error { return stop }); err != stop {
 		t.Fatalf("want %v, got %v", stop, err)
 	}
-}
-
-// FuzzDecode checks that no input makes the decoders panic or allocate by an unchecked length, and
-// that what they accept is what the encoder makes.
-func FuzzDecode(f *testing.F) {
-	j := mustOpen(f, testOptions(f.TempDir()))
-	mustAppend(f, j, records(1, 5))
-	mustAppend(f, j, []Record{{Index: 6}})
-	data, _, err := j.ReadRaw(1, 1<<20)
-	ok(f, err)
-	ok(f, j.Close())
-	f.Add(data)
-	f.Add(data[:len(data)-1])
-	f.Add([]byte{})
-	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0})
-	f.Add(make([]byte, recOverhead))
-	f.Add(appendHeader(nil, segMagic, header{flags: flagGap, cluster: testCluster, at: Position{Index: 7, Raft: 8, Time: 9}}))
-	f.Add(appendHeader(nil, ckptMagic, header{cluster: testCluster}))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		for _, magic := range []string{segMagic, ckptMagic} {
-			if h, err := decodeHeader("fuzz", data, magic); err == nil {
-				if again := appendHeader(nil, magic, h); !bytes.Equal(again, data[:headerSize]) {
-					t.Fatalf("header: want %x, got %x", data[:headerSize], again)
-				}
-			}
-		}
-		var recs []Record
-		if err := DecodeRaw(data, func(r Record) error { recs = append(recs, r); return nil }); err != nil {
-			if !errors.Is(err, ErrCorrupt) {
-				t.Fatalf("want ErrCorrupt, got %v", err)
-			}
-			return
-		}
-		var again []byte
-		for i := range recs {
-			start := len(again)
-			raw := data[start : start+int(recordSize(&recs[i]))]
-			again = appendTrailer(appendBody(again, &recs[i]), start, uint32(frameStable(raw)), frameChain(raw))
-		}
-		if !bytes.Equal(again, data) {
-			t.Fatalf("records: want %x, got %x", data, again)
-		}
-	})
 }

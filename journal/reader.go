@@ -173,7 +173,7 @@ func (r *Reader) step() (Record, error) {
 
 // Next returns the next record; its payload is valid until the following Next. At the end it returns
 // io.EOF, and a later Next succeeds if more was appended by then. At a hole it returns a *GapError
-// once and then goes on behind it. Any other error stays.
+// once and then goes on behind it. ErrNotFound: Retain has dropped it meanwhile. Any other error stays.
 func (r *Reader) Next() (Record, error) {
 	for {
 		rec, err := r.step()
@@ -204,6 +204,9 @@ func (r *Reader) leave() error {
 		return io.EOF
 	}
 	last := r.want - 1
+	if first := r.j.First(); first > r.want && !next.gap() {
+		return fmt.Errorf("journal: record %d was dropped meanwhile, the first one left is %d: %w", r.want, first, ErrNotFound)
+	}
 	if next.first() != r.want && !(next.gap() && next.first() > r.want) {
 		return fmt.Errorf("%s: first index: want %d, got %d: %w", next.path, r.want, next.first(), ErrCorrupt)
 	}

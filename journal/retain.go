@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"sort"
 
 	"varve/internal/id"
@@ -56,7 +57,7 @@ func (j *Journal) Retain(r Retention) (Dropped, error) {
 	if err := j.writable(); err != nil {
 		return Dropped{}, err
 	}
-	segments, last, err := j.all()
+	segments, _, err := j.all()
 	if err != nil {
 		return Dropped{}, err
 	}
@@ -65,6 +66,11 @@ func (j *Journal) Retain(r Retention) (Dropped, error) {
 		return Dropped{}, err
 	}
 	p := planner{r: r, segments: segments, points: points}
+	j.mu.Lock()
+	for _, s := range segments {
+		p.sizes = append(p.sizes, s.size)
+	}
+	j.mu.Unlock()
 	if first := segments[0].header.at; first.Index > 0 {
 		_, err := j.o.FS.Stat(filepath.Join(j.o.Dir, checkpointName(first.Index)))
 		p.headless = errors.Is(err, fs.ErrNotExist)
@@ -84,7 +90,7 @@ func (j *Journal) Retain(r Retention) (Dropped, error) {
 		d.Cause, d.Held = "", ""
 		cut = p.choose(&d)
 	}
-	if err := j.drop(&d, segments[:cut.segment], p.useless(cut, last.Index)); err != nil {
+	if err := j.drop(&d, segments[:cut.segment], p.useless(cut)); err != nil {
 		return d, err
 	}
 	if d.Segments > 0 {
@@ -98,7 +104,9 @@ func (j *Journal) Retain(r Retention) (Dropped, error) {
 type planner struct {
 	r        Retention
 	segments []*segment
+	sizes    []int64    // of the segments
 	points   []measured // checkpoints, ascending
+	damaged  []measured // checkpoints that are none
 	headless bool       // dropping was interrupted: no checkpoint is before the first segment
 }
 
@@ -110,10 +118,10 @@ type measured struct {
 
 func (p *planner) total() int64 {
 	var n int64
-	for _, s := range p.segments {
-		n += s.size
+	for _, size := range p.sizes {
+		n += size
 	}
-	for _, c := range p.points {
+	for _, c := range slices.Concat(p.points, p.damaged) {
 		n += c.bytes
 	}
 	return n
@@ -125,14 +133,11 @@ func (p *planner) find(at Position) bool {
 	return i < len(p.points) && p.points[i].Position == at
 }
 
+// without takes a damaged checkpoint for none. It goes when those beside it do.
 func (p *planner) without(index id.Index) {
-	var kept []measured
-	for _, c := range p.points {
-		if c.Index != index {
-			kept = append(kept, c)
-		}
-	}
-	p.points = kept
+	i := slices.IndexFunc(p.points, func(c measured) bool { return c.Index == index })
+	p.damaged = append(p.damaged, p.points[i])
+	p.points = slices.Delete(p.points, i, i+1)
 }
 
 // choose returns the first anchor that age and bytes are content with, or else the last one there is, and says in d why. Its
@@ -157,7 +162,7 @@ func (p *planner) choose(d *Dropped) anchor {
 	}
 	bytes := left
 	for i := 1; i < len(p.segments); i++ {
-		bytes -= p.segments[i-1].size
+		bytes -= p.sizes[i-1]
 		at := p.segments[i].header.at
 		if at.Raft > p.r.Raft {
 			d.Held = fmt.Sprintf("raft still needs the records after entry %d", p.r.Raft)
@@ -168,7 +173,7 @@ func (p *planner) choose(d *Dropped) anchor {
 		}
 		best, d.Cause = anchor{segment: i, checkpoint: at}, cause
 		left = bytes
-		for _, c := range p.points {
+		for _, c := range slices.Concat(p.points, p.damaged) {
 			if c.Index < at.Index {
 				left -= c.bytes
 			}
@@ -193,13 +198,18 @@ func (p *planner) newest(i int) int64 {
 
 // useless returns the checkpoints that can go if the records before cut do: those whose records do, and those that are close
 // to an earlier one.
-func (p *planner) useless(cut anchor, last id.Index) []measured {
+func (p *planner) useless(cut anchor) []measured {
 	var drop, kept []measured
 	for _, c := range p.points {
 		if cut.segment > 0 && c.Index < cut.checkpoint.Index {
 			drop = append(drop, c)
 		} else {
 			kept = append(kept, c)
+		}
+	}
+	for _, c := range p.damaged {
+		if c.Index < cut.checkpoint.Index {
+			drop = append(drop, c)
 		}
 	}
 	if p.r.Every == 0 || len(kept) == 0 {
@@ -229,9 +239,9 @@ func (p *planner) within(a, b Position) bool {
 		return true
 	}
 	var n int64 // so that bytes can be dropped in steps
-	for _, s := range p.segments {
+	for i, s := range p.segments {
 		if s.header.at.Index >= a.Index && s.header.at.Index < b.Index {
-			n += s.size
+			n += p.sizes[i]
 		}
 	}
 	return n <= p.r.Bytes/8

@@ -4,9 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"sync"
-	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -255,84 +252,4 @@ func (s *Server) serveJournal(c *wire.Conn, f *wire.Frame) {
 	if err := c.Reply(f, fserr.OK, body, data); err != nil {
 		s.log.Debug("answer not sent", "peer", c.RemoteAddr(), "err", err)
 	}
-}
-
-// checkpointPieces keeps checkpoints open between the pieces that one reader after the other asks for.
-type checkpointPieces struct {
-	mu     sync.Mutex
-	closed bool
-	open   []*openCheckpoint
-}
-
-type openCheckpoint struct {
-	at   id.Index
-	off  uint64
-	used time.Time
-	rc   io.ReadCloser
-}
-
-// read returns the piece at byte req.From of the newest checkpoint at or below req.CheckpointAt (0: of all).
-func (p *checkpointPieces) read(j *journal.Journal, req *msg.JournalRead, limit int, reply *msg.JournalReadReply) ([]byte, error) {
-	below := id.Index(req.CheckpointAt)
-	if below == 0 {
-		below = j.Last().Index
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.closed {
-		return nil, fserr.Unavailable
-	}
-	o, err := p.find(j, below, req.From)
-	if err != nil {
-		return nil, err
-	}
-	b := make([]byte, limit)
-	n, err := io.ReadFull(o.rc, b)
-	o.off += uint64(n)
-	reply.Checkpoint, reply.Next, reply.More = uint64(o.at), o.off, err == nil
-	if err == nil {
-		o.used = time.Now()
-		p.open = append(p.open, o)
-		return b, nil
-	}
-	o.rc.Close()
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		err = nil
-	}
-	return b[:n], err
-}
-
-// find takes the checkpoint out of the open ones, or opens it and goes to off.
-func (p *checkpointPieces) find(j *journal.Journal, below id.Index, off uint64) (*openCheckpoint, error) {
-	if off > 0 {
-		for i, o := range p.open {
-			if o.at <= below && o.off == off {
-				p.open = append(p.open[:i], p.open[i+1:]...)
-				return o, nil
-			}
-		}
-	}
-	if len(p.open) >= maxCheckpoints {
-		p.open[0].rc.Close()
-		p.open = p.open[1:]
-	}
-	at, rc, err := j.OpenCheckpoint(below)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := io.CopyN(io.Discard, rc, int64(off)); err != nil {
-		rc.Close()
-		return nil, err
-	}
-	return &openCheckpoint{at: at.Index, off: off, rc: rc}, nil
-}
-
-func (p *checkpointPieces) close() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.closed = true
-	for _, o := range p.open {
-		o.rc.Close()
-	}
-	p.open = nil
 }

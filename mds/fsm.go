@@ -295,6 +295,7 @@ func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 	if c.Index() != at.Index {
 		return nil, fmt.Errorf("no snapshot at index %d while the journal, at %d, is compared", c.Index(), at.Index)
 	}
+	f.journal.Cut() // so that what is before the checkpoint can be dropped
 	return &snapshot{f: f, state: c, at: at}, nil
 }
 

@@ -83,6 +83,11 @@ type Options struct {
 	SnapshotInterval time.Duration
 	// DigestInterval is how long after an event at most its digest goes into the log; default 60 s.
 	DigestInterval time.Duration
+	// RetentionInterval is how often old events are looked for in the journal; default 1 min.
+	RetentionInterval time.Duration
+	// CheckpointEvents is how many events are replayed from a checkpoint at most to come to an index of the past, about: more
+	// checkpoints than that needs are dropped; default 1,048,576.
+	CheckpointEvents id.Index
 	// SegmentBytes is the size of a journal segment; default the journal's.
 	SegmentBytes int64
 	// Reserve is how many bytes of the disk are kept for when it is full; below twice as many the server turns changes away. Default a
@@ -112,6 +117,10 @@ func (o Options) withDefaults() Options {
 	set(&o.UncleanWait, 10*time.Second)
 	set(&o.SnapshotInterval, 30*time.Second)
 	set(&o.DigestInterval, time.Minute)
+	set(&o.RetentionInterval, time.Minute)
+	if o.CheckpointEvents == 0 {
+		o.CheckpointEvents = 1 << 20
+	}
 	if o.SnapshotEntries == 0 {
 		o.SnapshotEntries = 8192
 	}
@@ -153,7 +162,8 @@ func (o *Options) validate(fresh bool) error {
 		name string
 		v    time.Duration
 	}{{"election timeout", o.ElectionTimeout}, {"session lease", o.SessionLease}, {"server lease", o.ServerLease},
-		{"server timeout", o.ServerTimeout}, {"request timeout", o.RequestTimeout}, {"repair interval", o.RepairInterval}} {
+		{"server timeout", o.ServerTimeout}, {"request timeout", o.RequestTimeout}, {"repair interval", o.RepairInterval},
+		{"retention interval", o.RetentionInterval}} {
 		if d.v < 5*time.Millisecond {
 			fault("%s of %v is below 5 ms", d.name, d.v)
 		}

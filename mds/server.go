@@ -43,6 +43,7 @@ type Server struct {
 	store     *raftboltdb.BoltStore // Raft's term and vote
 	raftLog   *raftlog.Log
 	transport *transport
+	snapshots raft.SnapshotStore
 	raft      *raft.Raft
 	running   atomic.Pointer[raft.Raft] // raft, once it runs
 	mux       *mux
@@ -123,11 +124,11 @@ func (s *Server) start() error {
 		return err
 	}
 	rlog := &raftLogger{log: s.log}
-	snaps, err := raft.NewFileSnapshotStoreWithLogger(s.o.Dir, snapshotsKept, rlog)
+	s.snapshots, err = raft.NewFileSnapshotStoreWithLogger(s.o.Dir, snapshotsKept, rlog)
 	if err != nil {
 		return err
 	}
-	known, err := raft.HasExistingState(s.logStore(), s.store, snaps)
+	known, err := raft.HasExistingState(s.logStore(), s.store, s.snapshots)
 	if err != nil {
 		return err
 	}
@@ -147,13 +148,13 @@ func (s *Server) start() error {
 	case s.journal.Last().Index > 0:
 		return fmt.Errorf("%s has a journal but no raft log; remove the directory and join the server again", s.o.Dir)
 	case s.identity.First:
-		err := raft.BootstrapCluster(conf, s.logStore(), s.store, snaps, s.transport, raft.Configuration{Servers: []raft.Server{
+		err := raft.BootstrapCluster(conf, s.logStore(), s.store, s.snapshots, s.transport, raft.Configuration{Servers: []raft.Server{
 			{ID: s.raftID, Address: raft.ServerAddress(s.identity.Addr)}}})
 		if err != nil {
 			return fmt.Errorf("start raft: %w", err)
 		}
 	}
-	s.raft, err = raft.NewRaft(conf, s.fsm, s.logStore(), s.store, snaps, s.transport)
+	s.raft, err = raft.NewRaft(conf, s.fsm, s.logStore(), s.store, s.snapshots, s.transport)
 	if err != nil {
 		return fmt.Errorf("start raft: %w", err)
 	}
@@ -168,6 +169,7 @@ func (s *Server) start() error {
 	s.spawn(s.watchPeers)
 	s.spawn(s.watchMembership)
 	s.spawn(s.syncJournal)
+	s.spawn(s.retainJournal)
 	return nil
 }
 
