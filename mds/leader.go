@@ -196,16 +196,17 @@ func (l *leadership) propose(ev *event.Event, reason string) error {
 
 // leased reports whether what was read before the call was the newest there is.
 func (l *leadership) leased() bool {
-	at, ok := l.confirmedAt()
-	return ok && bootNow()-at < l.s.readLease()
+	now := bootNow()
+	at, ok := l.confirmedAt(now)
+	return ok && now-at < l.s.readLease()
 }
 
-func (l *leadership) confirmedAt() (time.Duration, bool) {
+func (l *leadership) confirmedAt(now time.Duration) (time.Duration, bool) {
 	if l.ctx.Err() != nil || l.s.raft.State() != raft.Leader || l.s.lead.Load() != l {
 		return 0, false
 	}
 	conf := l.s.raft.GetConfiguration().Configuration()
-	return l.s.transport.confirmedAt(l.s.raftID, l.term, conf, bootNow())
+	return l.s.transport.confirmedAt(l.s.raftID, l.term, conf, now)
 }
 
 // confirmRead returns nil if what was read before the call may be answered: under the read lease, else after a majority has
@@ -219,7 +220,7 @@ func (l *leadership) confirmRead(ctx context.Context) error {
 		if err := l.s.raft.VerifyLeader().Error(); err != nil {
 			return fmt.Errorf("confirm leadership: %w: %w", fserr.NotLeader, err)
 		}
-		if at, ok := l.confirmedAt(); ok && at >= start || l.leased() {
+		if at, ok := l.confirmedAt(bootNow()); ok && at >= start || l.leased() {
 			return nil
 		}
 		if l.ctx.Err() != nil || !sleep(ctx, 5*time.Millisecond) {

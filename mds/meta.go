@@ -2,7 +2,6 @@ package mds
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 
@@ -18,12 +17,10 @@ import (
 // decided; its code says whether the client should look for another leader. Only an administrator may change something
 // without a session; such a change is not remembered.
 func (l *leadership) request(ctx context.Context, req *msg.MetaRequest, admin bool) (decide.Outcome, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, l.s.o.RequestTimeout, errors.New("the request's time is over"))
-	defer cancel()
-	stop := context.AfterFunc(l.ctx, cancel)
-	defer stop()
 	session := id.SessionID(req.Session)
 	if decide.ReadOnly(req) {
+		ctx := l.requestContext(ctx, nil)
+		defer ctx.end()
 		if session != 0 {
 			if _, ok := l.alive(session); !ok {
 				return decide.Outcome{Code: fserr.NoSession}, l.confirmRead(ctx)
@@ -33,24 +30,26 @@ func (l *leadership) request(ctx context.Context, req *msg.MetaRequest, admin bo
 	}
 	if session == 0 && admin {
 		req.Seq, req.Acked = 0, 0
+		ctx := l.requestContext(ctx, nil)
+		defer ctx.end()
 		return l.change(ctx, req)
 	}
 	if session == 0 || req.Seq == 0 {
 		return decide.Outcome{Code: fserr.NoSession}, nil
 	}
 	x, code := l.enter(session)
+	bound := l.requestContext(ctx, x)
+	defer bound.end()
 	if code != fserr.OK {
-		return decide.Outcome{Code: code}, l.confirmRead(ctx)
+		return decide.Outcome{Code: code}, l.confirmRead(bound)
 	}
 	defer l.leave(x)
-	unbind := context.AfterFunc(x.ctx, cancel)
-	defer unbind()
-	done, err := l.once(ctx, requestKey{session, req.Seq})
+	done, err := l.once(bound, requestKey{session, req.Seq})
 	if err != nil {
 		return decide.Outcome{}, err
 	}
 	defer done()
-	return l.change(ctx, req)
+	return l.change(bound, req)
 }
 
 // once keeps a request back while an earlier copy of it is under way.

@@ -286,8 +286,8 @@ func (t *transport) confirm(from raft.ServerID, term uint64, sent time.Duration)
 func (t *transport) confirmedAt(self raft.ServerID, term uint64, conf raft.Configuration, now time.Duration) (time.Duration, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var at []time.Duration
-	voters := 0
+	var few [8]time.Duration
+	at, voters := few[:0], 0
 	for _, s := range conf.Servers {
 		if s.Suffrage != raft.Voter {
 			continue

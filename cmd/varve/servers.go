@@ -322,6 +322,7 @@ func (a *app) serverCommand(name, short string, run func(context.Context, string
 				return err
 			}
 			defer pid.remove()
+			slackenGC()
 			return run(cmd.Context(), dir, slog.Default())
 		},
 	}
