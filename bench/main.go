@@ -1,7 +1,12 @@
 // Command bench measures a mounted varve cluster beside the local directory under it, in one run, and prints a table
 // with ratios: fio for data, its own loops for metadata, CPU of all varve processes per operation.
 //
-//	go run ./bench [--rounds 3] [--for 5s] [--size 1g] [--mds 3] [--cs 3] [--json FILE]
+//	go run ./bench [--part metadata] [--rounds 3] [--for 5s] [--size 1g] [--mds 3] [--cs 3] [--json FILE]
+//	go run ./bench mds [--clients 256] [--for 5s]
+//	go run ./bench failover [--kills 50]
+//
+// The second asks the metadata servers themselves, with many sessions and without a mount. The third kills the leader with SIGKILL again
+// and again while files are made through a mount, says how long nothing was served, and looks whether every file that was acknowledged is there, once.
 //
 // The machine's own disk bounds everything, and machines drift: trust the ratios, which come from neighbouring
 // samples. Each figure is the median of the rounds; targets alternate within a round and caches are dropped before each sample.
@@ -9,7 +14,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -19,8 +23,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"time"
 )
 
@@ -33,6 +35,10 @@ type options struct {
 	dir      string
 	out      string
 	only     string
+	part     string
+	entries  int
+	clients  int
+	kills    int
 }
 
 func main() {
@@ -46,10 +52,25 @@ func main() {
 	flag.StringVar(&o.dir, "dir", "", "where to keep the cluster and the local files (default: a temporary directory)")
 	flag.StringVar(&o.out, "json", "", "also write every sample to this file")
 	flag.StringVar(&o.only, "only", "", "run only the rows whose name contains this")
-	flag.Parse()
+	flag.StringVar(&o.part, "part", "all", "all, data or metadata")
+	flag.IntVar(&o.entries, "entries", 100_000, "entries of the directory that is listed; 0: none is")
+	flag.IntVar(&o.clients, "clients", 256, "mds: sessions, each with one request under way")
+	flag.IntVar(&o.kills, "kills", 50, "failover: how often the leader is killed")
+	bench := run
+	args := os.Args[1:]
+	if len(args) > 0 {
+		if other, ok := map[string]func(context.Context, options) error{"mds": runWire, "failover": runFailover}[args[0]]; ok {
+			bench, args = other, args[1:]
+		}
+	}
+	_ = flag.CommandLine.Parse(args) // exits by itself
+	if flag.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "bench: what is %q? Want mds, failover or nothing, then flags\n", flag.Arg(0))
+		os.Exit(2)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, o); err != nil {
+	if err := inDir(ctx, o, bench); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -59,15 +80,14 @@ func main() {
 type target struct {
 	name string
 	dir  string
+	cold string               // the same files, seen through caches that know nothing of them (a local directory's have to be dropped)
 	cpu  func() time.Duration // CPU time of the processes that serve it, so far
 }
 
-func run(ctx context.Context, o options) (err error) {
+// inDir gives bench a directory of its own, if none was named.
+func inDir(ctx context.Context, o options, bench func(context.Context, options) error) (err error) {
 	if os.Getuid() != 0 {
 		return errors.New("needs root to mount; run it as root")
-	}
-	if _, err := exec.LookPath("fio"); err != nil {
-		return fmt.Errorf("needs fio (apt-get install fio): %w", err)
 	}
 	if o.dir == "" {
 		if o.dir, err = os.MkdirTemp("", "varve-bench-"); err != nil {
@@ -75,29 +95,33 @@ func run(ctx context.Context, o options) (err error) {
 		}
 		defer os.RemoveAll(o.dir)
 	}
-	local, mount, data := filepath.Join(o.dir, "local"), filepath.Join(o.dir, "mnt"), filepath.Join(o.dir, "data")
+	return bench(ctx, o)
+}
+
+func run(ctx context.Context, o options) (err error) {
+	if _, err := exec.LookPath("fio"); err != nil && o.part != "metadata" {
+		return fmt.Errorf("needs fio (apt-get install fio): %w", err)
+	}
+	local := filepath.Join(o.dir, "local")
 	if err := os.MkdirAll(local, 0o755); err != nil {
 		return err
 	}
-	varve := filepath.Join(o.dir, "varve")
-	if err := command(ctx, "go", "build", "-o", varve, "varve/cmd/varve"); err != nil {
+	c, err := startCluster(ctx, o, 2)
+	if err != nil {
 		return err
 	}
-	if err := command(ctx, varve, "dev", "up", "-d", "--procs", "--dir", data, "--mount", mount,
-		"--mds", strconv.Itoa(o.mds), "--cs", strconv.Itoa(o.cs), "--replicas", o.replicas); err != nil {
-		return err
-	}
-	defer func() {
-		down, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		err = errors.Join(err, command(down, varve, "dev", "down", "--dir", data))
-	}()
+	defer func() { err = c.stop(err) }()
 	targets := []target{
-		{name: "local", dir: local, cpu: func() time.Duration { return 0 }},
-		{name: "varve", dir: mount, cpu: func() time.Duration { return processTime(filepath.Join(data, "run")) }},
+		{name: "local", dir: local, cold: local, cpu: func() time.Duration { return 0 }},
+		{name: "varve", dir: c.mounts[0], cold: c.mounts[1], cpu: c.cpu},
 	}
 	t := newTable(targets)
-	for _, bench := range []func(context.Context, options, []target, *table) error{benchData, benchMetadata} {
+	parts := map[string]func(context.Context, options, []target, *table) error{"data": benchData, "metadata": benchMetadata}
+	for _, name := range []string{"data", "metadata"} {
+		bench := parts[name]
+		if o.part != "all" && o.part != name {
+			continue
+		}
 		if err := bench(ctx, o, targets, t); err != nil {
 			if ctx.Err() == nil {
 				return err
@@ -116,42 +140,6 @@ func run(ctx context.Context, o options) (err error) {
 		return err
 	}
 	return os.WriteFile(o.out, b, 0o644)
-}
-
-// command runs a program and adds what it printed to the error.
-func command(ctx context.Context, name string, args ...string) error {
-	cmd := exec.CommandContext(ctx, name, args...)
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	cmd.WaitDelay = time.Second
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, out.String())
-	}
-	return nil
-}
-
-// processTime adds up the user and system time of the processes whose pid files are in dir.
-func processTime(dir string) (total time.Duration) {
-	pids, _ := filepath.Glob(filepath.Join(dir, "*.pid"))
-	for _, path := range pids {
-		b, err := os.ReadFile(path)
-		if err != nil {
-			continue
-		}
-		stat, err := os.ReadFile("/proc/" + strings.TrimSpace(string(b)) + "/stat")
-		if err != nil {
-			continue
-		}
-		_, after, _ := strings.Cut(string(stat), ") ")
-		f := strings.Fields(after)
-		if len(f) < 13 {
-			continue
-		}
-		user, _ := strconv.Atoi(f[11])
-		system, _ := strconv.Atoi(f[12])
-		total += time.Duration(user+system) * 10 * time.Millisecond // USER_HZ is 100
-	}
-	return total
 }
 
 func dropCaches() {

@@ -58,20 +58,43 @@ func median(s []sample) sample {
 	return s[len(s)/2]
 }
 
-// print writes a Markdown table: a column a target, the ratio of the last to the first, p99 and CPU of the last.
+// print writes a Markdown table: a column for each target that was sampled, the ratio of the last to the first, p99 and CPU of the last.
 func (t *table) print(w io.Writer) {
 	tw := tabwriter.NewWriter(w, 0, 0, 1, ' ', 0)
 	first, last := t.targets[0].name, t.targets[len(t.targets)-1].name
-	fmt.Fprintf(tw, "| figure\t| unit\t| %s\t| %s\t| ratio\t| %s p99\t| %s CPU per op\t|\n", first, last, last, last)
-	fmt.Fprintf(tw, "| ---\t| ---\t| --:\t| --:\t| --:\t| --:\t| --:\t|\n")
+	names := []string{first}
 	for _, r := range t.rows {
+		for name := range r.Samples {
+			if name != last && !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+		}
+	}
+	names = append(names, last)
+	fmt.Fprintf(tw, "| figure\t| unit\t")
+	for _, n := range names {
+		fmt.Fprintf(tw, "| %s\t", n)
+	}
+	fmt.Fprintf(tw, "| ratio\t| %s p99\t| %s CPU per op\t|\n| ---\t| ---\t", last, last)
+	for range len(names) + 3 {
+		fmt.Fprintf(tw, "| --:\t")
+	}
+	fmt.Fprintln(tw, "|")
+	for _, r := range t.rows {
+		fmt.Fprintf(tw, "| %s\t| %s\t", r.Name, r.Unit)
+		for _, n := range names {
+			value := ""
+			if s := r.Samples[n]; len(s) > 0 {
+				value = humanize.Comma(int64(median(s).Value))
+			}
+			fmt.Fprintf(tw, "| %s\t", value)
+		}
 		a, b := median(r.Samples[first]), median(r.Samples[last])
 		p99 := ""
 		if b.P99 > 0 {
 			p99 = b.P99.Round(time.Microsecond).String()
 		}
-		fmt.Fprintf(tw, "| %s\t| %s\t| %s\t| %s\t| %.2f\t| %s\t| %s\t|\n", r.Name, r.Unit,
-			humanize.Comma(int64(a.Value)), humanize.Comma(int64(b.Value)), b.Value/max(a.Value, 1), p99, b.CPU.Round(time.Microsecond))
+		fmt.Fprintf(tw, "| %.2f\t| %s\t| %s\t|\n", b.Value/max(a.Value, 1), p99, b.CPU.Round(time.Microsecond))
 	}
 	tw.Flush()
 }
