@@ -212,13 +212,16 @@ func (s *State) unlinked(n *Inode, time int64) {
 		s.deleteInode(n)
 		return
 	}
+	if n.links == 1 && !s.anyLease(n.Ino) {
+		s.deleteInode(n)
+		return
+	}
 	c := *n
 	c.links--
 	c.Ctime = time
 	s.putInode(&c)
 	if c.links == 0 {
 		s.orphans.ReplaceOrInsert(c.Ino)
-		s.reap(&c)
 	}
 }
 
@@ -231,7 +234,9 @@ func (s *State) reap(n *Inode) {
 
 func (s *State) anyLease(ino id.Ino) bool {
 	found := false
-	s.Leases(ino, func(Lease) bool { found = true; return false })
+	if s.leases.Len() > 0 {
+		s.Leases(ino, func(Lease) bool { found = true; return false })
+	}
 	return found
 }
 
@@ -244,7 +249,9 @@ func (s *State) deleteInode(n *Inode) {
 	if s.locks.Len() > 0 {
 		s.delLocks(&fileLocks{ino: n.Ino})
 	}
-	s.orphans.Delete(n.Ino)
+	if n.Nlink() == 0 {
+		s.orphans.Delete(n.Ino)
+	}
 	if n.Unsettled() {
 		s.unsettled.Delete(n.Ino)
 	}

@@ -17,6 +17,7 @@ import (
 type mixer struct {
 	rnd         *rand.Rand
 	live        []mixed // files
+	garbage     map[uint32][]uint64
 	keep        int
 	next, chunk uint64
 	seq         [32]uint64
@@ -26,11 +27,15 @@ type mixer struct {
 type mixed struct {
 	ino, parent uint64
 	name        string
+	chunk       uint64
+	on          map[uint32]bool
 }
 
 const mixDirs = 256
 
-func newMixer(keep int) *mixer { return &mixer{rnd: rand.New(rand.NewPCG(1, 2)), keep: keep} }
+func newMixer(keep int) *mixer {
+	return &mixer{rnd: rand.New(rand.NewPCG(1, 2)), keep: keep, garbage: map[uint32][]uint64{}}
+}
 
 func (m *mixer) start() []*event.Event {
 	evs := []*event.Event{evInit(), evServer(1), evServer(2), evServer(3), evServer(4), evServer(5)}
@@ -54,6 +59,12 @@ func (m *mixer) caused(ev *event.Event, session int) *event.Event {
 	return cause(ev, uint64(session)+1, m.seq[session], acked)
 }
 
+// recent returns one of the files in use; the others lie there until they are removed.
+func (m *mixer) recent() *mixed {
+	n := min(len(m.live), 4096)
+	return &m.live[len(m.live)-1-m.rnd.IntN(n)]
+}
+
 // one returns the next event.
 func (m *mixer) one() *event.Event {
 	if len(m.pending) > 0 {
@@ -69,15 +80,22 @@ func (m *mixer) one() *event.Event {
 		f := m.live[i]
 		m.live[i] = m.live[len(m.live)-1]
 		m.live = m.live[:len(m.live)-1]
+		for k := range f.on {
+			m.garbage[k] = append(m.garbage[k], f.chunk)
+			if len(m.garbage[k]) >= 100 {
+				m.pending = append(m.pending, &event.Event{Body: &event.Event_Purged{Purged: &event.Purged{Server: k, Chunks: m.garbage[k]}}})
+				m.garbage[k] = nil
+			}
+		}
 		return m.caused(evRemove(f.parent, f.ino, f.name), x)
 	case len(m.live) > 0 && what < 6:
-		f := &m.live[m.rnd.IntN(len(m.live))]
-		ev := m.caused(evSize(f.ino, 1<<20+uint64(what)), x)
+		f := m.recent()
+		ev := m.caused(evSize(f.ino, 20<<20+m.next), x)
 		mtime := ev.Time
 		ev.GetSetAttr().Mtime = &mtime
 		return ev
 	case len(m.live) > 0 && what < 7:
-		f := &m.live[m.rnd.IntN(len(m.live))]
+		f := m.recent()
 		to := fmt.Sprintf("moved-%08d.qcow2", m.rnd.Uint32())
 		ev := &event.Event{Body: &event.Event_Rename{Rename: &event.Rename{
 			Parent: f.parent, Name: []byte(f.name), Ino: f.ino, NewParent: f.parent, NewName: []byte(to)}}}
@@ -86,11 +104,12 @@ func (m *mixer) one() *event.Event {
 	}
 	m.next++
 	m.chunk++
-	f := mixed{m.next, 2 + uint64(m.rnd.IntN(mixDirs)), fmt.Sprintf("vm-%08d-disk0.qcow2", m.next)}
+	f := mixed{m.next, 2 + uint64(m.rnd.IntN(mixDirs)), fmt.Sprintf("vm-%08d-disk0.qcow2", m.next), m.chunk, nil}
 	ev := evCreate(f.parent, f.ino, f.name, msg.FileType_REGULAR)
 	ev.GetCreate().Want = uint32(msg.Want_WANT_WRITE)
 	ev = m.caused(ev, x)
 	a := 1 + uint32(m.rnd.IntN(5))
+	f.on = map[uint32]bool{a: true, a%5 + 1: true, (a+1)%5 + 1: true}
 	m.pending = append(m.pending, m.caused(evAlloc(f.ino, 0, m.chunk, a, a%5+1, (a+1)%5+1), x), m.caused(evSize(f.ino, 20<<20), x),
 		m.caused(evLease(session, f.ino, msg.Want_WANT_NONE), x))
 	m.live = append(m.live, f)

@@ -37,7 +37,7 @@ func (s *State) sessionClose(b *event.SessionClose) {
 		s.dropLease(l)
 	}
 	s.dropLocks(old.ID)
-	s.dropResults(&results{session: old.ID})
+	s.dropResults(old.ID)
 	if clean {
 		s.dropSession(old)
 		return
@@ -182,13 +182,13 @@ func (s *State) remember(ev *event.Event) {
 	if c.GetSession() == 0 || c.GetSeq() == 0 {
 		return
 	}
-	r, ok := s.results.Get(&results{session: id.SessionID(c.Session)})
+	r, ok := s.results.Get(c.Session)
 	if !ok {
 		return // the session is over, nobody will ask
 	}
 	if r.owner != s.owner {
 		r = &results{session: r.session, owner: s.owner, floor: r.floor, list: slices.Clone(r.list)}
-		s.results.ReplaceOrInsert(r)
+		s.results.Put(c.Session, r)
 	}
 	s.forget(r, c.Acked)
 	if c.Seq <= r.floor {

@@ -1,6 +1,8 @@
 package state
 
 import (
+	"varve/internal/id"
+
 	"github.com/zeebo/xxh3"
 )
 
@@ -49,7 +51,7 @@ func (s *State) dropName(d *Dentry) {
 
 // addChunk adds a chunk whose place in the file and whose id are free.
 func (s *State) addChunk(c *Chunk) {
-	if old, ok := s.chunks.ReplaceOrInsert(c); ok {
+	if old, ok := s.setChunk(c); ok {
 		s.misfit("alloc for %v: chunk %d is there, %v", c.Ino, c.Index(), old.ID)
 	}
 	if old, ok := s.byID.Put(uint64(c.ID), c); ok {
@@ -60,7 +62,7 @@ func (s *State) addChunk(c *Chunk) {
 }
 
 func (s *State) dropChunk(c *Chunk) {
-	s.chunks.Delete(c)
+	s.unsetChunk(c)
 	s.byID.Delete(uint64(c.ID))
 	s.account(c, -1)
 	s.minus(sumChunk(s.scratch, c))
@@ -70,7 +72,7 @@ func (s *State) dropChunk(c *Chunk) {
 func (s *State) replaceChunk(old, c *Chunk) {
 	s.account(old, -1)
 	s.minus(sumChunk(s.scratch, old))
-	s.chunks.ReplaceOrInsert(c)
+	s.setChunk(c)
 	s.byID.Put(uint64(c.ID), c)
 	s.account(c, 1)
 	s.plus(sumChunk(s.scratch, c))
@@ -117,7 +119,7 @@ func (s *State) delLocks(f *fileLocks) {
 }
 
 func (s *State) putSession(x *Session) (*Session, bool) {
-	old, ok := s.sessions.ReplaceOrInsert(x)
+	old, ok := s.sessions.Put(uint64(x.ID), x)
 	if ok {
 		s.minus(sumSession(s.scratch, old))
 	}
@@ -126,18 +128,18 @@ func (s *State) putSession(x *Session) (*Session, bool) {
 }
 
 func (s *State) dropSession(x *Session) {
-	if old, ok := s.sessions.Delete(x); ok {
+	if old, ok := s.sessions.Delete(uint64(x.ID)); ok {
 		s.minus(sumSession(s.scratch, old))
 	}
 }
 
 func (s *State) addResults(r *results) {
-	s.results.ReplaceOrInsert(r)
+	s.results.Put(uint64(r.session), r)
 	s.plus(sumFloor(s.scratch, r))
 }
 
-func (s *State) dropResults(r *results) {
-	old, ok := s.results.Delete(r)
+func (s *State) dropResults(session id.SessionID) {
+	old, ok := s.results.Delete(uint64(session))
 	if !ok {
 		return
 	}
@@ -166,7 +168,7 @@ func (s *State) forget(r *results, seq uint64) {
 }
 
 func (s *State) putServer(r *Server) (*Server, bool) {
-	old, ok := s.servers.ReplaceOrInsert(r)
+	old, ok := s.servers.Put(uint64(r.ID), r)
 	if ok {
 		s.minus(sumServer(s.scratch, old))
 	}

@@ -147,7 +147,7 @@ func (c *checker) inodes() {
 
 func (c *checker) chunks() {
 	count, degraded, joining := map[id.Ino]uint32{}, 0, 0
-	c.s.chunks.Ascend(func(k *Chunk) bool {
+	c.s.eachChunk(func(k *Chunk) bool {
 		count[k.Ino]++
 		joining += k.Joining()
 		switch n, ok := c.s.Inode(k.Ino); {
@@ -182,8 +182,8 @@ func (c *checker) chunks() {
 		}
 		return true
 	})
-	if c.s.byID.Len() != c.s.chunks.Len() || degraded != c.s.degraded.Len() || joining != c.s.joining {
-		c.badf("chunks %d, by id %d; degraded %d, index %d; joining %d, counted %d", c.s.chunks.Len(), c.s.byID.Len(),
+	if c.s.byID.Len() != c.s.heads.Len()+c.s.chunks.Len() || degraded != c.s.degraded.Len() || joining != c.s.joining {
+		c.badf("chunks %d, by id %d; degraded %d, index %d; joining %d, counted %d", c.s.heads.Len()+c.s.chunks.Len(), c.s.byID.Len(),
 			degraded, c.s.degraded.Len(), joining, c.s.joining)
 	}
 	c.s.garbage.Ascend(func(k garbageKey) bool {
@@ -233,15 +233,15 @@ func (c *checker) leases() {
 }
 
 func (c *checker) rest() {
-	c.s.results.Ascend(func(r *results) bool {
+	c.s.results.Ascend(0, func(r *results) bool {
 		x, ok := c.s.Session(r.session)
 		if !ok || x.Fenced || len(r.list) > MaxResults || len(r.list) > 0 && r.list[0].Seq <= r.floor {
 			return c.badf("results of session %v: open %v, %d of them", r.session, ok, len(r.list))
 		}
 		return true
 	})
-	c.s.sessions.Ascend(func(x *Session) bool {
-		if x.ID > c.s.lastSession || x.Fenced == c.s.results.Has(&results{session: x.ID}) {
+	c.s.sessions.Ascend(0, func(x *Session) bool {
+		if x.ID > c.s.lastSession || x.Fenced == c.hasResults(x.ID) {
 			return c.badf("session %v: fenced %v, highest %v", x.ID, x.Fenced, c.s.lastSession)
 		}
 		return true
@@ -252,4 +252,9 @@ func (c *checker) rest() {
 		}
 		return true
 	})
+}
+
+func (c *checker) hasResults(session id.SessionID) bool {
+	_, ok := c.s.results.Get(uint64(session))
+	return ok
 }

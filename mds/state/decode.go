@@ -2,6 +2,7 @@ package state
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
@@ -31,13 +32,13 @@ type decoder struct {
 	runs    struct { // the newest key of each kind
 		settings run[Setting]
 		metas    run[*Meta]
-		servers  run[*Server]
-		sessions run[*Session]
+		servers  run[id.ServerID]
+		sessions run[id.SessionID]
 		inodes   run[id.Ino]
 		dentries run[*Dentry]
 		chunks   run[*Chunk]
 		leases   run[Lease]
-		results  run[*results]
+		results  run[id.SessionID]
 		locks    run[*fileLocks]
 		garbage  run[garbageKey]
 	}
@@ -202,16 +203,16 @@ func (d *decoder) record(k byte) {
 			ID: id.ServerID(d.u(joiningBit - 1)), UUID: d.str(), Addr: d.str(), Host: d.str(), Rack: d.str(), Tier: d.u32(),
 			Added: id.Index(d.u64()), Retired: d.flag(),
 		}
-		if add(d, d.s.servers, v, &d.runs.servers) {
-			d.s.plus(sumServer(d.s.scratch, v))
+		if rises(d, v.ID, &d.runs.servers) {
+			d.s.putServer(v)
 		}
 	case kindSession:
 		v := &Session{
 			ID: id.SessionID(d.u64()), Host: d.str(), PID: d.u32(), Mount: d.str(), Nonce: d.str(),
 			Opened: id.Index(d.u64()), Time: d.i(), Fenced: d.flag(),
 		}
-		if add(d, d.s.sessions, v, &d.runs.sessions) {
-			d.s.plus(sumSession(d.s.scratch, v))
+		if rises(d, v.ID, &d.runs.sessions) {
+			d.s.putSession(v)
 		}
 	case kindInode:
 		d.inode()
@@ -240,6 +241,12 @@ func (d *decoder) record(k byte) {
 	default:
 		d.fail("unknown kind")
 	}
+}
+
+// rises reports whether all is well, and the number above those before.
+func rises[T cmp.Ordered](d *decoder, v T, r *run[T]) bool {
+	r.next(d, v, func(a, b T) bool { return a < b })
+	return d.bad == ""
 }
 
 // add adds a record, whose key must be above those before; it reports whether all is well.
@@ -290,8 +297,7 @@ func (d *decoder) inode() {
 	if d.bad == "" && (n.Type() == 0 || n.IsDir() && n.links != 0) {
 		d.fail("inode of no type, or directory with links")
 	}
-	d.runs.inodes.next(d, n.Ino, func(a, b id.Ino) bool { return a < b })
-	if d.bad != "" {
+	if !rises(d, n.Ino, &d.runs.inodes) {
 		return
 	}
 	d.s.putInode(n)
@@ -344,9 +350,10 @@ func (d *decoder) chunk() {
 		return
 	}
 	c := &Chunk{ID: k, Ino: ino, at: at, set: unique.Make(r)}
-	if !add(d, d.s.chunks, c, &d.runs.chunks) {
+	if d.runs.chunks.next(d, c, lessAt); d.bad != "" {
 		return
 	}
+	d.s.setChunk(c)
 	if _, twice := d.s.byID.Put(uint64(c.ID), c); twice {
 		d.fail("chunk id twice")
 		return
@@ -365,10 +372,10 @@ func (d *decoder) results() {
 		}
 		r.list = append(r.list, v)
 	}
-	if !add(d, d.s.results, r, &d.runs.results) {
+	if !rises(d, r.session, &d.runs.results) {
 		return
 	}
-	d.s.plus(sumFloor(d.s.scratch, r))
+	d.s.addResults(r)
 	for _, v := range r.list {
 		d.s.plus(sumResult(d.s.scratch, r.session, v))
 	}

@@ -45,15 +45,15 @@ func (s *State) count() total {
 	var b []byte
 	s.config.Ascend(func(c Setting) bool { b = sumSetting(b, c); t.add(xxh3.Hash128(b)); return true })
 	s.metas.Ascend(func(m *Meta) bool { b = sumMeta(b, m); t.add(xxh3.Hash128(b)); return true })
-	s.servers.Ascend(func(r *Server) bool { b = sumServer(b, r); t.add(xxh3.Hash128(b)); return true })
-	s.sessions.Ascend(func(x *Session) bool { b = sumSession(b, x); t.add(xxh3.Hash128(b)); return true })
+	s.servers.Ascend(0, func(r *Server) bool { b = sumServer(b, r); t.add(xxh3.Hash128(b)); return true })
+	s.sessions.Ascend(0, func(x *Session) bool { b = sumSession(b, x); t.add(xxh3.Hash128(b)); return true })
 	s.inodes.Ascend(0, func(n *Inode) bool { b = sumInode(b, n); t.add(xxh3.Hash128(b)); return true })
 	s.cookies.Ascend(func(d *Dentry) bool { b = sumDentry(b, d); t.add(xxh3.Hash128(b)); return true })
-	s.chunks.Ascend(func(c *Chunk) bool { b = sumChunk(b, c); t.add(xxh3.Hash128(b)); return true })
+	s.eachChunk(func(c *Chunk) bool { b = sumChunk(b, c); t.add(xxh3.Hash128(b)); return true })
 	s.leases.Ascend(func(l Lease) bool { b = sumLease(b, l); t.add(xxh3.Hash128(b)); return true })
 	s.locks.Ascend(func(f *fileLocks) bool { b = sumLocks(b, f); t.add(xxh3.Hash128(b)); return true })
 	s.garbage.Ascend(func(k garbageKey) bool { b = sumGarbage(b, k); t.add(xxh3.Hash128(b)); return true })
-	s.results.Ascend(func(r *results) bool {
+	s.results.Ascend(0, func(r *results) bool {
 		b = sumFloor(b, r)
 		t.add(xxh3.Hash128(b))
 		for _, v := range r.list {

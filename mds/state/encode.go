@@ -127,17 +127,17 @@ func (s *State) encode(e *encoder) {
 	e.u(uint64(s.lastMeta))
 	s.config.Ascend(e.setting)
 	s.metas.Ascend(e.meta)
-	s.servers.Ascend(e.server)
-	s.sessions.Ascend(e.session)
+	s.servers.Ascend(0, e.server)
+	s.sessions.Ascend(0, e.session)
 	s.inodes.Ascend(0, e.inode)
 	if e.w != nil {
 		s.cookies.Ascend(e.dentry)
 	} else {
 		s.Names(e.dentry)
 	}
-	s.chunks.Ascend(e.chunk)
+	s.eachChunk(e.chunk)
 	s.leases.Ascend(e.lease)
-	s.results.Ascend(e.results)
+	s.results.Ascend(0, e.results)
 	s.locks.Ascend(e.locks)
 	s.garbage.Ascend(e.garbage)
 	e.flush()

@@ -73,14 +73,15 @@ type State struct {
 	inodes   *table[Inode]
 	dentries *tree[name]    // by directory and hash of the name
 	cookies  *tree[*Dentry] // by (parent, cookie)
-	chunks   *tree[*Chunk]  // by (ino, index)
+	heads    *table[Chunk]  // first chunks of files, by ino
+	chunks   *tree[*Chunk]  // the others, by (ino, index)
 	byID     *table[Chunk]
 	leases   *tree[Lease] // by (ino, session)
-	sessions *tree[*Session]
-	results  *tree[*results]
+	sessions *table[Session]
+	results  *table[results]
 	locks    *tree[*fileLocks]
 	garbage  *tree[garbageKey]
-	servers  *tree[*Server]
+	servers  *table[Server]
 	metas    *tree[*Meta]
 	config   *tree[Setting]
 
@@ -115,18 +116,19 @@ func New() *State {
 		inodes:   newTable[Inode](),
 		dentries: newTree(lessName),
 		cookies:  newTree(lessCookie),
+		heads:    newTable[Chunk](),
 		chunks:   newTree(lessAt),
 		byID:     newTable[Chunk](),
 		leases: newTree(func(a, b Lease) bool {
 			return a.Ino < b.Ino || a.Ino == b.Ino && a.Session < b.Session
 		}),
-		sessions: newTree(func(a, b *Session) bool { return a.ID < b.ID }),
-		results:  newTree(func(a, b *results) bool { return a.session < b.session }),
+		sessions: newTable[Session](),
+		results:  newTable[results](),
 		locks:    newTree(func(a, b *fileLocks) bool { return a.ino < b.ino }),
 		garbage: newTree(func(a, b garbageKey) bool {
 			return a.server < b.server || a.server == b.server && a.chunk < b.chunk
 		}),
-		servers: newTree(func(a, b *Server) bool { return a.ID < b.ID }),
+		servers: newTable[Server](),
 		metas:   newTree(func(a, b *Meta) bool { return a.ID < b.ID }),
 		config:  newTree(func(a, b Setting) bool { return a.Key < b.Key }),
 		held: newTree(func(a, b leaseKey) bool {
@@ -155,6 +157,7 @@ func lessAt(a, b *Chunk) bool {
 func (s *State) Clone() *State {
 	c := *s
 	c.inodes, c.dentries, c.cookies = s.inodes.Clone(), s.dentries.Clone(), s.cookies.Clone()
+	c.heads = s.heads.Clone()
 	c.chunks, c.byID, c.leases = s.chunks.Clone(), s.byID.Clone(), s.leases.Clone()
 	c.sessions, c.results, c.locks = s.sessions.Clone(), s.results.Clone(), s.locks.Clone()
 	c.garbage, c.servers, c.metas = s.garbage.Clone(), s.servers.Clone(), s.metas.Clone()
@@ -213,15 +216,29 @@ func (s *State) Empty(parent id.Ino) bool {
 
 // Chunk returns the chunk at the index of the file; false is a hole.
 func (s *State) Chunk(ino id.Ino, index uint32) (*Chunk, bool) {
+	if index == 0 {
+		return s.heads.Get(uint64(ino))
+	}
+	if s.chunks.Len() == 0 {
+		return nil, false
+	}
 	return s.chunks.Get(&Chunk{Ino: ino, at: uint64(index)})
 }
 
 // Chunks calls fn for each chunk of the file in [first, first+count), until fn returns false.
 func (s *State) Chunks(ino id.Ino, first, count uint32, fn func(*Chunk) bool) {
-	if first >= maxChunks {
+	if first >= maxChunks || count == 0 {
 		return
 	}
+	if first == 0 {
+		if c, ok := s.heads.Get(uint64(ino)); ok && !fn(c) {
+			return
+		}
+	}
 	end := min(uint64(first)+uint64(count), maxChunks)
+	if end == 1 || s.chunks.Len() == 0 {
+		return
+	}
 	s.chunks.AscendGreaterOrEqual(&Chunk{Ino: ino, at: uint64(first)}, func(c *Chunk) bool {
 		return c.Ino == ino && uint64(c.Index()) < end && fn(c)
 	})
@@ -262,11 +279,11 @@ func (s *State) Degraded(fn func(*Chunk) bool) {
 
 // Session returns the record of an open or fenced session.
 func (s *State) Session(session id.SessionID) (*Session, bool) {
-	return s.sessions.Get(&Session{ID: session})
+	return s.sessions.Get(uint64(session))
 }
 
 // Sessions calls fn for each session on record, fenced ones included, by id.
-func (s *State) Sessions(fn func(*Session) bool) { s.sessions.Ascend(fn) }
+func (s *State) Sessions(fn func(*Session) bool) { s.sessions.Ascend(0, fn) }
 
 // SessionByNonce returns the open session that was opened with the nonce.
 func (s *State) SessionByNonce(nonce string) (*Session, bool) {
@@ -282,7 +299,7 @@ func (s *State) SessionByNonce(nonce string) (*Session, bool) {
 
 // Outcome returns what is remembered of the request.
 func (s *State) Outcome(session id.SessionID, seq uint64) (Result, bool) {
-	r, ok := s.results.Get(&results{session: session})
+	r, ok := s.results.Get(uint64(session))
 	if !ok {
 		return Result{}, false
 	}
@@ -295,7 +312,7 @@ func (s *State) Outcome(session id.SessionID, seq uint64) (Result, bool) {
 // Acked returns up to which seq the outcomes of the session are forgotten: a request at or below that
 // has no remembered outcome must not be done, since it may have been done before.
 func (s *State) Acked(session id.SessionID) uint64 {
-	if r, ok := s.results.Get(&results{session: session}); ok {
+	if r, ok := s.results.Get(uint64(session)); ok {
 		return r.floor
 	}
 	return 0
@@ -382,11 +399,11 @@ func (s *State) Locks(ino id.Ino, flock bool) []Lock {
 
 // Server returns the record of a chunk server, retired or not.
 func (s *State) Server(server id.ServerID) (*Server, bool) {
-	return s.servers.Get(&Server{ID: server})
+	return s.servers.Get(uint64(server))
 }
 
 // Servers calls fn for each chunk server, retired ones included, by id.
-func (s *State) Servers(fn func(*Server) bool) { s.servers.Ascend(fn) }
+func (s *State) Servers(fn func(*Server) bool) { s.servers.Ascend(0, fn) }
 
 // Meta returns the record of a metadata server.
 func (s *State) Meta(meta id.MetaID) (*Meta, bool) { return s.metas.Get(&Meta{ID: meta}) }
@@ -438,7 +455,7 @@ type Counts struct {
 // Counts returns how many there are of everything, in constant time.
 func (s *State) Counts() Counts {
 	return Counts{
-		Inodes: s.inodes.Len(), Dentries: s.dentries.Len(), Chunks: s.chunks.Len(), Degraded: s.degraded.Len(),
+		Inodes: s.inodes.Len(), Dentries: s.dentries.Len(), Chunks: s.byID.Len(), Degraded: s.degraded.Len(),
 		Joining: s.joining, Garbage: s.garbage.Len(), Sessions: s.sessions.Len(), Leases: s.leases.Len(),
 		Orphans: s.orphans.Len(), Unsettled: s.unsettled.Len(), Punching: s.punching.Len(),
 	}
