@@ -69,11 +69,14 @@ func (s *State) settled(ino id.Ino) {
 
 // freeFrom frees the chunks of the file from index first on and returns how many there were.
 func (s *State) freeFrom(ino id.Ino, first uint32) uint32 {
-	var list []*Chunk
+	list := s.freed[:0]
 	s.Chunks(ino, first, maxChunks, func(c *Chunk) bool {
 		list = append(list, c)
 		return true
 	})
+	if s.freed = list; cap(list) > 1024 {
+		s.freed = nil
+	}
 	for _, c := range list {
 		s.dropChunk(c)
 		for i := range c.Len() {

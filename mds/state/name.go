@@ -36,13 +36,14 @@ func findName(t *tree[name], parent id.Ino, s string) (*Dentry, bool) {
 		for low < high {
 			mid := int(uint(low+high) >> 1)
 			x := &n.items[mid]
-			c := cmp.Compare(x.key, key)
-			if c == 0 {
-				if c = compareNames(x.d, parent, s); c == 0 {
+			below := x.key < key
+			if x.key == key {
+				if x.d.Name == s && x.d.Parent == parent {
 					return x.d, true
 				}
+				below = compareNames(x.d, parent, s) < 0
 			}
-			if c < 0 {
+			if below {
 				low = mid + 1
 			} else {
 				high = mid

@@ -101,8 +101,9 @@ type State struct {
 	lastServer  id.ServerID
 	lastMeta    id.MetaID
 
-	total   total  // of the digest, without the cluster's record
-	scratch []byte // where change.go encodes records
+	total   total    // of the digest, without the cluster's record
+	scratch []byte   // where change.go encodes records
+	freed   []*Chunk // room for those that one event frees
 
 	owner *owned
 	probe struct { // search keys of Apply, so that it need not allocate them
@@ -164,7 +165,7 @@ func (s *State) Clone() *State {
 	c.config, c.held, c.orphans = s.config.Clone(), s.held.Clone(), s.orphans.Clone()
 	c.unsettled, c.punching, c.degraded = s.unsettled.Clone(), s.punching.Clone(), s.degraded.Clone()
 	s.owner, c.owner = new(owned), new(owned)
-	c.scratch = nil // s goes on writing there
+	c.scratch, c.freed = nil, nil // s goes on writing there
 	return &c
 }
 

@@ -106,11 +106,14 @@ func (t *table[T]) Put(key uint64, v *T) (*T, bool) {
 
 // Delete removes the record with the number, and returns it.
 func (t *table[T]) Delete(key uint64) (*T, bool) {
-	if _, ok := t.Get(key); !ok {
+	if !t.fits(key) {
 		return nil, false
 	}
 	t.root = t.own(t.root)
 	old := t.remove(t.root, key, t.levels-1)
+	if old == nil {
+		return nil, false
+	}
 	if t.n--; t.n == 0 {
 		t.root, t.levels = nil, 0
 	}
@@ -119,14 +122,20 @@ func (t *table[T]) Delete(key uint64) (*T, bool) {
 
 func (t *table[T]) remove(n *tableNode[T], key uint64, level uint) (old *T) {
 	bit, at := n.branch(key, level)
+	if n.used&bit == 0 {
+		return nil
+	}
 	if level == 0 {
 		old = n.vals[at]
 		n.vals = removeAt(n.vals, at)
 		n.used &^= bit
 		return old
 	}
-	kid := t.own(n.kids[at])
-	n.kids[at] = kid
+	kid := n.kids[at]
+	if kid.owner != t.owner {
+		kid = t.own(kid)
+		n.kids[at] = kid
+	}
 	old = t.remove(kid, key, level-1)
 	if kid.used == 0 {
 		n.kids = removeAt(n.kids, at)

@@ -151,8 +151,11 @@ func (t *tree[T]) insert(n *treeNode[T], v T) (old T, replaced, last bool) {
 		n.items = insertAt(n.items, i, v)
 		return old, false, last
 	}
-	kid := t.own(n.kids[i])
-	n.kids[i] = kid
+	kid := n.kids[i]
+	if kid.owner != t.owner {
+		kid = t.own(kid)
+		n.kids[i] = kid
+	}
 	old, replaced, end := t.insert(kid, v)
 	if len(kid.items) > maxItems {
 		mid, right := t.split(kid, end)
@@ -211,8 +214,11 @@ func (t *tree[T]) remove(n *treeNode[T], v T) (T, bool) {
 		n.items = removeAt(n.items, i)
 		return old, true
 	}
-	kid := t.own(n.kids[i])
-	n.kids[i] = kid
+	kid := n.kids[i]
+	if kid.owner != t.owner {
+		kid = t.own(kid)
+		n.kids[i] = kid
+	}
 	if !found {
 		old, ok := t.remove(kid, v)
 		t.fill(n, i)
