@@ -31,7 +31,10 @@ type mixed struct {
 	on          map[uint32]bool
 }
 
-const mixDirs = 256
+const (
+	mixDirs = 256
+	inUse   = 4096 // files
+)
 
 func newMixer(keep int) *mixer {
 	return &mixer{rnd: rand.New(rand.NewPCG(1, 2)), keep: keep, garbage: map[uint32][]uint64{}}
@@ -61,8 +64,7 @@ func (m *mixer) caused(ev *event.Event, session int) *event.Event {
 
 // recent returns one of the files in use; the others lie there until they are removed.
 func (m *mixer) recent() *mixed {
-	n := min(len(m.live), 4096)
-	return &m.live[len(m.live)-1-m.rnd.IntN(n)]
+	return &m.live[len(m.live)-1-m.rnd.IntN(min(len(m.live), inUse))]
 }
 
 // one returns the next event.
@@ -77,6 +79,9 @@ func (m *mixer) one() *event.Event {
 	switch what := m.rnd.IntN(10); {
 	case len(m.live) >= m.keep && what < 4:
 		i := m.rnd.IntN(len(m.live))
+		if m.rnd.IntN(4) > 0 { // most that go have not been there for long
+			i = len(m.live) - 1 - m.rnd.IntN(min(len(m.live), inUse))
+		}
 		f := m.live[i]
 		m.live[i] = m.live[len(m.live)-1]
 		m.live = m.live[:len(m.live)-1]

@@ -3,18 +3,35 @@ package state
 import (
 	"bytes"
 	"encoding/hex"
+	"errors"
 	"flag"
+	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"varve/internal/wire/msg"
 	"varve/mds/event"
 )
 
-var newGolden = flag.String("new-golden", "", "write a golden journal under this name; an old one is never written again")
+// A golden journal is what some version wrote: NAME.journal, a Batch, and NAME.digests, lines of index, kind of digest and digest at several
+// indexes, and NAME.vN.checkpoint, the state at the end in version N of the format. They are never written again. To add one, for instance for a new event or field: put its events into recipes under a new
+// name and run
+//
+//	go test ./mds/state -run TestGolden -update-golden
+var updateGolden = flag.Bool("update-golden", false, "write the golden journals that recipes has and testdata lacks; none is overwritten")
 
-// history is what the first golden journal holds: every kind of event once.
+// recipes are the events of the golden journals, by name. They were used once, and stay to show what is in a journal.
+var recipes = map[string]func() []*event.Event{
+	"every-event-1": history,
+	"every-field-2": everyField,
+}
+
+// history is what the first golden journal holds: every kind of event once, as the first version of the schema had them.
 func history() []*event.Event {
 	link := &event.Event{Body: &event.Event_Link{Link: &event.Link{Ino: 4, Parent: 2, Name: []byte("g2")}}}
 	rename := func(exchange bool, name, to string, ino, replaced uint64) *event.Event {
@@ -51,56 +68,251 @@ func history() []*event.Event {
 	}
 }
 
-// TestGolden: journals of the past replay to the digest recorded then, for ever.
-func TestGolden(t *testing.T) {
-	if *newGolden != "" {
-		b, err := (&event.Batch{Events: history()}).MarshalVT()
-		if err != nil {
-			t.Fatal(err)
-		}
-		sum := play(t, New(), history()...).Digest()
-		file, err := os.OpenFile("testdata/"+*newGolden+".journal", os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer file.Close()
-		if _, err := file.Write(b); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile("testdata/"+*newGolden+".digest", []byte(hex.EncodeToString(sum[:])+"\n"), 0o644); err != nil {
-			t.Fatal(err)
+// everyField has every field of every event, those included that came after the first journal was written.
+func everyField() []*event.Event {
+	p32 := func(v uint32) *uint32 { return &v }
+	p64 := func(v uint64) *uint64 { return &v }
+	i64 := func(v int64) *int64 { return &v }
+	create := func(ino uint64, name string, c *event.Create) *event.Event {
+		return &event.Event{Time: int64(1000 + ino), Body: &event.Event_Create{Create: &event.Create{
+			Parent: 1, Name: []byte(name), Ino: ino, Type: c.Type, Perm: 0o640, Uid: 7, Gid: 8, Rdev: c.Rdev, Target: c.Target, Want: c.Want,
+		}}}
+	}
+	lock := func(flock bool, typ uint32, start, end uint64) *event.Event {
+		return &event.Event{Body: &event.Event_LockSet{LockSet: &event.LockSet{
+			Ino: 10, Session: 1, Owner: 77, Pid: 4242, Flock: flock, Type: typ, Start: start, End: end}}}
+	}
+	uuid := []byte("0123456789abcdef")
+	evs := []*event.Event{
+		{Time: 5, Cause: &event.Cause{Reason: "the cluster is made"}, Body: &event.Event_ClusterInit{ClusterInit: &event.ClusterInit{
+			Uuid: uuid, Name: "golden", Perm: 0o755, Uid: 3, Gid: 4}}},
+		{Body: &event.Event_MetaAdd{MetaAdd: &event.MetaAdd{Id: 1, Uuid: uuid, Addr: "10.0.0.1:2510"}}},
+		{Body: &event.Event_MetaUpdate{MetaUpdate: &event.MetaUpdate{Id: 1, Addr: "10.0.0.2:2510"}}},
+	}
+	for n := range uint32(4) {
+		evs = append(evs, &event.Event{Body: &event.Event_ServerAdd{ServerAdd: &event.ServerAdd{
+			Id: n + 1, Uuid: uuid, Addr: fmt.Sprintf("10.0.1.%d:2511", n), Host: fmt.Sprint("host", n), Rack: "r1", Tier: 2}}})
+	}
+	evs = append(evs,
+		&event.Event{Body: &event.Event_ServerUpdate{ServerUpdate: &event.ServerUpdate{Id: 4, Addr: "10.0.2.4:2511", Host: "host9", Rack: "r2", Tier: 1}}},
+		evConfig("repair.grace", "90s"),
+		&event.Event{Time: 9, Body: &event.Event_SessionOpen{SessionOpen: &event.SessionOpen{Id: 1, Host: "client1", Pid: 99, Mount: "/mnt/vm", Nonce: uuid}}},
+		&event.Event{Time: 9, Body: &event.Event_SessionOpen{SessionOpen: &event.SessionOpen{Id: 2, Host: "client2", Pid: 98, Mount: "/mnt/vm", Nonce: uuid[1:]}}},
+		evCreate(1, 2, "dir", msg.FileType_DIRECTORY),
+		cause(create(10, "disk.qcow2", &event.Create{Type: uint32(msg.FileType_REGULAR), Want: uint32(msg.Want_WANT_WRITE)}), 1, 1, 0),
+		create(11, "sym", &event.Create{Type: uint32(msg.FileType_SYMLINK), Target: []byte("disk.qcow2")}),
+		create(12, "null", &event.Create{Type: uint32(msg.FileType_CHAR), Rdev: 0x103}),
+		create(13, "\xff not UTF-8", &event.Create{Type: uint32(msg.FileType_FIFO)}),
+		&event.Event{Time: 20, Cause: &event.Cause{Session: 1, Seq: 2, Acked: 1, Uid: 1000}, Body: &event.Event_ChunkAlloc{ChunkAlloc: &event.ChunkAlloc{
+			Ino: 10, Norm: 3, Chunks: []*event.ChunkAlloc_Entry{{Index: 0, Id: 5, Epoch: 1, Servers: []uint32{1, 2, 3}}, {Index: 2, Id: 6, Epoch: 4, Servers: []uint32{3, 1}}}}}},
+		&event.Event{Time: 21, Body: &event.Event_SetAttr{SetAttr: &event.SetAttr{Ino: 10, Perm: p32(0o600), Uid: p32(70), Gid: p32(80),
+			Size: p64(150 << 20), Atime: i64(-5), Mtime: i64(1 << 40)}}},
+		cause(&event.Event{Time: 22, Body: &event.Event_SetAttr{SetAttr: &event.SetAttr{Ino: 10, Size: p64(151 << 20), Offset: p64(150 << 20)}}}, 1, 3, 1),
+		&event.Event{Time: 23, Body: &event.Event_SetXattr{SetXattr: &event.SetXattr{Ino: 10, Name: []byte("user.x"), Value: []byte{0, 1, 2}, Perm: p32(0o604)}}},
+		&event.Event{Time: 24, Body: &event.Event_SetXattr{SetXattr: &event.SetXattr{Ino: 10, Name: []byte("user.y"), Value: []byte("y")}}},
+		&event.Event{Time: 25, Body: &event.Event_RemoveXattr{RemoveXattr: &event.RemoveXattr{Ino: 10, Name: []byte("user.y")}}},
+		&event.Event{Time: 26, Body: &event.Event_Link{Link: &event.Link{Ino: 10, Parent: 2, Name: []byte("hard")}}},
+		&event.Event{Time: 27, Body: &event.Event_Rename{Rename: &event.Rename{Parent: 1, Name: []byte("sym"), Ino: 11, NewParent: 2, NewName: []byte("hard"),
+			Replaced: 10, Exchange: true}}},
+		lock(false, 2, 5, 10), lock(false, 1, 100, LockEnd), lock(true, 2, 0, LockEnd), lock(false, 0, 7, 8),
+		&event.Event{Time: 30, Body: &event.Event_LeaseSet{LeaseSet: &event.LeaseSet{
+			Entries: []*event.LeaseSet_Entry{{Session: 2, Ino: 10, Want: 2}, {Session: 1, Ino: 10, Want: 1}}, Attr: &event.SetAttr{Ino: 10, Size: p64(140 << 20)}}}},
+		evPolicy(2, 2, 1), evPolicy(10, 3, 0),
+		&event.Event{Body: &event.Event_ReplicaJoin{ReplicaJoin: &event.ReplicaJoin{Chunk: 6, Server: 4, Epoch: 5}}},
+		&event.Event{Body: &event.Event_ReplicaSync{ReplicaSync: &event.ReplicaSync{Chunk: 6, Server: 4, Epoch: 5}}},
+		&event.Event{Body: &event.Event_ReplicaDrop{ReplicaDrop: &event.ReplicaDrop{Ino: 10, Server: 3, Chunks: []*event.ReplicaDrop_Entry{{Index: 2, Epoch: 6}, {Index: 0, Epoch: 2}}}}},
+		&event.Event{Body: &event.Event_ReplicaJoin{ReplicaJoin: &event.ReplicaJoin{Chunk: 5, Server: 3, Epoch: 3}}},
+		&event.Event{Body: &event.Event_ServerLost{ServerLost: &event.ServerLost{Server: 2}}},
+		&event.Event{Body: &event.Event_PunchDone{PunchDone: &event.PunchDone{Ino: 10}}},
+		evSize(10, 64<<20),
+		&event.Event{Body: &event.Event_Purged{Purged: &event.Purged{Server: 1, Chunks: []uint64{6}}}},
+		&event.Event{Cause: &event.Cause{Reason: "not renewed for 10s"}, Body: &event.Event_SessionClose{SessionClose: &event.SessionClose{Id: 2, Kind: event.SessionClose_EXPIRED}}},
+		&event.Event{Body: &event.Event_Settled{Settled: &event.Settled{Ino: 10}}},
+		&event.Event{Body: &event.Event_SessionForgotten{SessionForgotten: &event.SessionForgotten{Id: 2}}},
+		&event.Event{Body: &event.Event_ServerRetire{ServerRetire: &event.ServerRetire{Id: 2}}},
+		&event.Event{Time: 50, Body: &event.Event_Remove{Remove: &event.Remove{Parent: 2, Name: []byte("hard"), Ino: 11}}},
+		evCreate(1, 20, "gone", msg.FileType_DIRECTORY),
+		&event.Event{Time: 51, Body: &event.Event_Remove{Remove: &event.Remove{Parent: 1, Name: []byte("gone"), Ino: 20, Dir: true}}},
+		&event.Event{Body: &event.Event_MetaAdd{MetaAdd: &event.MetaAdd{Id: 2, Uuid: uuid, Addr: "10.0.0.3:2510"}}},
+		&event.Event{Body: &event.Event_MetaRemove{MetaRemove: &event.MetaRemove{Id: 2}}},
+		&event.Event{Body: &event.Event_Digest{Digest: &event.Digest{Index: 40, Digest: make([]byte, 16), Kind: DigestSum}}},
+	)
+	return evs
+}
+
+// digestLines returns what NAME.digests holds for the events: digests of both kinds at ten places and at the end.
+func digestLines(t *testing.T, evs []*event.Event) string {
+	var b strings.Builder
+	s := New()
+	for i, ev := range evs {
+		play(t, s, ev)
+		if i%max(len(evs)/10, 1) == 0 || i == len(evs)-1 {
+			for _, kind := range []uint32{DigestSHA256, DigestSum} {
+				d, err := s.DigestOf(kind)
+				if err != nil {
+					t.Fatal(err)
+				}
+				fmt.Fprintf(&b, "%d %d %x\n", s.Index(), kind, d)
+			}
 		}
 	}
-	list, err := os.ReadDir("testdata")
+	return b.String()
+}
+
+func decodeBatch(t *testing.T, raw []byte) []*event.Event {
+	var batch event.Batch
+	if err := batch.UnmarshalVT(raw); err != nil {
+		t.Fatal(err)
+	}
+	return batch.Events
+}
+
+// writeNew writes a file that is not there; another is left alone.
+func writeNew(t *testing.T, path string, b []byte) {
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+	if errors.Is(err, fs.ErrExist) {
+		return
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	tested := 0
-	for _, e := range list {
-		name, ok := strings.CutSuffix(e.Name(), ".journal")
-		if !ok {
-			continue
-		}
-		tested++
-		raw, err := os.ReadFile("testdata/" + e.Name())
+	defer file.Close()
+	if _, err := file.Write(b); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func goldens(t *testing.T) map[string][]byte {
+	paths, err := filepath.Glob("testdata/*.journal")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string][]byte{}
+	for _, p := range paths {
+		raw, err := os.ReadFile(p)
 		if err != nil {
 			t.Fatal(err)
 		}
-		want, err := os.ReadFile("testdata/" + name + ".digest")
+		out[strings.TrimSuffix(filepath.Base(p), ".journal")] = raw
+	}
+	return out
+}
+
+// TestGolden: journals of the past replay to the digests recorded then, for ever.
+func TestGolden(t *testing.T) {
+	if *updateGolden {
+		for name, recipe := range recipes {
+			b, err := (&event.Batch{Events: recipe()}).MarshalVT()
+			if err != nil {
+				t.Fatal(err)
+			}
+			writeNew(t, "testdata/"+name+".journal", b)
+		}
+		for name, raw := range goldens(t) {
+			writeNew(t, "testdata/"+name+".digests", []byte(digestLines(t, decodeBatch(t, raw))))
+			var b bytes.Buffer
+			if err := play(t, New(), decodeBatch(t, raw)...).Write(&b); err != nil {
+				t.Fatal(err)
+			}
+			writeNew(t, fmt.Sprintf("testdata/%s.v%d.checkpoint", name, version), b.Bytes())
+		}
+	}
+	all := goldens(t)
+	if len(all) < len(recipes) {
+		t.Errorf("%d golden journals, %d recipes: see updateGolden", len(all), len(recipes))
+	}
+	for name, raw := range all {
+		want, err := os.ReadFile("testdata/" + name + ".digests")
 		if err != nil {
 			t.Fatal(err)
 		}
-		var batch event.Batch
-		if err := batch.UnmarshalVT(raw); err != nil {
-			t.Fatal(err)
+		if got := digestLines(t, decodeBatch(t, raw)); got != string(want) {
+			t.Errorf("%s: replay gives\n%s\nrecorded was\n%s", name, got, want)
 		}
-		s := play(t, New(), batch.Events...)
-		got := s.Digest()
-		if hex.EncodeToString(got[:]) != string(bytes.TrimSpace(want)) {
-			t.Errorf("%s: digest %x, recorded %s", name, got, want)
+		// The first version recorded one digest, beside what is recorded now.
+		if old, err := os.ReadFile("testdata/" + name + ".digest"); err == nil {
+			got := play(t, New(), decodeBatch(t, raw)...).Digest()
+			if hex.EncodeToString(got[:]) != string(bytes.TrimSpace(old)) {
+				t.Errorf("%s: digest %x, recorded %s", name, got, old)
+			}
+		}
+		// What this version writes is what was read, so that a journal that is copied stays what it is.
+		again, err := (&event.Batch{Events: decodeBatch(t, raw)}).MarshalVT()
+		if err != nil || !bytes.Equal(again, raw) {
+			t.Errorf("%s: encodes to other bytes: %v", name, err)
 		}
 	}
-	if tested == 0 {
-		t.Error("no golden journal")
+}
+
+// TestGoldenCheckpoints: the checkpoints of every version can be read, and hold what the journal gives.
+func TestGoldenCheckpoints(t *testing.T) {
+	all := goldens(t)
+	for v := 1; v <= version; v++ {
+		paths, err := filepath.Glob(fmt.Sprintf("testdata/*.v%d.checkpoint", v))
+		if err != nil || len(paths) == 0 {
+			t.Fatalf("no checkpoint of version %d: %v", v, err)
+		}
+		for _, path := range paths {
+			raw, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s, err := Read(bytes.NewReader(raw))
+			if err != nil {
+				t.Fatalf("%s: %v", path, err)
+			}
+			name, _, _ := strings.Cut(filepath.Base(path), ".")
+			want := play(t, New(), decodeBatch(t, all[name])...)
+			if s.Sum() != want.Sum() || s.Digest() != want.Digest() {
+				t.Errorf("%s: digest %x, replay gives %x", path, s.Sum(), want.Sum())
+			}
+			if err := s.Check(); err != nil {
+				t.Errorf("%s: %v", path, err)
+			}
+		}
 	}
+}
+
+// TestGoldenIsComplete: every event there is, and every field of every event, is in a golden journal.
+func TestGoldenIsComplete(t *testing.T) {
+	seen := map[protoreflect.FullName]bool{}
+	var note func(m protoreflect.Message)
+	note = func(m protoreflect.Message) {
+		m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+			seen[f.FullName()] = true
+			switch {
+			case f.IsList() && f.Message() != nil:
+				for i := range v.List().Len() {
+					note(v.List().Get(i).Message())
+				}
+			case f.Message() != nil:
+				note(v.Message())
+			}
+			return true
+		})
+	}
+	for _, raw := range goldens(t) {
+		for i, ev := range decodeBatch(t, raw) {
+			ev.Index = uint64(i) + 1 // as Apply sets it
+			note(ev.ProtoReflect())
+		}
+	}
+	done := map[protoreflect.FullName]bool{}
+	var need func(d protoreflect.MessageDescriptor)
+	need = func(d protoreflect.MessageDescriptor) {
+		if done[d.FullName()] {
+			return
+		}
+		done[d.FullName()] = true
+		for i := range d.Fields().Len() {
+			f := d.Fields().Get(i)
+			if !seen[f.FullName()] {
+				t.Errorf("%s is in no golden journal: add one as updateGolden says", f.FullName())
+			}
+			if f.Message() != nil {
+				need(f.Message())
+			}
+		}
+	}
+	need((&event.Event{}).ProtoReflect().Descriptor())
 }
