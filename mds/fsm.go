@@ -227,7 +227,7 @@ func (f *fsm) compare(want journal.Record) error {
 	}
 	if got.Index != want.Index || got.Raft != want.Raft || !bytes.Equal(got.Payload, want.Payload) {
 		return fmt.Errorf("journal record %d of raft entry %d, %d bytes, differs from raft entry %d, event %d, %d bytes; "+
-			"remove this server's directory and join it again: %w",
+			"make this server anew with varve make-mds --rebuild -r DIR: %w",
 			got.Index, got.Raft, len(got.Payload), want.Raft, want.Index, len(want.Payload), errDiverged)
 	}
 	return nil
@@ -303,6 +303,10 @@ func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 // journal.
 func (s *snapshot) Persist(sink raft.SnapshotSink) error {
 	err := s.persist(sink)
+	if errors.Is(err, state.ErrChanged) {
+		err = fmt.Errorf("%w; this server's memory is not to be trusted, make it anew with varve make-mds --rebuild -r DIR: %w", err, errDiverged)
+		s.f.fatal(err)
+	}
 	if err != nil {
 		return errors.Join(err, sink.Cancel())
 	}

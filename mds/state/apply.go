@@ -292,6 +292,24 @@ func (s *State) rename(ev *event.Event, b *event.Rename) {
 	if other != nil && !b.Exchange {
 		s.unlinked(s.must(other.Ino, "rename onto"), ev.Time)
 	}
+	if from != to {
+		s.reaches(n, to)
+		if b.Exchange {
+			s.reaches(other, from)
+		}
+	}
+}
+
+// reaches checks that a directory that moved into another is still below the root.
+func (s *State) reaches(n *Inode, dir id.Ino) {
+	if !n.IsDir() {
+		return
+	}
+	for up := dir; up != id.Root; up = s.must(up, "rename").Parent {
+		if up == n.Ino {
+			s.misfit("rename: directory %v into %v, which is below it", n.Ino, dir)
+		}
+	}
 }
 
 // moved records that the name of n in the directory from is now in to.
@@ -366,6 +384,9 @@ func (s *State) removeXattr(ev *event.Event, b *event.RemoveXattr) {
 }
 
 func (s *State) policySet(ev *event.Event, b *event.PolicySet) {
+	if p := (Policy{Norm: b.Norm, Min: b.Min}); !p.Valid() {
+		s.misfit("policy of %d: %+v", b.Ino, p)
+	}
 	n := s.must(id.Ino(b.Ino), "set policy").withRare(func(r *rare) { r.policy = Policy{Norm: b.Norm, Min: b.Min} })
 	n.Ctime = ev.Time
 	s.putInode(n)

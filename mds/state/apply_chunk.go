@@ -252,7 +252,10 @@ func (s *State) serverRetire(server id.ServerID) {
 
 func (s *State) metaAdd(b *event.MetaAdd) {
 	m := &Meta{ID: id.MetaID(b.Id), UUID: string(b.Uuid), Addr: b.Addr}
-	if old, ok := s.putMeta(m); ok || m.ID == 0 {
+	if m.ID == 0 {
+		s.misfit("add %v: no such id", m.ID)
+	}
+	if old, ok := s.putMeta(m); ok {
 		s.misfit("add %v: it is there, at %s", m.ID, old.Addr)
 	}
 	s.lastMeta = max(s.lastMeta, m.ID)

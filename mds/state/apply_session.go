@@ -92,6 +92,9 @@ func (s *State) leaseSet(ev *event.Event, b *event.LeaseSet) {
 
 // setLease records that the session holds the inode for want. To drop what is not held changes nothing.
 func (s *State) setLease(ino id.Ino, session id.SessionID, want msg.Want) {
+	if want > msg.Want_WANT_WRITE || want < 0 {
+		s.misfit("lease on %v for want %d", ino, want)
+	}
 	old, had := s.Lease(ino, session)
 	if want == msg.Want_WANT_NONE {
 		if had {
@@ -127,6 +130,9 @@ func (s *State) lockSet(b *event.LockSet) {
 	typ := msg.LockType(b.Type)
 	if x, ok := s.Session(session); typ != msg.LockType_UNLOCK && (!ok || x.Fenced) {
 		s.misfit("lock on %v for session %v, which is not open", ino, session)
+	}
+	if b.Start > b.End || typ < msg.LockType_UNLOCK || typ > msg.LockType_WRITE_LOCK {
+		s.misfit("lock on %v of type %d, from %d to %d", ino, typ, b.Start, b.End)
 	}
 	l := Lock{Owner: Owner{session, b.Owner}, PID: b.Pid, Start: b.Start, End: b.End}
 	f := &fileLocks{ino: ino, posix: s.Locks(ino, false), flock: s.Locks(ino, true)}
