@@ -28,6 +28,7 @@ type leadership struct {
 	wg      sync.WaitGroup
 	latches latchTable
 	prop    *proposer
+	grants  *grants
 
 	// The lowest numbers not given out.
 	nextIno, nextChunk, nextSession, nextServer, nextMeta atomic.Uint64
@@ -71,6 +72,7 @@ func newLeadership(s *Server) (*leadership, error) {
 	}
 	l.ctx, l.cancel = context.WithCancel(s.ctx)
 	l.prop = newProposer(s.raft)
+	l.grants = newGrants(s.o.CacheLease, leaseSlack, l.since)
 	if s.fsm.index() == 0 {
 		if err := l.found(); err != nil {
 			l.close()
@@ -89,6 +91,7 @@ func newLeadership(s *Server) (*leadership, error) {
 				l.fences[x.ID] = newFence(now)
 			} else {
 				l.sessions[x.ID] = l.newSession(x.ID)
+				l.grants.wild(x.ID)
 			}
 			return true
 		})
@@ -167,8 +170,8 @@ func (l *leadership) every(period time.Duration, fn func()) {
 	})
 }
 
-// close ends the leadership: requests under way fail, connections of chunk servers are cut so that they look for the
-// next leader.
+// close ends the leadership: requests under way fail, connections of clients and chunk servers are cut so that they look for the
+// next leader, and clients forget what they were granted.
 func (l *leadership) close() {
 	l.cancel()
 	l.mu.Lock()
@@ -179,11 +182,13 @@ func (l *leadership) close() {
 		}
 	}
 	l.mu.Unlock()
+	l.s.clients.closeAll()
 	l.prop.close()
 	l.wg.Wait()
 }
 
-// propose fills in what the leader itself causes and returns when ev is applied.
+// propose fills in what the leader itself causes, takes back what sessions were granted of what ev changes, and returns when ev is applied.
+// ev was decided under latches that the caller holds.
 func (l *leadership) propose(ev *event.Event, reason string) error {
 	if ev.Time == 0 {
 		ev.Time = time.Now().UnixNano()
@@ -191,6 +196,11 @@ func (l *leadership) propose(ev *event.Event, reason string) error {
 	if ev.Cause == nil {
 		ev.Cause = &event.Cause{Reason: reason}
 	}
+	done, err := l.takeBack(ev)
+	if err != nil {
+		return err
+	}
+	defer done()
 	return l.prop.propose(ev)
 }
 

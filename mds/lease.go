@@ -80,9 +80,11 @@ func (l *leadership) grantFresh(ctx context.Context, req *msg.MetaRequest) (deci
 	return out, false, nil
 }
 
+// reply makes the answer to a request whose event is applied.
 func (l *leadership) reply(req *msg.MetaRequest, out *decide.Outcome) {
 	l.s.fsm.view(func(st *state.State) {
 		out.Reply = decide.Reply(st, req, l.env(st), state.ResultOf(out.Event))
+		l.grantChange(st, req, out.Event, out.Reply)
 	})
 }
 

@@ -97,13 +97,13 @@ func (l *leadership) read(ctx context.Context, req *msg.MetaRequest) (decide.Out
 		}
 		defer l.latches.release(freeze)
 	}
-	out := l.decideNow(req)
+	out := l.decideRead(req)
 	if out.Code == fserr.OK {
 		if inos := l.sizesOf(req, out.Reply); len(inos) > 0 {
 			if err := l.recallAttr(ctx, asker, inos); err != nil {
 				return decide.Outcome{}, err
 			}
-			out = l.decideNow(req)
+			out = l.decideRead(req)
 		}
 	}
 	if out.Event != nil {
@@ -114,6 +114,15 @@ func (l *leadership) read(ctx context.Context, req *msg.MetaRequest) (decide.Out
 
 func (l *leadership) decideNow(req *msg.MetaRequest) (out decide.Outcome) {
 	l.s.fsm.view(func(st *state.State) { out = decide.Decide(st, req, l.env(st)) })
+	return out
+}
+
+// decideRead is decideNow for a read, whose answer may be granted.
+func (l *leadership) decideRead(req *msg.MetaRequest) (out decide.Outcome) {
+	l.s.fsm.view(func(st *state.State) {
+		out = decide.Decide(st, req, l.env(st))
+		l.grantRead(st, req, &out)
+	})
 	return out
 }
 
@@ -224,9 +233,7 @@ func (l *leadership) commitWith(ctx context.Context, req *msg.MetaRequest, prepa
 		if err := l.propose(out.Event, ""); err != nil {
 			return decide.Outcome{}, err
 		}
-		l.s.fsm.view(func(st *state.State) {
-			out.Reply = decide.Reply(st, req, l.env(st), state.ResultOf(out.Event))
-		})
+		l.reply(req, &out)
 		return out, nil
 	}
 }

@@ -60,6 +60,9 @@ type Options struct {
 	ElectionTimeout time.Duration
 	// SessionLease is how long a session lives without renewal; default 10 s. Clients renew five times as often.
 	SessionLease time.Duration
+	// CacheLease is how long a client may cache metadata after a renewal; default half of SessionLease. A client that was killed delays
+	// others by that.
+	CacheLease time.Duration
 	// ServerLease is how long a chunk server serves without hearing from the leader; default 8 s, less than SessionLease.
 	ServerLease time.Duration
 	// ServerTimeout is how long the leader takes a silent chunk server for live; default 3 s.
@@ -107,6 +110,7 @@ func (o Options) withDefaults() Options {
 	}
 	set(&o.ElectionTimeout, 700*time.Millisecond)
 	set(&o.SessionLease, 10*time.Second)
+	set(&o.CacheLease, o.SessionLease/2)
 	set(&o.ServerLease, o.SessionLease*4/5)
 	set(&o.ServerTimeout, 3*time.Second)
 	set(&o.RequestTimeout, 25*time.Second)
@@ -161,7 +165,7 @@ func (o *Options) validate(fresh bool) error {
 	for _, d := range []struct {
 		name string
 		v    time.Duration
-	}{{"election timeout", o.ElectionTimeout}, {"session lease", o.SessionLease}, {"server lease", o.ServerLease},
+	}{{"election timeout", o.ElectionTimeout}, {"session lease", o.SessionLease}, {"cache lease", o.CacheLease}, {"server lease", o.ServerLease},
 		{"server timeout", o.ServerTimeout}, {"request timeout", o.RequestTimeout}, {"repair interval", o.RepairInterval},
 		{"retention interval", o.RetentionInterval}} {
 		if d.v < 5*time.Millisecond {

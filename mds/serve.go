@@ -16,9 +16,10 @@ const version = "varve"
 // peer is who is at the other end of a connection: wire.Conn.Value.
 type peer struct {
 	role    msg.Hello_Role
-	session atomic.Uint64 // of a client, once it has one
-	server  atomic.Uint32 // of a chunk server, once it is registered
-	bound   atomic.Bool   // a chunk server whose end somebody waits for
+	session atomic.Uint64              // of a client, once it has one
+	server  atomic.Uint32              // of a chunk server, once it is registered
+	bound   atomic.Bool                // a chunk server whose end somebody waits for
+	leader  atomic.Pointer[leadership] // of a client: the one that knows of its connection
 }
 
 // accept implements wire.Acceptor.
@@ -42,6 +43,9 @@ func (s *Server) accept(c *wire.Conn, hello *msg.Hello) (wire.Handler, *msg.Hell
 func (s *Server) started(c *wire.Conn) {
 	if p := c.Value.(*peer); p.role == msg.Hello_CLIENT && p.session.Load() != 0 {
 		s.clients.bind(id.SessionID(p.session.Load()), c)
+		if l := s.lead.Load(); l != nil {
+			l.bindGrants(p, id.SessionID(p.session.Load()))
+		}
 	}
 }
 
@@ -145,6 +149,7 @@ func (s *Server) serveSession(ctx context.Context, c *wire.Conn, p *peer, f *wir
 		}
 		p.session.Store(uint64(session))
 		s.clients.bind(session, c)
+		l.bindGrants(p, session)
 		lease := s.o.SessionLease.Milliseconds()
 		s.answer(c, f, fserr.OK, &msg.OpenSessionReply{Session: uint64(session), LeaseMs: uint32(lease), RenewMs: uint32(lease / 5)})
 	case wire.RenewSession:
@@ -162,7 +167,16 @@ func (s *Server) serveSession(ctx context.Context, c *wire.Conn, p *peer, f *wir
 			s.failure(c, f, err)
 			return
 		}
-		s.answer(c, f, code, &msg.RenewSessionReply{LeaseMs: uint32(s.o.SessionLease.Milliseconds())})
+		reply := &msg.RenewSessionReply{LeaseMs: uint32(s.o.SessionLease.Milliseconds())}
+		if code == fserr.OK {
+			l.bindGrants(p, id.SessionID(req.Session)) // if this server was not the leader when the client connected
+			if p.leader.Load() != l {                  // grants of an earlier leadership must not be prolonged
+				c.Close()
+				return
+			}
+			reply.CacheMs = uint32(l.grants.renewed(id.SessionID(req.Session)).Milliseconds())
+		}
+		s.answer(c, f, code, reply)
 	case wire.CloseSession:
 		req := new(msg.CloseSession)
 		if err := req.UnmarshalVT(f.Body); err != nil {

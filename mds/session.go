@@ -89,6 +89,19 @@ func (c *clients) bind(session id.SessionID, conn *wire.Conn) {
 	}()
 }
 
+// closeAll cuts the connections.
+func (c *clients) closeAll() {
+	c.mu.Lock()
+	conns := make([]*wire.Conn, 0, len(c.conns))
+	for _, conn := range c.conns {
+		conns = append(conns, conn)
+	}
+	c.mu.Unlock()
+	for _, conn := range conns {
+		conn.Close()
+	}
+}
+
 func (c *clients) get(session id.SessionID) *wire.Conn {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -221,6 +234,7 @@ func (l *leadership) endSession(x *session, kind event.SessionClose_Kind, reason
 	}
 	l.mu.Unlock()
 	close(x.gone)
+	l.forgetGrants(x.id, kind == event.SessionClose_CLEAN)
 	l.s.log.Info("session closed", "session", x.id, "kind", kind.String(), "cause", reason, "files", len(held))
 	for _, ino := range held {
 		l.wakeLocks(ino)
