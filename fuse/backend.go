@@ -2,6 +2,7 @@ package fuse
 
 import (
 	"context"
+	"time"
 
 	"varve/internal/id"
 	"varve/internal/wire/msg"
@@ -67,6 +68,15 @@ type Handle interface {
 	// Seek finds data or a hole; whence is SEEK_DATA or SEEK_HOLE.
 	Seek(ctx context.Context, off int64, whence int) (int64, error)
 	Release(ctx context.Context) error
+}
+
+// Keeper is a Backend whose answers the kernel may keep for a while.
+type Keeper interface {
+	// Hold says for how long the kernel may keep an answer that is about to be written: a, as Lookup or GetAttr returned it, and, unless
+	// parent is 0, that name in parent is a (or, with a nil, that there is none). What it says remains true until Unhold, which
+	// is called with the same arguments.
+	Hold(parent id.Ino, name []byte, a *msg.Attr) (entry, attr time.Duration)
+	Unhold(parent id.Ino, a *msg.Attr)
 }
 
 // Notifier is what a Backend calls when something that the kernel may have cached was changed by someone

@@ -24,7 +24,7 @@ var handlers = [opLimit]handler{
 	opFlush: (*Session).flush, opSyncfs: (*Session).syncfs, opFallocate: (*Session).fallocate, opLseek: (*Session).lseek,
 	opSetxattr: (*Session).setxattr, opGetxattr: (*Session).getxattr, opListxattr: (*Session).listxattr,
 	opRemovexattr: (*Session).removexattr, opAccess: (*Session).access,
-	opOpendir: (*Session).opendir, opReaddir: (*Session).readdir, opReaddirplus: (*Session).readdir,
+	opOpendir: (*Session).opendir, opReaddir: (*Session).readdir,
 	opReleasedir: (*Session).releasedir, opFsyncdir: (*Session).fsyncdir,
 	opGetlk: (*Session).getlk, opSetlk: (*Session).setlk, opSetlkw: (*Session).setlk,
 	opIoctl: (*Session).ioctl, opDestroy: (*Session).destroy, opInit: (*Session).init,
@@ -55,7 +55,7 @@ func (s *Session) accept(r *request) {
 	}
 	r.flight = &flight{op: r.op, ino: r.ino, pid: r.pid, started: time.Now()}
 	switch r.op {
-	case opRead, opReaddir, opReaddirplus:
+	case opRead, opReaddir:
 		r.cost = int(min(r.u32(16), maxWrite))
 	case opWrite, opSetxattr:
 		r.cost = len(r.rest)
@@ -96,7 +96,13 @@ func (s *Session) serve(r *request) {
 		s.ioFailed(r, err)
 	}
 	started := r.flight.started
-	if sendErr := r.via.send(r, e, n); sendErr != nil && e == 0 && r.lost != nil {
+	var sendErr error
+	if e == 0 && r.keep.what != keepNothing && s.keeper != nil {
+		sendErr = s.sendKept(r, n)
+	} else {
+		sendErr = r.via.send(r, e, n)
+	}
+	if sendErr != nil && e == 0 && r.lost != nil {
 		r.lost()
 	}
 	s.done(r, started, e, n)

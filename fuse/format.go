@@ -126,8 +126,6 @@ const (
 	initAtomicTrunc       uint64 = 1 << 3
 	initBigWrites         uint64 = 1 << 5
 	initFlockLocks        uint64 = 1 << 10
-	initDoReaddirplus     uint64 = 1 << 13
-	initReaddirplusAuto   uint64 = 1 << 14
 	initAsyncDIO          uint64 = 1 << 15
 	initParallelDirops    uint64 = 1 << 18
 	initMaxPages          uint64 = 1 << 22
@@ -139,7 +137,7 @@ const (
 
 	// initWanted is what is asked of the kernel; it gets what both sides have.
 	initWanted = initAsyncRead | initPosixLocks | initAtomicTrunc | initBigWrites | initFlockLocks |
-		initDoReaddirplus | initReaddirplusAuto | initAsyncDIO | initParallelDirops | initMaxPages |
+		initAsyncDIO | initParallelDirops | initMaxPages |
 		initHandleKillprivV2 | initSetxattrExt | initExt | initHasExpireOnly | initDirectIOAllowMmap
 )
 
@@ -178,6 +176,7 @@ const (
 const (
 	notifyInvalInode = 2
 	notifyInvalEntry = 3
+	notifyIncEpoch   = 8 // from 7.44, Linux 6.16: no name that was looked up before is valid
 )
 
 // Sizes of replies.

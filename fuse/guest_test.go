@@ -299,7 +299,7 @@ func (g *guest) readdir() {
 			must(unix.Mknod(g.path(fmt.Sprintf("new-%05d", i)), unix.S_IFREG|0o600, 0))
 		}
 	})
-	for _, plus := range []bool{false, true} {
+	for _, look := range []bool{false, true} {
 		seen := make(map[string]int)
 		d, err := os.Open(g.dir)
 		must(err)
@@ -307,7 +307,7 @@ func (g *guest) readdir() {
 			names, err := d.Readdirnames(100)
 			for _, name := range names {
 				seen[name]++
-				if plus { // a stat between makes the kernel use READDIRPLUS
+				if look {
 					_, _ = os.Lstat(g.path(name))
 				}
 			}

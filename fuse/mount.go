@@ -56,6 +56,7 @@ func Mount(ctx context.Context, opts Options, backend Backend) (*Session, error)
 	if err := s.begun(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("mount %s: %w", dir, err), s.Unmount(time.Second))
 	}
+	s.findEpochs()
 	c := s.Conn()
 	s.log.Info("mounted", "protocol", fmt.Sprintf("7.%d", c.Minor), "flags", fmt.Sprintf("%#x", c.Flags), "transport", c.Transport)
 	return s, nil

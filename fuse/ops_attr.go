@@ -35,6 +35,7 @@ func (s *Session) statx(r *request) (int, error) {
 		return 0, err
 	}
 	putStatx(r.room(statxOutSize), a)
+	r.keep = kept{what: keepAttr, attr: a}
 	return statxOutSize, nil
 }
 

@@ -26,37 +26,21 @@ func (s *Session) releasedir(*request) (int, error) { return 0, nil }
 func (s *Session) fsyncdir(*request) (int, error) { return 0, nil }
 
 // direntRoom is the number of bytes of an entry, rounded up as the kernel wants it.
-func direntRoom(name []byte, plus bool) int {
-	n := (direntSize + len(name) + 7) &^ 7
-	if plus {
-		n += entryOutSize
-	}
-	return n
-}
+func direntRoom(name []byte) int { return (direntSize + len(name) + 7) &^ 7 }
 
-// listing builds the answer to a READDIR or READDIRPLUS.
+// listing builds the answer to a READDIR.
 type listing struct {
-	b    []byte
-	n    int // bytes used
-	plus bool
+	b []byte
+	n int // bytes used
 }
 
-// add appends one entry and reports whether it fitted. e.Cookie is the offset after it. With plus, an
-// entry without attributes gets inode 0 in its first half, by which the kernel knows to look it up itself.
+// add appends one entry and reports whether it fitted. e.Cookie is the offset after it.
 func (l *listing) add(e *msg.Dirent) bool {
-	size := direntRoom(e.Name, l.plus)
+	size := direntRoom(e.Name)
 	if l.n+size > len(l.b) {
 		return false
 	}
 	b := l.b[l.n : l.n+size]
-	if l.plus {
-		if e.Attr != nil {
-			putEntry(b, e.Attr)
-		} else {
-			clear(b[:entryOutSize])
-		}
-		b = b[entryOutSize:]
-	}
 	le.PutUint64(b, e.Ino)
 	le.PutUint64(b[8:], e.Cookie)
 	le.PutUint32(b[16:], uint32(len(e.Name)))
@@ -68,28 +52,27 @@ func (l *listing) add(e *msg.Dirent) bool {
 
 var dot, dotDot = []byte("."), []byte("..")
 
-// readdir is READDIR and READDIRPLUS. It asks the Backend for as many entries as could fit; those that do
+// readdir is READDIR; READDIRPLUS is not used, see keep.go. It asks the Backend for as many entries as could fit; those that do
 // not fit are asked for again, since the next request starts at the last one that did.
 func (s *Session) readdir(r *request) (int, error) {
 	off, size := r.u64(8), int(r.u32(16))
-	plus := r.op == opReaddirplus
 	if size > maxWrite {
 		size = maxWrite
 	}
 	const typicalName = 8
-	most := max(size/direntRoom(make([]byte, typicalName), plus), 1)
+	most := max(size/direntRoom(make([]byte, typicalName)), 1)
 	cookie := uint64(0)
 	if off > afterDotDot {
 		cookie = off - afterDotDot
 	}
-	reply, err := s.backend.ReadDir(r.flight, r.cred(), r.ino, cookie, most, plus)
+	reply, err := s.backend.ReadDir(r.flight, r.cred(), r.ino, cookie, most, false)
 	if _, removed := s.removedDir(r.ino, err); removed {
 		return 0, nil
 	}
 	if err != nil {
 		return 0, err
 	}
-	l := listing{b: r.room(size), plus: plus}
+	l := listing{b: r.room(size)}
 	if off < afterDot && !l.add(&msg.Dirent{Ino: uint64(r.ino), Type: msg.FileType_DIRECTORY, Name: dot, Cookie: afterDot}) {
 		return 0, fserr.Invalid
 	}
@@ -102,23 +85,13 @@ func (s *Session) readdir(r *request) (int, error) {
 			return l.n, nil
 		}
 	}
-	var told []id.Ino
 	for _, e := range reply.Entries {
-		shown := msg.Dirent{Ino: e.Ino, Type: e.Type, Name: e.Name, Cookie: e.Cookie + afterDotDot, Attr: e.Attr}
+		shown := msg.Dirent{Ino: e.Ino, Type: e.Type, Name: e.Name, Cookie: e.Cookie + afterDotDot}
 		if !l.add(&shown) {
 			if l.n == 0 {
 				return 0, fserr.Invalid // as getdents(2) says when not even one fits
 			}
 			break
-		}
-		if plus && e.Attr != nil {
-			s.nodes.looked(e.Attr)
-			told = append(told, id.Ino(e.Attr.Ino))
-		}
-	}
-	r.lost = func() {
-		for _, ino := range told {
-			s.nodes.forget(ino, 1)
 		}
 	}
 	return l.n, nil

@@ -66,6 +66,7 @@ func (s *Session) makeNode(r *request, req *msg.Create) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	r.keep = kept{what: keepEntry, parent: r.ino, name: name, attr: a}
 	return s.entry(r, a), nil
 }
 
@@ -119,6 +120,7 @@ func (s *Session) create(r *request) (int, error) {
 	b := r.room(entryOutSize + openOutSize)
 	putEntry(b, a)
 	putOpen(b[entryOutSize:], fh)
+	r.keep = kept{what: keepEntry, parent: r.ino, name: name, attr: a}
 	return entryOutSize + openOutSize, nil
 }
 
@@ -161,10 +163,14 @@ func (s *Session) rename(r *request) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	return 0, s.backend.Rename(r.flight, r.cred(), &msg.Rename{
+	err = s.backend.Rename(r.flight, r.cred(), &msg.Rename{
 		Parent: uint64(r.ino), Name: name, NewParent: r.u64(0), NewName: newName,
 		NoReplace: flags&renameNoReplace != 0, Exchange: flags&renameExchange != 0,
 	})
+	if err == nil && inoOf(r.u64(0)) != r.ino {
+		s.forgetNames() // the kernel moves the name with its validity, which is that of names in the other directory
+	}
+	return 0, err
 }
 
 func (s *Session) link(r *request) (int, error) {
@@ -176,6 +182,7 @@ func (s *Session) link(r *request) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	r.keep = kept{what: keepEntry, parent: r.ino, name: name, attr: a}
 	return s.entry(r, a), nil
 }
 

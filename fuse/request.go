@@ -31,6 +31,9 @@ type request struct {
 
 	flight *flight // also the context of the operation
 
+	body []byte // of the answer, as room gave it
+	keep kept   // what of the answer the kernel may keep
+
 	lost func() // called if the kernel did not take a successful answer: undoes what only the kernel could undo
 	cost int    // what it holds of the budget, in bytes
 
@@ -77,18 +80,21 @@ func (r *request) free() {
 		r.out.put()
 	}
 	r.fixed, r.rest, r.via, r.flight, r.lost, r.cost = nil, nil, nil, nil, nil, 0
+	r.keep, r.body = kept{}, nil
 	r.frame, r.in, r.out, r.source, r.result = nil, nil, nil, nil, nil
 	requestPool.Put(r)
 }
 
 // room returns n bytes for the body of the answer.
-func (r *request) room(n int) []byte { return r.via.room(r, n) }
+func (r *request) room(n int) []byte {
+	r.body = r.via.room(r, n)
+	return r.body
+}
 
 // zeroed returns n zero bytes for the body of the answer.
 func (r *request) zeroed(n int) []byte {
-	b := r.via.room(r, n)
-	clear(b)
-	return b
+	clear(r.room(n))
+	return r.body
 }
 
 // cred is who asks. The kernel has checked what it may do, since the mount has default_permissions.

@@ -45,6 +45,7 @@ type transport interface {
 type Session struct {
 	opts    Options
 	backend Backend
+	keeper  Keeper // the backend, if it is one
 	log     *slog.Logger
 	via     transport
 
@@ -54,6 +55,7 @@ type Session struct {
 	flights  flights
 	budget   budget
 	notes    notes
+	kernel   kernel
 	counters counters
 	serving  sync.WaitGroup
 
@@ -94,6 +96,7 @@ func newSession(opts Options, backend Backend) *Session {
 	s.flights.init()
 	s.budget.init(opts.MaxRequests, maxDataInFlight)
 	s.notes.init()
+	s.keeper, _ = backend.(Keeper)
 	if b, ok := backend.(NotifierSetter); ok {
 		b.SetNotifier(s)
 	}

@@ -12,6 +12,7 @@ type node struct {
 	lookups uint64 // references the kernel holds; FORGET gives them back
 	typ     msg.FileType
 	perm    uint32 // as last seen in an answer: what the kernel believes too
+	kept    int64  // boot time, ns: until then the kernel may believe attributes it was told
 	uid     uint32
 	gid     uint32
 }
@@ -72,6 +73,28 @@ func (t *nodes) get(ino id.Ino) (n node, ok bool) {
 		return *p, true
 	}
 	return node{}, false
+}
+
+// keep notes until when the kernel may believe the attributes of ino that it is about to be told.
+func (t *nodes) keep(ino id.Ino, till int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n := t.m[ino]; n != nil {
+		n.kept = max(n.kept, till)
+	}
+}
+
+// believed returns the inodes of which the kernel may believe attributes at a boot time.
+func (t *nodes) believed(now int64) []id.Ino {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var all []id.Ino
+	for ino, n := range t.m {
+		if n.kept > now {
+			all = append(all, ino)
+		}
+	}
+	return all
 }
 
 // size is the number of nodes.

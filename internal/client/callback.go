@@ -41,6 +41,11 @@ func (h *callbacks) Serve(ctx context.Context, conn *wire.Conn, req *wire.Frame)
 		return
 	}
 	reply := new(msg.CallbackReply)
+	if cb.Kind == msg.Callback_META {
+		h.c.meta(cb)
+		_ = conn.ReplyMessage(req, fserr.OK, reply)
+		return
+	}
 	var in *inode
 	s := h.s.Load()
 	st := h.c.watch("a callback", "kind", cb.Kind, "inode", cb.Ino)

@@ -25,6 +25,8 @@ type Client struct {
 	local    map[string]struct{} // this host's addresses, to prefer a replica on it
 	notifier atomic.Pointer[Notifier]
 	sess     atomic.Pointer[session] // of the last link
+	cache    metaCache
+	cacheFor atomic.Int64 // ns: the cache lease that the leader gives
 
 	ctx    context.Context // ends when Close gives up waiting
 	cancel context.CancelFunc
@@ -54,6 +56,7 @@ func Dial(ctx context.Context, o Options) (*Client, error) {
 		return nil, fmt.Errorf("client options: %w", err)
 	}
 	c := &Client{o: o, log: o.Logger, local: localAddrs(), changed: make(chan struct{}), addrs: append([]string(nil), o.Addrs...)}
+	c.cache.init(o.CacheEntries)
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	if o.Notifier != nil {
 		c.SetNotifier(o.Notifier)

@@ -40,6 +40,10 @@ type world struct {
 	before   func(req *msg.MetaRequest) (fserr.Code, bool) // answers instead, if it says so
 	loseNext int                                           // so many changes are carried out without an answer
 	locks    map[uint64]uint64                             // inode -> owner
+	tree     *tree                                         // directories, with leases of metadata
+	cacheMs  uint32
+	delay    func(req *msg.MetaRequest) // called before the answer to what was carried out
+	deaf     bool                       // renewals are not answered
 }
 
 type fakeSession struct {
@@ -169,7 +173,14 @@ func (m *fakeMDS) Serve(ctx context.Context, c *wire.Conn, f *wire.Frame) {
 			c.ReplyMessage(f, fserr.NoSession, nil)
 			return
 		}
-		c.ReplyMessage(f, fserr.OK, &msg.RenewSessionReply{LeaseMs: 10000})
+		w.mu.Lock()
+		cacheMs, deaf := w.cacheMs, w.deaf
+		w.mu.Unlock()
+		if deaf {
+			c.ReplyMessage(f, fserr.Unavailable, nil)
+			return
+		}
+		c.ReplyMessage(f, fserr.OK, &msg.RenewSessionReply{LeaseMs: 10000, CacheMs: cacheMs})
 	case wire.CloseSession:
 		req := new(msg.CloseSession)
 		req.UnmarshalVT(f.Body)
@@ -230,7 +241,10 @@ func (w *world) meta(c *wire.Conn, f *wire.Frame) {
 	reply := new(msg.MetaReply)
 	code := w.carryOut(req, reply)
 	w.mu.Lock()
-	reply.Index = w.index
+	if reply.Index == 0 {
+		reply.Index = w.index
+	}
+	delay := w.delay
 	lose := false
 	if req.Seq > 0 && code == fserr.OK {
 		s.replies[req.Seq], s.codes[req.Seq] = reply, code
@@ -240,6 +254,9 @@ func (w *world) meta(c *wire.Conn, f *wire.Frame) {
 		}
 	}
 	w.mu.Unlock()
+	if delay != nil {
+		delay(req)
+	}
 	if lose {
 		c.Close()
 		return
@@ -402,6 +419,11 @@ func (w *world) carryOut(req *msg.MetaRequest, reply *msg.MetaReply) fserr.Code 
 		reply.Attr = w.attr(in)
 		w.mu.Unlock()
 		return fserr.OK
+	}
+	if w.tree != nil {
+		if code, ok := w.tree.carryOut(req, reply); ok {
+			return code
+		}
 	}
 	switch op := req.Op.(type) {
 	case *msg.MetaRequest_Lookup:

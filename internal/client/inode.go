@@ -201,7 +201,8 @@ func (in *inode) heard(a *msg.Attr, index uint64) {
 	}
 }
 
-// overlay puts what we know better than the metadata server into attributes it gave us.
+// overlay puts what we know better than the metadata server into attributes it gave us, which are not changed. The kernel may not
+// keep those of a file that is open for writing, so for it they are always another object than what is in the cache.
 func (c *Client) overlay(a *msg.Attr) *msg.Attr {
 	if a == nil || a.Type != msg.FileType_REGULAR {
 		return a
@@ -212,16 +213,21 @@ func (c *Client) overlay(a *msg.Attr) *msg.Attr {
 		return a
 	}
 	in.mu.Lock()
+	size, mtime := a.Size, a.Mtime
 	if in.mode == msg.Mode_EXCLUSIVE_WRITE {
-		a.Size = uint64(in.size)
+		size = uint64(in.size)
 		if in.timeDirty {
-			a.Mtime = max(a.Mtime, in.mtime)
+			mtime = max(mtime, in.mtime)
 		}
 	} else {
-		a.Size = uint64(in.atLeastFloorLocked(int64(a.Size)))
+		size = uint64(in.atLeastFloorLocked(int64(size)))
 	}
 	if a.Nlink == 0 {
 		in.unlinked = true
+	}
+	if size != a.Size || mtime != a.Mtime || in.writers > 0 || in.sizeDirty || in.timeDirty {
+		a = cloneAttr(a)
+		a.Size, a.Mtime = size, mtime
 	}
 	in.mu.Unlock()
 	s.unpin(in)

@@ -40,11 +40,15 @@ func (c *Client) unlink(l *link, hint string) {
 	if hint != "" {
 		c.hint = hint
 	}
-	if c.link == l {
+	mine := c.link == l
+	if mine {
 		c.link = nil
 	}
 	c.mu.Unlock()
 	l.conn.Close()
+	if mine {
+		c.cache.drop() // after the close: an answer that comes later was asked for earlier
+	}
 }
 
 // await returns the link once there is one other than bad. With s, it fails with Stale when s is dead.
@@ -79,6 +83,7 @@ func (c *Client) keep(l *link) {
 	for {
 		err := c.renewUntilBroken(l)
 		c.unlink(l, "")
+		c.dropMeta() // the leader takes the next connection for a sign that we have
 		if c.ctx.Err() != nil {
 			l.s.kill(fserr.Unavailable)
 			return
@@ -96,7 +101,8 @@ func (c *Client) keep(l *link) {
 }
 
 func (c *Client) renewUntilBroken(l *link) error {
-	t := time.NewTicker(l.s.renewEvery)
+	every := c.renewEvery(l.s)
+	t := time.NewTicker(every)
 	defer t.Stop()
 	members := time.Now()
 	for {
@@ -114,6 +120,10 @@ func (c *Client) renewUntilBroken(l *link) error {
 				l.s.kill(code)
 			}
 			return fmt.Errorf("renew session: %w", errors.Join(err, code.Err()))
+		}
+		if e := c.renewEvery(l.s); e != every {
+			every = e
+			t.Reset(e)
 		}
 		if time.Since(members) > membersEvery {
 			members = time.Now()
@@ -136,8 +146,23 @@ func (c *Client) renew(ctx context.Context, conn *wire.Conn, s *session) (fserr.
 		} else {
 			s.deadline.Store(at + int64(s.lease))
 		}
+		c.cacheFor.Store(int64(reply.CacheMs) * 1e6)
+		if c.cache.extend(at, time.Duration(reply.CacheMs)*time.Millisecond) {
+			c.log.Info("the lease of cached names and attributes was not renewed in time: dropped", "session", s.id)
+			if n := c.metaNotifier(); n != nil {
+				n.ForgetAllMeta()
+			}
+		}
 	}
 	return code, err
+}
+
+// renewEvery is how often the session and what is cached under it are renewed.
+func (c *Client) renewEvery(s *session) time.Duration {
+	if cache := time.Duration(c.cacheFor.Load()); cache > 0 {
+		return min(s.renewEvery, max(cache/3, 10*time.Millisecond))
+	}
+	return s.renewEvery
 }
 
 // connect tries all metadata servers until one is the leader and has the session s, or a new one if s is nil or dead.

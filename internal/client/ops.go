@@ -24,13 +24,25 @@ func (c *Client) attrOf(reply *msg.MetaReply, err error) (*msg.Attr, error) {
 	return c.overlay(reply.Attr), nil
 }
 
-// Lookup finds a name in a directory.
+// Lookup finds a name in a directory. The attributes, here and elsewhere, may be those in the cache: they must not be changed.
 func (c *Client) Lookup(ctx context.Context, cred *msg.Cred, parent id.Ino, name []byte) (*msg.Attr, error) {
-	return c.attrOf(c.do(ctx, nil, &msg.MetaRequest{Cred: cred, Op: &msg.MetaRequest_Lookup{Lookup: &msg.Lookup{Parent: uint64(parent), Name: name}}}))
+	if a, err, ok := c.lookup(cred, parent, name); ok {
+		return c.overlay(a), err
+	}
+	reply, err := c.do(ctx, nil, &msg.MetaRequest{Cred: cred, Op: &msg.MetaRequest_Lookup{Lookup: &msg.Lookup{Parent: uint64(parent), Name: name}}})
+	if reply.GetGrant().GetNames() && (err != nil || reply.Grant.Attr) {
+		c.missed(parent)
+	}
+	return c.attrOf(reply, err)
 }
 
 // GetAttr returns the attributes of an inode.
 func (c *Client) GetAttr(ctx context.Context, ino id.Ino) (*msg.Attr, error) {
+	if c.cache.usable() {
+		if a := c.cache.attr(ino); a != nil {
+			return c.overlay(a), nil
+		}
+	}
 	return c.attrOf(c.do(ctx, nil, &msg.MetaRequest{Op: &msg.MetaRequest_GetAttr{GetAttr: &msg.GetAttr{Ino: uint64(ino)}}}))
 }
 
@@ -99,7 +111,7 @@ func (c *Client) Create(ctx context.Context, cred *msg.Cred, req *msg.Create) (*
 			return nil, nil, err
 		}
 	}
-	return c.overlay(reply.Attr), f, nil
+	return reply.Attr, f, nil // nothing was written yet, and Hold knows what is granted by the object
 }
 
 // Open opens a regular file. trunc empties it, and takes its setuid and setgid bits away unless the caller is root or the
@@ -115,6 +127,10 @@ func (c *Client) Open(ctx context.Context, cred *msg.Cred, ino id.Ino, write, tr
 	f, err := c.open(ctx, cred, ino, write || trunc, mask)
 	if err != nil {
 		return nil, err
+	}
+	if write || trunc { // from here on, the kernel may not keep attributes of the file
+		c.cache.fresh(ino)
+		c.forgetAttrs([]id.Ino{ino})
 	}
 	if trunc {
 		if err := c.truncateOpen(ctx, f, 0, !cred.GetChecked() && cred.GetUid() != 0); err != nil {
@@ -179,10 +195,17 @@ func (c *Client) Rename(ctx context.Context, cred *msg.Cred, req *msg.Rename) er
 	return err
 }
 
-// ReadDir returns up to max entries after cookie.
+// ReadDir returns up to max entries after cookie. They must not be changed.
 func (c *Client) ReadDir(ctx context.Context, cred *msg.Cred, ino id.Ino, cookie uint64, max int, plus bool) (*msg.ReadDirReply, error) {
+	ask := max
+	if !plus && cred.GetChecked() && c.cache.usable() {
+		if r := c.cache.readDir(ino, cookie, max); r != nil {
+			return r, nil
+		}
+		ask = dirPage // what is too much is kept for the next call
+	}
 	reply, err := c.do(ctx, nil, &msg.MetaRequest{Cred: cred, Op: &msg.MetaRequest_ReadDir{ReadDir: &msg.ReadDir{
-		Ino: uint64(ino), Cookie: cookie, Max: uint32(max), Plus: plus}}})
+		Ino: uint64(ino), Cookie: cookie, Max: uint32(ask), Plus: plus}}})
 	if err != nil {
 		return nil, err
 	}
@@ -190,8 +213,13 @@ func (c *Client) ReadDir(ctx context.Context, cred *msg.Cred, ino id.Ino, cookie
 	if r == nil {
 		return &msg.ReadDirReply{End: true}, nil
 	}
-	for _, e := range r.Entries {
-		c.overlay(e.Attr)
+	if len(r.Entries) > max {
+		r = &msg.ReadDirReply{Entries: r.Entries[:max], Parent: r.Parent}
+	}
+	if plus {
+		for _, e := range r.Entries {
+			e.Attr = c.overlay(e.Attr)
+		}
 	}
 	return r, nil
 }

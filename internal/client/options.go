@@ -54,6 +54,8 @@ type Options struct {
 
 	Lanes      int // connections to each chunk server, 1 to 16; default 2
 	IdleLeases int // leases kept of files that are not open; default 4096
+	// CacheEntries bounds the attributes and names that are kept under lease, together; default 500,000, at some 200 bytes each.
+	CacheEntries int
 }
 
 const maxLanes = 16
@@ -83,6 +85,9 @@ func (o *Options) defaults() {
 	}
 	if o.IdleLeases == 0 {
 		o.IdleLeases = 4096
+	}
+	if o.CacheEntries == 0 {
+		o.CacheEntries = 500_000
 	}
 }
 
@@ -114,6 +119,9 @@ func (o *Options) validate() error {
 	}
 	if o.IdleLeases < 0 {
 		errs = append(errs, fmt.Errorf("option IdleLeases is %d, want 0 or more", o.IdleLeases))
+	}
+	if o.CacheEntries < 0 {
+		errs = append(errs, fmt.Errorf("option CacheEntries is %d, want 0 or more", o.CacheEntries))
 	}
 	return errors.Join(errs...)
 }

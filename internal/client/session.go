@@ -80,6 +80,9 @@ func (s *session) kill(cause fserr.Code) {
 	}
 	s.mu.Unlock()
 	s.servers.close()
+	if first {
+		s.c.cache.drop()
+	}
 	if !first || s.c.ctx.Err() != nil {
 		return
 	}
