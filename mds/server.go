@@ -138,7 +138,7 @@ func (s *Server) start() error {
 	}
 	s.mux = newMux(l, s.identity.cluster(), s.log)
 	layer := &streamLayer{chanListener: s.mux.raft, cluster: s.identity.cluster(), addr: raft.ServerAddress(s.identity.Addr)}
-	s.transport = newTransport(layer, s.mux.appends, s.log, rlog, s.raftLog.Stable)
+	s.transport = newTransport(layer, s.mux.appends, s.log, rlog, s.raftLog.Stable, s.streamEnded)
 	s.fsm = newFSM(s.journal, s.log, s.fail)
 	conf := s.raftConfig(rlog)
 	switch {
@@ -178,7 +178,7 @@ func (s *Server) raftConfig(rlog *raftLogger) *raft.Config {
 	c.LocalID = s.raftID
 	c.HeartbeatTimeout = s.o.ElectionTimeout
 	c.ElectionTimeout = s.o.ElectionTimeout
-	c.LeaderLeaseTimeout = s.o.ElectionTimeout * 4 / 7
+	c.LeaderLeaseTimeout = s.leaseTimeout()
 	c.CommitTimeout = min(c.CommitTimeout, s.o.ElectionTimeout/10)
 	c.MaxAppendEntries = 256
 	c.SnapshotThreshold = s.o.SnapshotEntries
@@ -187,6 +187,10 @@ func (s *Server) raftConfig(rlog *raftLogger) *raft.Config {
 	c.Logger = rlog
 	return c
 }
+
+// leaseTimeout is after what time without a majority a leader steps down, and the shortest time after its last contact at which a follower
+// may stand for election or vote.
+func (s *Server) leaseTimeout() time.Duration { return s.o.ElectionTimeout * 4 / 7 }
 
 // readLease is how long a leader may answer from its state after a majority has confirmed it.
 func (s *Server) readLease() time.Duration { return s.o.ElectionTimeout / 2 }

@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"net"
 	"slices"
@@ -76,6 +75,7 @@ type transport struct {
 	streams *chanListener // connections of append streams
 	log     *slog.Logger
 	stable  func(index uint64) error // waits until the entries up to index are on stable media here
+	ended   func()                   // told when an append stream of another server has ended; Close waits for it
 
 	rpcs chan raft.RPC
 	stop chan struct{}
@@ -88,12 +88,12 @@ type transport struct {
 	confirmed map[raft.ServerID]time.Duration // bootNow when it was sent, in term
 }
 
-func newTransport(layer *streamLayer, streams *chanListener, log *slog.Logger, rlog *raftLogger, stable func(uint64) error) *transport {
+func newTransport(layer *streamLayer, streams *chanListener, log *slog.Logger, rlog *raftLogger, stable func(uint64) error, ended func()) *transport {
 	t := &transport{
 		NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 			Stream: layer, MaxPool: raftConns, Timeout: raftTimeout, Logger: rlog,
 		}),
-		layer: layer, streams: streams, log: log, stable: stable,
+		layer: layer, streams: streams, log: log, stable: stable, ended: ended,
 		rpcs: make(chan raft.RPC), stop: make(chan struct{}), conns: make(map[net.Conn]struct{}),
 	}
 	t.wg.Add(2)
@@ -204,11 +204,14 @@ func (t *transport) accept() {
 			err := t.serveStream(c)
 			c.Close()
 			t.mu.Lock()
-			defer t.mu.Unlock()
 			delete(t.conns, c)
-			if err != nil && !t.closed && !errors.Is(err, io.EOF) {
-				t.log.Debug("append stream ended", "peer", c.RemoteAddr().String(), "err", err)
+			closed := t.closed
+			t.mu.Unlock()
+			if closed {
+				return
 			}
+			t.log.Debug("append stream ended", "peer", c.RemoteAddr().String(), "err", err)
+			t.ended()
 		}()
 	}
 }

@@ -175,7 +175,7 @@ func streamTest(t *testing.T, cluster id.Cluster, stable func(uint64) error) *tr
 	}
 	m := newMux(l, cluster, testLogger())
 	layer := &streamLayer{chanListener: m.raft, cluster: cluster, addr: raft.ServerAddress(l.Addr().String())}
-	tr := newTransport(layer, m.appends, testLogger(), &raftLogger{log: testLogger()}, stable)
+	tr := newTransport(layer, m.appends, testLogger(), &raftLogger{log: testLogger()}, stable, func() {})
 	go m.run()
 	t.Cleanup(func() {
 		m.close()

@@ -165,13 +165,19 @@ func (c *Client) renewEvery(s *session) time.Duration {
 	return s.renewEvery
 }
 
+// eagerFor is how long the search for a leader is quick.
+const eagerFor = 10 * time.Second
+
 // connect tries all metadata servers until one is the leader and has the session s, or a new one if s is nil or dead.
 // With once, it fails at once if every server says that it belongs to another cluster.
 func (c *Client) connect(ctx context.Context, s *session, once bool) (*link, error) {
 	var wait backoff
 	st := c.watch("a metadata leader")
 	defer st.end()
-	for {
+	for eager := time.Now().Add(eagerFor); ; {
+		if time.Now().Before(eager) {
+			wait.d = min(wait.d, backoffMin) // an election takes no longer: everybody waits for this
+		}
 		l, err := c.tryAll(ctx, s)
 		if err == nil {
 			return l, nil
