@@ -220,65 +220,139 @@ func (l *leadership) takeLease(ctx context.Context, req *msg.LeaseTake) (*msg.Le
 	if req.WaitMs > 0 {
 		wait = min(time.Duration(req.WaitMs)*time.Millisecond, maxLeaseWait)
 	}
-	grant := grantLatch(ino)
-	if err := l.latches.acquire(ctx, grant); err != nil {
-		return nil, err
+	reply := &msg.LeaseTakeReply{}
+	// Only from those: who waits for them, and is given it meanwhile, keeps it.
+	from := l.holders(ctx, ino, 0)
+	still := func(_ context.Context, ino id.Ino, _ time.Duration) []uint64 {
+		return slices.DeleteFunc(l.holders(ctx, ino, 0), func(s uint64) bool { return !slices.Contains(from, s) })
 	}
-	reply, err := l.takeLatched(ctx, ino, wait, req)
+	grant := grantLatch(ino)
+	// Somebody else may wait for a holder, with the latch. Who does not answer is found without it: first those that stand still,
+	// then, since some holder leaves a callback unanswered, whoever holds it.
+	for _, find := range []func(context.Context, id.Ino, time.Duration) []uint64{l.silentHolders, still, nil} {
+		lctx, cancel := context.WithTimeout(ctx, wait)
+		if find == nil {
+			lctx, cancel = context.WithCancel(ctx)
+		}
+		err := l.latches.acquire(lctx, grant)
+		cancel()
+		if err == nil {
+			break
+		}
+		if find == nil || ctx.Err() != nil {
+			return nil, err
+		}
+		silent := find(ctx, ino, wait)
+		if !req.Force && len(silent) > 0 {
+			reply.Refused = silent
+			return reply, l.confirmRead(ctx)
+		}
+		if err := l.fenceHolders(ctx, silent, req, reply); err != nil {
+			return nil, err
+		}
+	}
+	err := l.takeLatched(ctx, from, wait, req, reply)
 	l.latches.release(grant)
 	l.upgradeHolders(ino) // who keeps it was called back, and may cache again
 	if err != nil {
 		return nil, err
 	}
+	for _, list := range [][]uint64{reply.Released, reply.Fenced, reply.Refused} {
+		slices.Sort(list)
+	}
 	return reply, l.confirmRead(ctx)
 }
 
-func (l *leadership) takeLatched(ctx context.Context, ino id.Ino, wait time.Duration, req *msg.LeaseTake) (*msg.LeaseTakeReply, error) {
+// holders returns the sessions that hold the inode.
+func (l *leadership) holders(_ context.Context, ino id.Ino, _ time.Duration) (all []uint64) {
+	l.s.fsm.view(func(st *state.State) {
+		st.Leases(ino, func(h state.Lease) bool {
+			all = append(all, uint64(h.Session))
+			return true
+		})
+	})
+	return all
+}
+
+// silentHolders returns the sessions that hold the inode and do not answer a callback that means nothing.
+func (l *leadership) silentHolders(ctx context.Context, ino id.Ino, wait time.Duration) (silent []uint64) {
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	var mu sync.Mutex
+	_ = together(l.holders(ctx, ino, 0), func(session uint64) error {
+		_, err := l.callback(ctx, id.SessionID(session), &msg.Callback{Kind: msg.Callback_NOP})
+		if err != nil {
+			mu.Lock()
+			defer mu.Unlock()
+			silent = append(silent, session)
+		}
+		return nil
+	})
+	return silent
+}
+
+// fenceHolders fences sessions for an administrator who takes a file. One that left by itself meanwhile has released it.
+func (l *leadership) fenceHolders(ctx context.Context, sessions []uint64, req *msg.LeaseTake, reply *msg.LeaseTakeReply) error {
+	reason := fmt.Sprintf("lease of inode %d taken by force%s", req.Ino, because(req.Reason))
+	var mu sync.Mutex
+	return together(sessions, func(session uint64) error {
+		_, err := l.fenceByHand(ctx, id.SessionID(session), reason)
+		to := &reply.Fenced
+		if fserr.Of(err) == fserr.NotExist && ctx.Err() == nil {
+			to, err = &reply.Released, nil
+		}
+		if err == nil {
+			mu.Lock()
+			defer mu.Unlock()
+			*to = append(*to, session)
+		}
+		return err
+	})
+}
+
+func (l *leadership) takeLatched(ctx context.Context, from []uint64, wait time.Duration, req *msg.LeaseTake, reply *msg.LeaseTakeReply) error {
+	ino := id.Ino(req.Ino)
 	var holders []state.Lease
 	var found, regular bool
 	l.s.fsm.view(func(st *state.State) {
 		n, ok := st.Inode(ino)
 		found, regular = ok, ok && n.IsRegular()
 		st.Leases(ino, func(h state.Lease) bool {
-			holders = append(holders, h)
+			if slices.Contains(from, uint64(h.Session)) {
+				holders = append(holders, h)
+			}
 			return true
 		})
 	})
 	switch {
 	case !found:
-		return nil, fmt.Errorf("inode %v: %w", ino, fserr.NotExist)
+		return fmt.Errorf("inode %v: %w", ino, fserr.NotExist)
 	case !regular:
-		return nil, fmt.Errorf("inode %v is not a regular file, so nobody holds it: %w", ino, fserr.Invalid)
+		return fmt.Errorf("inode %v is not a regular file, so nobody holds it: %w", ino, fserr.Invalid)
 	}
-	reply := &msg.LeaseTakeReply{}
 	var mu sync.Mutex
+	var end []uint64 // to be fenced, or expired meanwhile, which is waited for
 	err := together(holders, func(h state.Lease) error {
 		gone, err := l.surrender(ctx, h, wait)
 		if err != nil {
 			return err
 		}
-		to := &reply.Released
-		switch {
-		case !gone && !req.Force:
-			to = &reply.Refused
-		case !gone || l.isFenced(h.Session): // or it was expired meanwhile
-			reason := fmt.Sprintf("lease of inode %v taken by force%s", ino, because(req.Reason))
-			_, err := l.fenceByHand(ctx, h.Session, reason)
-			if err == nil {
-				to = &reply.Fenced
-			} else if fserr.Of(err) != fserr.NotExist { // it left by itself
-				return err
-			}
-		}
 		mu.Lock()
 		defer mu.Unlock()
+		to := &reply.Released
+		switch {
+		case l.isFenced(h.Session) || !gone && req.Force:
+			to = &end
+		case !gone:
+			to = &reply.Refused
+		}
 		*to = append(*to, uint64(h.Session))
 		return nil
 	})
-	slices.Sort(reply.Released)
-	slices.Sort(reply.Fenced)
-	slices.Sort(reply.Refused)
-	return reply, err
+	if err != nil {
+		return err
+	}
+	return l.fenceHolders(ctx, end, req, reply)
 }
 
 func (l *leadership) isFenced(session id.SessionID) bool {

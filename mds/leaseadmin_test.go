@@ -203,8 +203,17 @@ func TestLeaseTake(t *testing.T) {
 		t.Errorf("of a holder that does not answer: %v", r)
 	}
 
+	// The same while somebody else waits for the holder; its wish is granted when the holder is gone.
+	waits := newClient(c)
+	opened := make(chan fserr.Code, 1)
+	go func() {
+		_, code := waits.do(waits.change(&msg.Open{Ino: made.Ino, Want: msg.Want_WANT_READ}))
+		opened <- code
+	}()
+	c.eventually("the holder to be called back for another", func() bool { return a.calls(msg.Callback_LEASE) >= 3 })
+
 	// With force it is fenced, and what it had open is nobody's.
-	if r := take(true, 100*time.Millisecond); !is(r.Fenced, a.session) || len(r.Refused) > 0 {
+	if r := take(true, 300*time.Millisecond); !slices.Contains(r.Fenced, uint64(a.session)) || len(r.Refused) > 0 {
 		t.Errorf("by force: %v", r)
 	}
 	if !cs.refuses(a.session) {
@@ -213,8 +222,12 @@ func TestLeaseTake(t *testing.T) {
 	if _, reason := c.closed(a.session); !strings.Contains(reason, "taken by force: moving the guest") {
 		t.Errorf("reason %q", reason)
 	}
-	if h := show().Holders; len(h) != 0 {
-		t.Errorf("holders afterwards: %v", h)
+	if code := <-opened; code != fserr.OK {
+		t.Errorf("open by who waited: %v", code)
+	}
+	waits.answer(keeps(msg.Want_WANT_NONE))
+	if r := take(false, time.Second); !is(r.Released, waits.session) {
+		t.Errorf("afterwards: %v", r)
 	}
 
 	// Kept after the last close: given up.
