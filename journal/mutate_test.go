@@ -118,7 +118,7 @@ func reported(t *testing.T, o Options, inLast bool, format string, args ...any) 
 	t.Fatalf("%s: want ErrCorrupt, got %+v, %v", fmt.Sprintf(format, args...), rep, err)
 }
 
-// TestEveryBit flips every bit of every file of a journal, one at a time.
+// TestEveryBit flips every bit of every file of a journal, one at a time (with the race detector, one bit of every byte).
 func TestEveryBit(t *testing.T) {
 	m, o := inMemory(t, smallJournal(t))
 	whole, err := Verify(o, nil)
@@ -130,7 +130,7 @@ func TestEveryBit(t *testing.T) {
 	flips := 0
 	for name, data := range m {
 		for i := range data {
-			for bit := range 8 {
+			for bit := i % bitStep; bit < 8; bit += bitStep {
 				data[i] ^= 1 << bit
 				reported(t, o, name == lastName && i >= at, "%s: byte %d, bit %d", name, i, bit)
 				data[i] ^= 1 << bit

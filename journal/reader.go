@@ -38,7 +38,7 @@ func (j *Journal) Reader(from id.Index) (*Reader, error) {
 		r.Close()
 		return nil, err
 	}
-	found, err := r.skip(func(rec *Record) bool { return rec.Index < from })
+	found, err := r.skip(func(rec Record) bool { return rec.Index < from })
 	if err != nil {
 		r.Close()
 		return nil, err
@@ -127,7 +127,7 @@ func (j *Journal) openFile(s *segment) (*segment, disk.File, error) {
 }
 
 // skip goes on in this segment while pass is true for the next record. Found says that there is one left.
-func (r *Reader) skip(pass func(*Record) bool) (found bool, err error) {
+func (r *Reader) skip(pass func(Record) bool) (found bool, err error) {
 	for {
 		rec, err := r.step()
 		if err == io.EOF {
@@ -136,7 +136,7 @@ func (r *Reader) skip(pass func(*Record) bool) (found bool, err error) {
 		if err != nil {
 			return false, err
 		}
-		if !pass(&rec) {
+		if !pass(rec) {
 			if r.seg.seal != nil {
 				r.sealed.back()
 			} else {

@@ -36,7 +36,7 @@ func (j *Journal) FindTime(t int64) (id.Index, error) {
 					continue
 				}
 				found := id.Index(0)
-				err := r.scan(parts, i, func(rec *Record) bool {
+				err := r.scan(parts, i, func(rec Record) bool {
 					if rec.Time <= t {
 						found = rec.Index
 					}
@@ -76,7 +76,7 @@ func (j *Journal) FindTimeFrom(t int64) (id.Index, error) {
 				continue
 			}
 			found := id.Index(0)
-			err := r.scan(parts, i, func(rec *Record) bool {
+			err := r.scan(parts, i, func(rec Record) bool {
 				if rec.Time < t {
 					return true
 				}
@@ -129,7 +129,7 @@ func (r *Reader) parts(s *segment) ([]part, error) {
 }
 
 // scan calls fn for the records of parts[i] of the segment that is open, until it returns false.
-func (r *Reader) scan(parts []part, i int, fn func(*Record) bool) error {
+func (r *Reader) scan(parts []part, i int, fn func(Record) bool) error {
 	if err := r.seek(parts[i].first); err != nil {
 		return err
 	}
@@ -141,7 +141,7 @@ func (r *Reader) scan(parts []part, i int, fn func(*Record) bool) error {
 		if err != nil {
 			return err
 		}
-		if !fn(&rec) {
+		if !fn(rec) {
 			return nil
 		}
 	}
