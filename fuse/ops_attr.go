@@ -25,6 +25,7 @@ func (s *Session) getattr(r *request) (int, error) {
 		return 0, err
 	}
 	putAttrOut(r.room(attrOutSize), a)
+	r.keep = kept{what: keepAttr, attr: a}
 	return attrOutSize, nil
 }
 

@@ -33,9 +33,15 @@ func (s *Session) lookup(r *request) (int, error) {
 	if _, removed := s.removedDir(r.ino, err); removed {
 		return 0, fserr.NotExist
 	}
+	if err != nil && s.keeper != nil && fserr.Of(err) == fserr.NotExist {
+		r.zeroed(entryOutSize) // an entry without inode, which the kernel may keep
+		r.keep = kept{what: keepEntry, parent: r.ino, name: name}
+		return entryOutSize, nil
+	}
 	if err != nil {
 		return 0, err
 	}
+	r.keep = kept{what: keepEntry | keepAttr, parent: r.ino, name: name, attr: a}
 	return s.entry(r, a), nil
 }
 
