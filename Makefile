@@ -8,7 +8,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 UNIT_TIMEOUT := 15m
 E2E_TIMEOUT  := 20m
 
-.PHONY: help build test deps check unit e2e bench gobench soak dev generate clean
+.PHONY: help build test deps check unit e2e bench gobench fuzz soak dev generate clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -45,6 +45,10 @@ bench: ## a cluster's data and metadata beside the local directory, with ratios 
 
 gobench: ## the benchmarks of the packages (BENCH=pattern, COUNT=10 for benchstat)
 	go test -run '^$$' -bench '$(or $(BENCH),.)' -benchmem -count $(or $(COUNT),1) -timeout 60m ./...
+
+fuzz: ## every fuzz test of the packages (FOR=200000x inputs, or a time)
+	@set -e; grep -rHo --include='*_test.go' '^func Fuzz[A-Za-z]*' . | sed 's|/[^/]*:func | |' | sort -u | while read -r dir target; do \
+		echo "$$dir $$target"; go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(or $(FOR),200000x) -fuzzminimizetime 10x "$$dir"; done
 
 soak: ## long runs: a million random operations on one and two mounts, ten minutes of kills (OPS=1000000 FOR=10m)
 	VARVE_E2E=1 VARVE_OPS=$(or $(OPS),1000000) go test -count=1 -v -timeout 3h -run TestModel ./test/e2e

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand"
 	"os"
 	"path/filepath"
 	"slices"
@@ -112,6 +113,58 @@ func TestTornTail(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestTornTails cuts a segment of several records, none of them known to be stable, at every byte, and puts garbage behind it.
+func TestTornTails(t *testing.T) {
+	o := testOptions(t.TempDir())
+	j := mustOpen(t, o)
+	mustAppend(t, j, records(1, 5))
+	ok(t, j.Close())
+	path := filepath.Join(o.Dir, segmentName(1))
+	whole, err := os.ReadFile(path)
+	ok(t, err)
+	ends := []int{headerSize}
+	for i := id.Index(1); i <= 5; i++ {
+		r := record(i)
+		ends = append(ends, ends[i-1]+int(recordSize(&r)))
+	}
+	try := func(data []byte, want id.Index, what string, n int) {
+		t.Helper()
+		ok(t, os.WriteFile(path, data, 0o600))
+		j, err := Open(o)
+		if err != nil {
+			t.Fatalf("%s %d: %v", what, n, err)
+		}
+		defer j.Close()
+		if j.Last().Index != want {
+			t.Fatalf("%s %d: want %d as the last record, got %d", what, n, want, j.Last().Index)
+		}
+		mustAppend(t, j, records(want+1, 6))
+		wantAll(t, j, 1, 6)
+	}
+	for cut := headerSize; cut <= len(whole); cut++ {
+		n := 0
+		for ends[n+1] <= cut && n < 4 {
+			n++
+		}
+		if cut == len(whole) {
+			n = 5
+		}
+		try(whole[:cut], id.Index(n), "cut to", cut)
+	}
+	rng := rand.New(rand.NewSource(1))
+	for n := 1; n < 5000; n += 37 {
+		garbage := make([]byte, n)
+		if n%2 == 0 {
+			rng.Read(garbage)
+		}
+		try(slices.Concat(whole, garbage), 5, "garbage behind", n)
+	}
+	// The beginning of a record that never came, and a length that is far too large.
+	next := record(6)
+	try(slices.Concat(whole, appendBody(nil, &next)), 5, "half a record", 0)
+	try(slices.Concat(whole, []byte{0xff, 0xff, 0xff, 0xff}), 5, "length", 0)
 }
 
 // TestRearranged removes, repeats and swaps whole records, in a sealed and in the last segment.

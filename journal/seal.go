@@ -79,7 +79,7 @@ func (j *Journal) runSealer() {
 			}
 		}
 		start := time.Now()
-		err := j.seal(s, func(worked time.Duration) bool { return w.rest(sealRest * worked) })
+		err := j.seal(s, func(worked time.Duration) bool { return j.failed() == nil && w.rest(sealRest*worked) })
 		switch {
 		case err == nil:
 			j.o.Logger.Debug("journal: sealed segment", "file", filepath.Base(s.path), "took", time.Since(start))
@@ -101,6 +101,9 @@ func (j *Journal) runSealer() {
 func (j *Journal) nextToSeal(bad map[id.Index]bool) *segment {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if j.err != nil {
+		return nil
+	}
 	for _, s := range j.segments[:len(j.segments)-1] {
 		if s.seal == nil && !s.empty() && !bad[s.first()] {
 			return s
