@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -47,7 +48,10 @@ type fsm struct {
 	replay  *journal.Reader // while the state is behind the journal
 	stopped error
 	halted  atomic.Pointer[error] // set from outside
-	sums    sums                  // guarded by mu
+	quit    <-chan struct{}       // closed when the server stops
+
+	persisted func(time.Duration) // told how long each checkpoint took
+	sums      sums                // guarded by mu
 }
 
 var _ raft.FSM = (*fsm)(nil)
@@ -302,7 +306,11 @@ func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 // Persist implements raft.FSMSnapshot. Raft truncates its log only afterwards, so what leaves it is on stable media in the
 // journal.
 func (s *snapshot) Persist(sink raft.SnapshotSink) error {
+	start := time.Now()
 	err := s.persist(sink)
+	if err == nil && s.f.persisted != nil {
+		s.f.persisted(time.Since(start))
+	}
 	if errors.Is(err, state.ErrChanged) {
 		err = fmt.Errorf("%w; this server's memory is not to be trusted, make it anew with varve make-mds --rebuild -r DIR: %w", err, errDiverged)
 		s.f.fatal(err)
@@ -324,7 +332,7 @@ func (s *snapshot) persist(sink raft.SnapshotSink) error {
 		return nil
 	}
 	return s.f.journal.WriteCheckpoint(s.at, func(w io.Writer) error {
-		return s.state.Write(io.MultiWriter(w, sink))
+		return s.state.Write(newPaced(io.MultiWriter(w, sink), s.f.quit))
 	})
 }
 

@@ -140,6 +140,7 @@ func (s *Server) start() error {
 	layer := &streamLayer{chanListener: s.mux.raft, cluster: s.identity.cluster(), addr: raft.ServerAddress(s.identity.Addr)}
 	s.transport = newTransport(layer, s.mux.appends, s.log, rlog, s.raftLog.Stable, s.streamEnded)
 	s.fsm = newFSM(s.journal, s.log, s.fail)
+	s.fsm.quit, s.fsm.persisted = s.ctx.Done(), s.spreadCheckpoints
 	conf := s.raftConfig(rlog)
 	switch {
 	case known:

@@ -1,0 +1,66 @@
+package mds
+
+import (
+	"errors"
+	"io"
+	"time"
+)
+
+// paceLimit is the longest rest between two blocks of a checkpoint.
+const paceLimit = 100 * time.Millisecond
+
+var errStopping = errors.New("the server stops")
+
+// paced is where a checkpoint goes while requests are served: after each block it rests for as long as the block took, to encode and to
+// write, so that a checkpoint takes at most half of one core and leaves the disk to the log between blocks. More rest would cost more than it
+// gives: the longer a checkpoint takes, the more of the state is there twice.
+type paced struct {
+	w    io.Writer
+	quit <-chan struct{} // the server stops: the checkpoint is given up
+	last time.Time       // when the last rest ended
+}
+
+func newPaced(w io.Writer, quit <-chan struct{}) *paced {
+	return &paced{w: w, quit: quit, last: time.Now()}
+}
+
+func (p *paced) Write(b []byte) (int, error) {
+	n, err := p.w.Write(b)
+	if err != nil {
+		return n, err
+	}
+	if busy := min(time.Since(p.last), paceLimit); busy > time.Millisecond { // a block, not its header
+		select {
+		case <-time.After(busy):
+		case <-p.quit:
+			return n, errStopping
+		}
+		p.last = time.Now()
+	}
+	return n, nil
+}
+
+const (
+	// checkpointShare bounds the part of the time that checkpoints take: an interval is so many times what the last one took.
+	checkpointShare = 20
+	// maxSnapshotInterval bounds what a restart has to apply again.
+	maxSnapshotInterval = 10 * time.Minute
+)
+
+// spreadCheckpoints has the next checkpoint come later if the last one took long.
+func (s *Server) spreadCheckpoints(took time.Duration) {
+	next := snapshotInterval(s.o.SnapshotInterval, took)
+	s.spawn(func() {
+		<-s.begun
+		if c := s.raft.ReloadableConfig(); c.SnapshotInterval != next {
+			c.SnapshotInterval = next
+			if err := s.raft.ReloadConfig(c); err != nil {
+				s.log.Warn("interval of checkpoints not changed", "interval", next, "err", err)
+			}
+		}
+	})
+}
+
+func snapshotInterval(least, took time.Duration) time.Duration {
+	return max(least, min(took*checkpointShare, maxSnapshotInterval)).Round(time.Second / 100)
+}
