@@ -67,11 +67,8 @@ func (s *State) count() total {
 
 // finish adds the record of the cluster, which changes with every event.
 func (s *State) finish(t total) Sum {
-	b := words(nil, kindCluster, uint64(s.index), uint64(s.lastIno), uint64(s.lastChunk), uint64(s.lastSession),
-		uint64(s.lastServer), uint64(s.lastMeta))
-	b = append(b, s.cluster[:]...)
-	b = str(b, s.name)
-	t.add(xxh3.Hash128(b))
+	var room [128]byte
+	t.add(xxh3.Hash128(sumCluster(room[:], cluster{s})))
 	var out Sum
 	binary.BigEndian.PutUint64(out[:], t.hi)
 	binary.BigEndian.PutUint64(out[8:], t.lo)
@@ -97,6 +94,13 @@ func bit(v bool) uint64 {
 		return 1
 	}
 	return 0
+}
+
+func sumCluster(b []byte, c cluster) []byte {
+	s := c.s
+	b = words(b[:0], kindCluster, uint64(s.index), uint64(s.lastIno), uint64(s.lastChunk), uint64(s.lastSession), uint64(s.lastServer),
+		uint64(s.lastMeta))
+	return str(append(b, s.cluster[:]...), s.name)
 }
 
 func sumSetting(b []byte, c Setting) []byte {

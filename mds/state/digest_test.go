@@ -2,8 +2,11 @@ package state
 
 import (
 	"bytes"
+	"slices"
+	"strings"
 	"testing"
 
+	"varve/internal/id"
 	"varve/internal/wire/msg"
 )
 
@@ -47,5 +50,47 @@ func TestRecountFindsCorruption(t *testing.T) {
 	}
 	if s.Sum() == good.Sum() {
 		t.Error("the sum does not show a changed record after its next change")
+	}
+}
+
+// TestDifferences: of equal states there are none, of others each record that differs.
+func TestDifferences(t *testing.T) {
+	a, b := sample(t), sample(t)
+	if d, ok := FirstDifference(a, b); ok {
+		t.Errorf("equal states: %v", d)
+	}
+	play(t, b, evCreate(1, 50, "x", msg.FileType_REGULAR), evSize(3, 80<<20), evConfig("color", ""), evConfig("taste", "sour"))
+	var got []string
+	for d := range Differences(a, b) {
+		got = append(got, d.Kind+" "+d.Key)
+		if d.A == d.B {
+			t.Errorf("no difference: %v", d)
+		}
+	}
+	want := []string{"cluster c", "setting color", "setting taste", "inode " + id.Root.String(), "inode " + id.Ino(3).String(),
+		"inode " + id.Ino(50).String(), "dentry cookie 54 in " + id.Root.String()}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q\nwant %q", got, want)
+	}
+	// A record that was changed behind Apply's back, in every kind of record that there is.
+	c := sample(t)
+	n, _ := c.Inode(3)
+	n.Mtime++
+	if d, ok := FirstDifference(c, sample(t)); !ok || d.Kind != "inode" || !strings.Contains(d.String(), "mtime") {
+		t.Errorf("a changed inode: %v", d)
+	}
+	first := 0
+	for range Differences(New(), sample(t)) {
+		if first++; first == 3 {
+			break // may end early
+		}
+	}
+}
+
+// TestSumIsCheap: to ask for it allocates nothing.
+func TestSumIsCheap(t *testing.T) {
+	s := sample(t)
+	if n := testing.AllocsPerRun(100, func() { s.Sum() }); n != 0 {
+		t.Errorf("Sum allocates %v times", n)
 	}
 }
