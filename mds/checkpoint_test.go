@@ -172,7 +172,8 @@ func TestCheckpointUnderLoad(t *testing.T) {
 
 func TestSnapshotInterval(t *testing.T) {
 	for _, x := range []struct{ least, took, want time.Duration }{
-		{30 * time.Second, 100 * time.Millisecond, 30 * time.Second},
+		{50 * time.Millisecond, 500 * time.Millisecond, 50 * time.Millisecond},
+		{30 * time.Second, 1500 * time.Millisecond, 30 * time.Second},
 		{30 * time.Second, 6 * time.Second, 2 * time.Minute},
 		{30 * time.Second, time.Hour, maxSnapshotInterval},
 		{time.Hour, time.Minute, time.Hour},

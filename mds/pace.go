@@ -43,6 +43,8 @@ func (p *paced) Write(b []byte) (int, error) {
 const (
 	// checkpointShare bounds the part of the time that checkpoints take: an interval is so many times what the last one took.
 	checkpointShare = 20
+	// shortCheckpoint is what may be done as often as the options say.
+	shortCheckpoint = time.Second
 	// maxSnapshotInterval bounds what a restart has to apply again.
 	maxSnapshotInterval = 10 * time.Minute
 )
@@ -62,5 +64,8 @@ func (s *Server) spreadCheckpoints(took time.Duration) {
 }
 
 func snapshotInterval(least, took time.Duration) time.Duration {
-	return max(least, min(took*checkpointShare, maxSnapshotInterval)).Round(time.Second / 100)
+	if took < shortCheckpoint {
+		return least
+	}
+	return max(least, min(took*checkpointShare, maxSnapshotInterval))
 }
