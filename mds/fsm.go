@@ -39,6 +39,7 @@ type fsm struct {
 	journal *journal.Journal
 	log     *slog.Logger
 	fatal   func(error) // stops the server; called once at most
+	roomy   func() bool // whether the disk has room for a snapshot; nil: always
 
 	mu     sync.RWMutex
 	state  *state.State
@@ -293,6 +294,9 @@ func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 	}
 	if f.stopped != nil {
 		return nil, f.stopped
+	}
+	if f.roomy != nil && !f.roomy() { // a checkpoint that failed would end the journal
+		return nil, fmt.Errorf("no snapshot while the disk is nearly full: %w", fserr.NoSpace)
 	}
 	c := f.clone()
 	at := f.journal.Last()

@@ -2,6 +2,7 @@ package mds
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -29,6 +30,7 @@ type leadership struct {
 	latches latchTable
 	prop    *proposer
 	grants  *grants
+	turned  atomic.Pointer[turnedAway] // what is refused for want of room; nil: nothing
 
 	// The lowest numbers not given out.
 	nextIno, nextChunk, nextSession, nextServer, nextMeta atomic.Uint64
@@ -128,6 +130,7 @@ func (l *leadership) found() error {
 
 // run starts what goes on beside requests.
 func (l *leadership) run() {
+	l.weigh()
 	l.mu.Lock()
 	for session, f := range l.fences {
 		l.goFence(session, f)
@@ -190,6 +193,9 @@ func (l *leadership) close() {
 // propose fills in what the leader itself causes, takes back what sessions were granted of what ev changes, and returns when ev is applied.
 // ev was decided under latches that the caller holds.
 func (l *leadership) propose(ev *event.Event, reason string) error {
+	if err := l.noRoom(); err != nil {
+		return err
+	}
 	if ev.Time == 0 {
 		ev.Time = time.Now().UnixNano()
 	}
@@ -201,7 +207,12 @@ func (l *leadership) propose(ev *event.Event, reason string) error {
 		return err
 	}
 	defer done()
-	return l.prop.propose(ev)
+	err = l.prop.propose(ev)
+	var code fserr.Code
+	if err != nil && !errors.As(err, &code) { // this server could not apply it; others have, or will: the client asks them
+		err = fmt.Errorf("%w: %w", fserr.Unavailable, err)
+	}
+	return err
 }
 
 // leased reports whether what was read before the call was the newest there is.

@@ -164,6 +164,9 @@ func (l *leadership) sizesOf(req *msg.MetaRequest, reply *msg.MetaReply) []id.In
 
 // change handles what may make an event, with what must happen before and after it.
 func (l *leadership) change(ctx context.Context, req *msg.MetaRequest) (decide.Outcome, error) {
+	if err := l.admit(req); err != nil && !l.done(req) { // before any latch: what holds it may be waiting for room
+		return decide.Outcome{}, err
+	}
 	switch op := req.Op.(type) {
 	case *msg.MetaRequest_Open:
 		return l.open(ctx, req)

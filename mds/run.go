@@ -22,9 +22,14 @@ const fullPause = time.Second
 // that could not write is not trusted: it is opened anew, in the room that the reserve gave back. If even that is gone, the server says
 // that it is full to whoever asks, and goes on when there is room.
 func Serve(ctx context.Context, o Options, stop time.Duration) error {
+	return serve(ctx, o, stop, func(*Server) {})
+}
+
+// serve tells opened about each run.
+func serve(ctx context.Context, o Options, stop time.Duration, opened func(*Server)) error {
 	o = o.withDefaults()
 	for {
-		err := serveOnce(ctx, o, stop)
+		err := serveOnce(ctx, o, stop, opened)
 		if err == nil || ctx.Err() != nil || !isFull(err) {
 			return err
 		}
@@ -37,11 +42,12 @@ func Serve(ctx context.Context, o Options, stop time.Duration) error {
 }
 
 // serveOnce is one run of the server.
-func serveOnce(ctx context.Context, o Options, stop time.Duration) error {
+func serveOnce(ctx context.Context, o Options, stop time.Duration, opened func(*Server)) error {
 	s, err := Open(o)
 	if err != nil {
 		return err
 	}
+	opened(s)
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run() }()
 	select {

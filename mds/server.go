@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
-	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 
 	"varve/internal/fserr"
 	"varve/internal/id"
@@ -40,7 +39,7 @@ type Server struct {
 	room      *room
 	journal   *journal.Journal
 	fsm       *fsm
-	store     *raftboltdb.BoltStore // Raft's term and vote
+	votes     *voteStore
 	raftLog   *raftlog.Log
 	transport *transport
 	snapshots raft.SnapshotStore
@@ -128,7 +127,8 @@ func (s *Server) start() error {
 	if err != nil {
 		return err
 	}
-	known, err := raft.HasExistingState(s.logStore(), s.store, s.snapshots)
+	logs := s.logStore()
+	known, err := raft.HasExistingState(logs, s.votes, s.snapshots)
 	if err != nil {
 		return err
 	}
@@ -141,6 +141,7 @@ func (s *Server) start() error {
 	s.transport = newTransport(layer, s.mux.appends, s.log, rlog, s.raftLog.Stable, s.streamEnded)
 	s.fsm = newFSM(s.journal, s.log, s.fail)
 	s.fsm.quit, s.fsm.persisted = s.ctx.Done(), s.spreadCheckpoints
+	s.fsm.roomy = func() bool { return s.room.now() == diskOK }
 	conf := s.raftConfig(rlog)
 	switch {
 	case known:
@@ -149,13 +150,13 @@ func (s *Server) start() error {
 	case s.journal.Last().Index > 0:
 		return fmt.Errorf("%s has a journal but no raft log; remove the directory and join the server again", s.o.Dir)
 	case s.identity.First:
-		err := raft.BootstrapCluster(conf, s.logStore(), s.store, s.snapshots, s.transport, raft.Configuration{Servers: []raft.Server{
+		err := raft.BootstrapCluster(conf, logs, s.votes, s.snapshots, s.transport, raft.Configuration{Servers: []raft.Server{
 			{ID: s.raftID, Address: raft.ServerAddress(s.identity.Addr)}}})
 		if err != nil {
 			return fmt.Errorf("start raft: %w", err)
 		}
 	}
-	s.raft, err = raft.NewRaft(conf, s.fsm, s.logStore(), s.store, s.snapshots, s.transport)
+	s.raft, err = raft.NewRaft(conf, s.fsm, logs, s.votes, s.snapshots, s.transport)
 	if err != nil {
 		return fmt.Errorf("start raft: %w", err)
 	}
@@ -171,6 +172,7 @@ func (s *Server) start() error {
 	s.spawn(s.watchMembership)
 	s.spawn(s.syncJournal)
 	s.spawn(s.retainJournal)
+	s.spawn(s.watchRoom)
 	return nil
 }
 
@@ -317,8 +319,8 @@ func (s *Server) closeAll() {
 	if s.raftLog != nil {
 		errs = append(errs, s.raftLog.Close())
 	}
-	if s.store != nil {
-		errs = append(errs, s.store.Close())
+	if s.votes != nil {
+		errs = append(errs, s.votes.close())
 	}
 	if s.fsm != nil && s.fsm.replay != nil {
 		s.fsm.replay.Close()
@@ -377,6 +379,9 @@ func (s *Server) gain() {
 			s.log.Debug("barrier failed", "err", err)
 			sleep(s.ctx, 10*time.Millisecond)
 			continue
+		}
+		if s.leaveLead() {
+			return
 		}
 		l, err := newLeadership(s)
 		if err != nil {
