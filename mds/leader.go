@@ -73,7 +73,7 @@ func newLeadership(s *Server) (*leadership, error) {
 		short: make(map[id.ChunkID]time.Duration), punchers: make(map[id.Ino]id.SessionID), locks: make(map[id.Ino]chan struct{}),
 	}
 	l.ctx, l.cancel = context.WithCancel(s.ctx)
-	l.prop = newProposer(s.raft)
+	l.prop = newProposer(s)
 	l.grants = newGrants(s.o.CacheLease, leaseSlack, l.since)
 	if s.fsm.index() == 0 {
 		if err := l.found(); err != nil {
@@ -238,7 +238,7 @@ func (l *leadership) confirmRead(ctx context.Context) error {
 	}
 	start := bootNow()
 	for {
-		if err := l.s.raft.VerifyLeader().Error(); err != nil {
+		if err := l.s.await(l.s.raft.VerifyLeader()); err != nil {
 			return fmt.Errorf("confirm leadership: %w: %w", fserr.NotLeader, err)
 		}
 		if at, ok := l.confirmedAt(bootNow()); ok && at >= start || l.leased() {

@@ -160,7 +160,7 @@ func (l *leadership) joinMeta(ctx context.Context, req *msg.JoinMeta) (*msg.Join
 		}
 	}
 	if _, ok := l.raftMember(known.ID); !ok {
-		if err := l.s.raft.AddNonvoter(raftID(known.ID), raft.ServerAddress(known.Addr), 0, memberTimeout).Error(); err != nil {
+		if err := l.s.await(l.s.raft.AddNonvoter(raftID(known.ID), raft.ServerAddress(known.Addr), 0, memberTimeout)); err != nil {
 			return nil, fmt.Errorf("add %v as a learner: %w: %w", known.ID, fserr.Unavailable, err)
 		}
 		l.s.log.Info("metadata server joins as a learner", "server", known.ID, "addr", known.Addr)
@@ -188,7 +188,7 @@ func (l *leadership) moveMeta(m *state.Meta, addr string) (*state.Meta, error) {
 		if old.Suffrage == raft.Voter {
 			change = l.s.raft.AddVoter
 		}
-		if err := change(old.ID, raft.ServerAddress(addr), 0, memberTimeout).Error(); err != nil {
+		if err := l.s.await(change(old.ID, raft.ServerAddress(addr), 0, memberTimeout)); err != nil {
 			return nil, fmt.Errorf("move %v to %s: %w: %w", m.ID, addr, fserr.Unavailable, err)
 		}
 	}
@@ -206,7 +206,7 @@ func (l *leadership) replaceLearner(old *state.Meta) error {
 		if m.Suffrage == raft.Voter {
 			return fmt.Errorf("%s is the address of %v already; remove that first with rm-mds %d, or choose another: %w", old.Addr, old.ID, old.ID, fserr.Exist)
 		}
-		if err := l.s.raft.RemoveServer(m.ID, 0, memberTimeout).Error(); err != nil {
+		if err := l.s.await(l.s.raft.RemoveServer(m.ID, 0, memberTimeout)); err != nil {
 			return fmt.Errorf("remove learner %v: %w: %w", old.ID, fserr.Unavailable, err)
 		}
 	}
@@ -244,7 +244,7 @@ func (l *leadership) tendMembers() {
 		if !ok || !p.ok || p.heard < l.since || p.disk != diskOK || p.index+caughtUpEvents < last {
 			continue
 		}
-		if err := l.s.raft.AddVoter(m.ID, m.Address, 0, memberTimeout).Error(); err != nil {
+		if err := l.s.await(l.s.raft.AddVoter(m.ID, m.Address, 0, memberTimeout)); err != nil {
 			l.s.log.Warn("learner not made a voter", "server", m.ID, "err", err)
 			continue
 		}

@@ -20,6 +20,7 @@ const proposeTimeout = 5 * time.Second
 // gather for the next one.
 type proposer struct {
 	raft  *raft.Raft
+	await func(raft.Future) error
 	queue chan *proposal
 	fly   chan struct{}
 	stop  chan struct{}
@@ -32,9 +33,9 @@ type proposal struct {
 	done chan error
 }
 
-func newProposer(r *raft.Raft) *proposer {
+func newProposer(s *Server) *proposer {
 	p := &proposer{
-		raft: r, queue: make(chan *proposal, maxProposals), fly: make(chan struct{}, maxEntriesFlying), stop: make(chan struct{}),
+		raft: s.raft, await: s.await, queue: make(chan *proposal, maxProposals), fly: make(chan struct{}, maxEntriesFlying), stop: make(chan struct{}),
 	}
 	p.wg.Add(1)
 	go p.run()
@@ -123,7 +124,7 @@ func (p *proposer) send(batch []*proposal) {
 	p.wg.Add(1)
 	go func() {
 		defer p.wg.Done()
-		err := future.Error()
+		err := p.await(future)
 		<-p.fly
 		if err != nil {
 			if errors.Is(err, raft.ErrEnqueueTimeout) {

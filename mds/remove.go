@@ -46,7 +46,7 @@ func (l *leadership) removeMeta(ctx context.Context, m id.MetaID) error {
 			}
 			return fmt.Errorf("%v has handed leadership over: %w", m, fserr.NotLeader)
 		}
-		if err := l.s.raft.RemoveServer(old.ID, 0, memberTimeout).Error(); err != nil {
+		if err := l.s.await(l.s.raft.RemoveServer(old.ID, 0, memberTimeout)); err != nil {
 			return fmt.Errorf("remove %v: %w: %w", m, fserr.Unavailable, err)
 		}
 	}
@@ -119,7 +119,7 @@ func (s *Server) handOver(ctx context.Context, to raft.ServerID) error {
 		future = s.raft.LeadershipTransferToServer(to, s.raftMembers()[i].Address)
 	}
 	done := make(chan error, 1)
-	go func() { done <- future.Error() }()
+	go func() { done <- s.await(future) }()
 	select {
 	case err := <-done:
 		if err != nil {

@@ -57,6 +57,7 @@ type Server struct {
 	cancel       context.CancelFunc
 	wg           sync.WaitGroup
 	ended        chan struct{}
+	raftEnded    chan struct{} // closed when Raft answers nothing any more
 	once         sync.Once
 	divergedOnce sync.Once
 	begun        chan struct{} // closed when Raft runs
@@ -97,7 +98,7 @@ func Open(o Options) (*Server, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Server{
 		o: o, identity: d, log: o.Logger.With("mds", d.server().String()), raftID: raftID(d.server()), unlock: unlock,
-		ctx: ctx, cancel: cancel, ended: make(chan struct{}), begun: make(chan struct{}),
+		ctx: ctx, cancel: cancel, ended: make(chan struct{}), raftEnded: make(chan struct{}), begun: make(chan struct{}),
 	}
 	s.clients.conns = make(map[id.SessionID]*wire.Conn)
 	if err := s.start(); err != nil {
@@ -303,6 +304,7 @@ func (s *Server) closeAll() {
 			s.log.Warn("raft did not stop", "err", err)
 		}
 	}
+	close(s.raftEnded)
 	if l != nil { // after Raft, so that no proposal of it is waited for
 		l.close()
 	}
@@ -375,7 +377,7 @@ func (s *Server) watchLeadership() {
 // gain makes a leadership, once everything that earlier leaders committed is applied here.
 func (s *Server) gain() {
 	for s.ctx.Err() == nil && s.raft.State() == raft.Leader && s.fsm.halted.Load() == nil {
-		if err := s.raft.Barrier(raftTimeout).Error(); err != nil {
+		if err := s.await(s.raft.Barrier(raftTimeout)); err != nil {
 			s.log.Debug("barrier failed", "err", err)
 			sleep(s.ctx, 10*time.Millisecond)
 			continue
