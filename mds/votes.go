@@ -241,4 +241,12 @@ func (v *voteStore) Get(key []byte) ([]byte, error) {
 	return append([]byte(nil), v.now.candidate...), nil
 }
 
-func (v *voteStore) close() error { return v.file.Close() }
+// close ends the store: a heartbeat that comes while Raft stops changes nothing any more.
+func (v *voteStore) close() error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.dead == nil {
+		v.dead = errVotesDead
+	}
+	return v.file.Close()
+}
