@@ -108,17 +108,38 @@ func journals(t *testing.T, s *Server, from id.Index) []byte {
 	}
 }
 
+// sameEverywhere compares states and journals of all servers, at an index at which the cluster stands still for a moment.
 func (c *testCluster) sameEverywhere() (id.Index, string) {
 	c.t.Helper()
-	index := c.leader().fsm.index()
+	var index id.Index
+	var digest string
+	var faults []string
+	for range 50 {
+		index = c.leader().fsm.index()
+		digest, faults = c.compareAt(index)
+		if c.leader().fsm.index() == index {
+			break
+		}
+	}
+	for _, f := range faults {
+		c.t.Error(f)
+	}
+	return index, digest
+}
+
+func (c *testCluster) compareAt(index id.Index) (digest string, faults []string) {
+	c.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
+	c.mu.Lock()
+	servers := append([]*Server(nil), c.servers...)
+	c.mu.Unlock()
 	first := id.Index(1) // a server that was sent a snapshot has what comes after it
-	for _, s := range c.servers {
+	for _, s := range servers {
 		first = max(first, s.journal.First())
 	}
-	var digest, records string
-	for i, s := range c.servers {
+	var records string
+	for i, s := range servers {
 		d, err := s.stateDigest(ctx, &msg.StateDigest{AtLeast: uint64(index)})
 		if err != nil {
 			c.t.Fatal(err)
@@ -129,13 +150,13 @@ func (c *testCluster) sameEverywhere() (id.Index, string) {
 			continue
 		}
 		if got := fmt.Sprintf("%x", d.Digest); got != digest {
-			c.t.Errorf("digest of server %d at %d: %s, of server 0: %s", i, d.Index, got, digest)
+			faults = append(faults, fmt.Sprintf("digest of server %d at %d: %s, of server 0: %s", i, d.Index, got, digest))
 		}
 		if j != records {
-			c.t.Errorf("journal of server %d differs: %d and %d bytes", i, len(j), len(records))
+			faults = append(faults, fmt.Sprintf("journal of server %d differs: %d and %d bytes", i, len(j), len(records)))
 		}
 	}
-	return index, digest
+	return digest, faults
 }
 
 func TestRestartAllSameDigest(t *testing.T) {
