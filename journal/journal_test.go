@@ -273,6 +273,50 @@ func TestDump(t *testing.T) {
 	}
 }
 
+func TestDumpRange(t *testing.T) {
+	o := testOptions(t.TempDir())
+	j := mustOpen(t, o)
+	mustAppend(t, j, records(1, 100))
+	sealAll(t, j)
+	ok(t, j.Reset(Position{Index: 200, Raft: 600, Time: 200_000}))
+	mustAppend(t, j, records(201, 210))
+	ok(t, j.Close())
+	for _, tt := range []struct{ from, to, first, last, lines int }{
+		{0, 0, 1, 210, 111}, {40, 50, 40, 50, 11}, {95, 205, 95, 205, 12}, {150, 0, 201, 210, 10}, {210, 999, 210, 210, 1},
+	} {
+		var told []uint64
+		d := DumpOptions{From: id.Index(tt.from), To: id.Index(tt.to), Progress: func(done, total uint64) { told = append(told, done, total) }}
+		var b bytes.Buffer
+		ok(t, Dump(&b, o, d))
+		lines := bytes.Split(bytes.TrimSuffix(b.Bytes(), []byte("\n")), []byte("\n"))
+		if first := Line(record(id.Index(tt.first))); string(lines[0]) != first || len(lines) != tt.lines {
+			t.Errorf("%+v: want %d lines from %q, got %d from %q", tt, tt.lines, first, len(lines), lines[0])
+		}
+		if last := Line(record(id.Index(tt.last))); string(lines[len(lines)-1]) != last {
+			t.Errorf("%+v: want %q as the last line, got %q", tt, last, lines[len(lines)-1])
+		}
+		if n := len(told); n < 2 || told[n-2] != told[n-1] {
+			t.Errorf("%+v: progress: %v", tt, told)
+		}
+		d.Raw = true
+		b.Reset()
+		ok(t, Dump(&b, o, d))
+		if tt.from >= 40 && tt.to <= 50 && tt.to > 0 { // without a hole
+			next := id.Index(tt.first)
+			ok(t, DecodeRaw(b.Bytes(), func(r Record) error { wantRecord(t, r, record(next)); next++; return nil }))
+			if next != id.Index(tt.last+1) {
+				t.Errorf("%+v: raw: got records up to %d", tt, next-1)
+			}
+		}
+	}
+	var told []int64
+	_, err := Verify(o, func(done, total int64) { told = append(told, done, total) })
+	ok(t, err)
+	if n := len(told); n < 4 || told[0] != 0 || told[1] == 0 || told[n-2] != told[n-1] {
+		t.Errorf("progress of verify: %v", told)
+	}
+}
+
 func TestOptions(t *testing.T) {
 	for _, o := range []Options{
 		{},

@@ -112,7 +112,13 @@ func lastRecord(t testing.TB, m map[string][]byte) (string, int) {
 func reported(t *testing.T, o Options, inLast bool, format string, args ...any) {
 	t.Helper()
 	rep, err := Verify(o, nil)
-	if errors.Is(err, ErrCorrupt) || inLast && err == nil && rep.Torn > 0 {
+	if errors.Is(err, ErrCorrupt) {
+		if text := err.Error(); !strings.Contains(text, "restore the file") && !strings.Contains(text, "remove that file") {
+			t.Fatalf("%v: does not say what to do", err)
+		}
+		return
+	}
+	if inLast && err == nil && rep.Torn > 0 {
 		return
 	}
 	t.Fatalf("%s: want ErrCorrupt, got %+v, %v", fmt.Sprintf(format, args...), rep, err)

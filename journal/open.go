@@ -14,6 +14,9 @@ import (
 	"varve/internal/id"
 )
 
+// openTries is how often a journal is listed again that changes while it is opened for reading.
+const openTries = 10
+
 // Open recovers the journal in o.Dir, and makes it if there is none and o.ReadOnly is not set. It reads
 // the headers of all segments and the whole last one. What Last returns then is on stable media, unless
 // o.ReadOnly is set. Errors are ErrCorrupt, ErrNotFound (nothing there and ReadOnly) and those of the disk.
@@ -23,7 +26,12 @@ func Open(o Options) (*Journal, error) {
 		return nil, err
 	}
 	j := &Journal{o: o, chain: newChainer()}
-	if err := j.open(); err != nil {
+	err = j.open()
+	for n := 0; n < openTries && o.ReadOnly && errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrNotFound); n++ {
+		j = &Journal{o: o, chain: newChainer()} // its owner has just sealed or dropped something that was listed
+		err = j.open()
+	}
+	if err != nil {
 		if j.file != nil {
 			j.file.Close()
 		}
