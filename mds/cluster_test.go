@@ -22,7 +22,7 @@ import (
 
 // testCluster is a cluster of metadata servers in this process.
 type testCluster struct {
-	t       *testing.T
+	t       testing.TB
 	cluster id.Cluster
 	dirs    []string
 	addrs   []string
@@ -38,7 +38,7 @@ func testLogger() *slog.Logger {
 	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
-func freeAddr(t *testing.T) string {
+func freeAddr(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -60,7 +60,7 @@ func (c *testCluster) options(i int) Options {
 	return o
 }
 
-func newCluster(t *testing.T, n int, tune func(*Options)) *testCluster {
+func newCluster(t testing.TB, n int, tune func(*Options)) *testCluster {
 	t.Helper()
 	c := &testCluster{t: t, tune: tune}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)

@@ -86,7 +86,7 @@ func TestLeaderKilledRetryGetsFirstAnswer(t *testing.T) {
 }
 
 // journals returns all records of a server's journal from an index on.
-func journals(t *testing.T, s *Server, from id.Index) []byte {
+func journals(t testing.TB, s *Server, from id.Index) []byte {
 	t.Helper()
 	var all []byte
 	for {
