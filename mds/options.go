@@ -21,7 +21,7 @@ const DefaultPort = "2510"
 const (
 	maxBatchEvents    = 512              // events in one Raft entry
 	maxBatchBytes     = 512 << 10        // bytes of events in one Raft entry
-	maxEntriesFlying  = 2                // Raft entries proposed and not yet applied
+	maxEntriesFlying  = 4                // Raft entries proposed and not yet applied
 	maxProposals      = 4096             // events waiting for their Raft entry
 	maxLatchWaiters   = 4096             // requests that wait for latches
 	maxInFlight       = 8192             // changing requests under way, all sessions

@@ -3,6 +3,7 @@ package mds
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"time"
 
@@ -16,15 +17,16 @@ import (
 // proposeTimeout bounds how long an entry waits to be taken by Raft.
 const proposeTimeout = 5 * time.Second
 
-// proposer puts the events of many requests into few Raft entries. While maxEntriesFlying entries are under way, events
-// gather for the next one.
+// proposer puts the events of many requests into few Raft entries. While entries are under way, events gather for the next one,
+// which follows when as many have come as an entry under way has, or when the last one has landed. So two requests at once
+// do not wait for one another, and many do not become many small entries, of which each costs every server a write and a sync.
 type proposer struct {
-	raft  *raft.Raft
-	await func(raft.Future) error
-	queue chan *proposal
-	fly   chan struct{}
-	stop  chan struct{}
-	wg    sync.WaitGroup
+	raft   *raft.Raft
+	await  func(raft.Future) error
+	queue  chan *proposal
+	landed chan int // how many events an entry had
+	stop   chan struct{}
+	wg     sync.WaitGroup
 }
 
 type proposal struct {
@@ -35,7 +37,7 @@ type proposal struct {
 
 func newProposer(s *Server) *proposer {
 	p := &proposer{
-		raft: s.raft, await: s.await, queue: make(chan *proposal, maxProposals), fly: make(chan struct{}, maxEntriesFlying), stop: make(chan struct{}),
+		raft: s.raft, await: s.await, queue: make(chan *proposal, maxProposals), landed: make(chan int, maxEntriesFlying), stop: make(chan struct{}),
 	}
 	p.wg.Add(1)
 	go p.run()
@@ -75,37 +77,52 @@ var errNotProposed = fmt.Errorf("not proposed: %w", fserr.Unavailable)
 
 func (p *proposer) run() {
 	defer p.wg.Done()
-	var next *proposal
+	var batch []*proposal
+	var next *proposal // does not fit the batch
+	size, entries, events := 0, 0, 0
+	add := func(w *proposal) {
+		if size+w.size > maxBatchBytes && len(batch) > 0 {
+			next = w
+			return
+		}
+		batch, size = append(batch, w), size+w.size
+	}
 	for {
+		full := next != nil || len(batch) >= maxBatchEvents
+		for !full {
+			select {
+			case w := <-p.queue:
+				add(w)
+				full = next != nil || len(batch) >= maxBatchEvents
+				continue
+			default:
+			}
+			break
+		}
+		if len(batch) > 0 && (entries == 0 || entries < maxEntriesFlying && (full || len(batch)*entries >= events)) {
+			entries, events = entries+1, events+len(batch)
+			p.send(batch)
+			batch, size = nil, 0
+			if next != nil {
+				w := next
+				next = nil
+				add(w)
+			}
+			continue
+		}
+		queue := p.queue
+		if full {
+			queue = nil
+		}
 		select {
-		case p.fly <- struct{}{}:
+		case w := <-queue:
+			add(w)
+			runtime.Gosched() // others that were woken together with this one's client have events, too
+		case n := <-p.landed:
+			entries, events = entries-1, events-n
 		case <-p.stop:
 			return
 		}
-		if next == nil {
-			select {
-			case next = <-p.queue:
-			case <-p.stop:
-				return
-			}
-		}
-		batch := []*proposal{next}
-		size := next.size
-		next = nil
-	gather:
-		for len(batch) < maxBatchEvents {
-			select {
-			case w := <-p.queue:
-				if size+w.size > maxBatchBytes {
-					next = w
-					break gather
-				}
-				batch, size = append(batch, w), size+w.size
-			default:
-				break gather
-			}
-		}
-		p.send(batch)
 	}
 }
 
@@ -116,7 +133,7 @@ func (p *proposer) send(batch []*proposal) {
 	}
 	data, err := b.MarshalVT()
 	if err != nil {
-		<-p.fly
+		p.landed <- len(batch)
 		finish(batch, 0, err)
 		return
 	}
@@ -125,7 +142,7 @@ func (p *proposer) send(batch []*proposal) {
 	go func() {
 		defer p.wg.Done()
 		err := p.await(future)
-		<-p.fly
+		p.landed <- len(batch)
 		if err != nil {
 			if errors.Is(err, raft.ErrEnqueueTimeout) {
 				err = fmt.Errorf("%w: %w", errNotProposed, err)

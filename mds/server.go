@@ -184,6 +184,7 @@ func (s *Server) raftConfig(rlog *raftLogger) *raft.Config {
 	c.ElectionTimeout = s.o.ElectionTimeout
 	c.LeaderLeaseTimeout = s.leaseTimeout()
 	c.CommitTimeout = min(c.CommitTimeout, s.o.ElectionTimeout/10)
+	c.NoLegacyTelemetry = true
 	c.MaxAppendEntries = 256
 	c.SnapshotThreshold = s.o.SnapshotEntries
 	c.SnapshotInterval = s.o.SnapshotInterval
