@@ -220,8 +220,13 @@ func (p *planner) useless(cut anchor) []measured {
 	for i := 0; i < newest; {
 		next := i + 1
 		for k, anchored := next, false; k <= newest && p.within(kept[i].Position, kept[k].Position); k++ {
-			if a := p.anchored(kept[k].Position); a || !anchored {
+			a := p.anchored(kept[k].Position)
+			if a || !anchored {
 				next, anchored = k, a
+			}
+			if p.afterHole(kept[k].Position) { // no record leads to it
+				next = k
+				break
 			}
 		}
 		drop = append(drop, kept[i+1:next]...)
@@ -251,6 +256,11 @@ func (p *planner) within(a, b Position) bool {
 func (p *planner) anchored(at Position) bool {
 	i := sort.Search(len(p.segments), func(i int) bool { return p.segments[i].header.at.Index >= at.Index })
 	return i < len(p.segments) && p.segments[i].header.at == at
+}
+
+// afterHole reports whether a hole ends at at, the place of a checkpoint that Reset went on from.
+func (p *planner) afterHole(at Position) bool {
+	return slices.ContainsFunc(p.segments, func(s *segment) bool { return s.gap() && s.header.at == at })
 }
 
 // drop removes files and counts them. The caller holds checkpointMu.

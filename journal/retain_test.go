@@ -190,6 +190,30 @@ func TestRetainInterrupted(t *testing.T) {
 	}
 }
 
+// TestRetainKeepsTheEndOfAHole thins out checkpoints around a hole, behind which nothing can be replayed without the one that ends it.
+func TestRetainKeepsTheEndOfAHole(t *testing.T) {
+	j := mustOpen(t, testOptions(t.TempDir()))
+	defer j.Close()
+	for i := id.Index(1); i <= 100; i += 50 {
+		mustAppend(t, j, records(i, i+49))
+		j.Cut()
+		ok(t, j.WriteCheckpoint(j.Last(), writeState(160)))
+	}
+	at := Position{Index: 130, Raft: 390, Chain: [16]byte{1}, Time: 130_000}
+	ok(t, j.WriteCheckpoint(at, writeState(160)))
+	ok(t, j.Reset(at))
+	for i := id.Index(131); i <= 400; i += 50 {
+		mustAppend(t, j, records(i, i+49))
+		j.Cut()
+		ok(t, j.WriteCheckpoint(j.Last(), writeState(160)))
+	}
+	_, err := j.Retain(Retention{Raft: math.MaxUint64, Every: 5000})
+	ok(t, err)
+	if got, want := checkpointsOf(t, j), []id.Index{50, 130, 380, 430}; !slices.Equal(got, want) {
+		t.Fatalf("want checkpoints %v, got %v", want, got)
+	}
+}
+
 // TestReaderOfDropped reads on in a segment that is dropped, and is told where it ends.
 func TestReaderOfDropped(t *testing.T) {
 	o := testOptions(t.TempDir())
