@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -14,6 +15,7 @@ import (
 	"varve/internal/id"
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
+	"varve/journal"
 )
 
 // join adds a server and returns its place. It runs.
@@ -403,5 +405,71 @@ func TestConfigIsChecked(t *testing.T) {
 	c.adminAsk(wire.SetConfig, &msg.SetConfig{Key: "replicas", Value: "2:1"})
 	if after := c.leader().fsm.index(); after != before {
 		t.Errorf("setting what holds made %d events", after-before)
+	}
+}
+
+// TestLaggingServerCatchesUpFromCheckpoint stops a follower until the leader's log does not reach back to it, and starts it under load. It says
+// what its journal lacks, and has the same state.
+func TestLaggingServerCatchesUpFromCheckpoint(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 3, func(o *Options) {
+		o.SnapshotEntries, o.SnapshotInterval, o.SessionLease = 16, 50*time.Millisecond, 20*time.Second
+	})
+	k := newClient(c)
+	k.create("before", false)
+	away := (c.leaderIndex() + 1) % 3
+	c.eventually("the follower to have it", func() bool { return c.servers[away].fsm.index() >= c.leader().fsm.index() })
+	last := c.servers[away].journal.Last().Index
+	at := c.servers[away].fsm.raft
+	c.kill(away)
+	stop := load(k, "f")
+	c.eventually("a log that begins later", func() bool {
+		first, err := c.leader().raftLog.FirstIndex()
+		return err == nil && first > at+16
+	})
+	c.start(away)
+	want := c.leader().fsm.index()
+	c.eventually("the server to catch up", func() bool { return c.servers[away].fsm.index() >= want })
+	if n := stop(); n < 32 {
+		t.Errorf("only %d files were made meanwhile", n)
+	}
+	j := c.servers[away].journal
+	r, err := j.Reader(j.First())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	var gap *journal.GapError
+	prev, gaps := j.First()-1, 0
+	for {
+		rec, err := r.Next()
+		if errors.As(err, &gap) {
+			if gap.Last != prev || gap.Next <= gap.Last+1 || gap.Last < last {
+				t.Errorf("gap from %d to %d behind record %d; it had %d", gap.Last, gap.Next, prev, last)
+			}
+			prev, gaps = gap.Next-1, gaps+1
+			continue
+		}
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if rec.Index != prev+1 {
+			t.Fatalf("record %d behind %d, and no word of a gap", rec.Index, prev)
+		}
+		prev = rec.Index
+	}
+	if gaps == 0 {
+		t.Error("the journal has no gap: nothing was installed")
+	}
+	if p, err := j.Checkpoints(); err != nil || len(p) == 0 || p[len(p)-1].Index < gap.Last {
+		t.Errorf("no checkpoint behind the gap: %v %v", p, err)
+	}
+	d1, err1 := c.leader().stateDigest(t.Context(), &msg.StateDigest{AtLeast: uint64(want)})
+	d2, err2 := c.servers[away].stateDigest(t.Context(), &msg.StateDigest{AtLeast: d1.GetIndex()})
+	if err1 != nil || err2 != nil || d1.Index == d2.Index && string(d1.Digest) != string(d2.Digest) {
+		t.Errorf("digests differ: %v %v, %v %v", d1, err1, d2, err2)
 	}
 }
