@@ -15,6 +15,7 @@ import (
 	"varve/cs"
 	"varve/fuse"
 	"varve/internal/wire/msg"
+	"varve/mds"
 
 	"github.com/spf13/cobra"
 )
@@ -160,7 +161,9 @@ func (p *parts) up(ctx context.Context) error {
 	}
 	var fresh []int
 	for i := range c.MDS {
-		if !isDir(c.path(numbered("mds", i))) {
+		if dir := c.path(numbered("mds", i)); mds.Retired(dir) {
+			continue // removed with rm-mds
+		} else if !isDir(dir) {
 			fresh = append(fresh, i)
 		} else if err := p.start(p.server("mds", i)); err != nil {
 			return err
@@ -237,7 +240,13 @@ func (p *parts) complete(st *msg.StatusReply) bool {
 			live++
 		}
 	}
-	return serves(st) && voters >= len(p.c.MDS) && live >= len(p.c.CS)
+	want := 0
+	for i := range p.c.MDS {
+		if !mds.Retired(p.c.path(numbered("mds", i))) {
+			want++
+		}
+	}
+	return serves(st) && voters >= want && live >= len(p.c.CS)
 }
 
 // wait asks for the cluster's status until ok.

@@ -116,6 +116,10 @@ func (p *parts) supervise(ctx context.Context, pt *part, logFile *os.File) {
 			p.watch(ctx, pid)
 		} else if err := p.runOnce(ctx, pt, logFile); err != nil {
 			p.log.Warn("process ended", "name", pt.name, "err", err)
+			var exit *exec.ExitError
+			if errors.As(err, &exit) && exit.ExitCode() == exitRefused { // a server that was removed never starts again
+				<-ctx.Done()
+			}
 		}
 		if !p.c.Restart && ctx.Err() == nil {
 			<-ctx.Done()
