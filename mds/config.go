@@ -31,7 +31,8 @@ func (l *leadership) setConfig(req *msg.SetConfig) error {
 		return nil
 	}
 	if p, ok := state.ParsePolicy(req.Value); req.Key == settings.Replicas && ok && servers > 0 && int(p.Min) > servers {
-		return fmt.Errorf("replicas %s: there are %d chunk servers, so no file could be written; add chunk servers first: %w", req.Value, servers, fserr.Invalid)
+		return fmt.Errorf("replicas %s: a chunk must have %d, and the number of chunk servers is %d, so no file could be written; add chunk servers first: %w",
+			req.Value, p.Min, servers, fserr.Invalid)
 	}
 	err := l.propose(&event.Event{Body: &event.Event_ConfigSet{ConfigSet: &event.ConfigSet{Key: req.Key, Value: req.Value}}}, "set by an administrator")
 	if err == nil {

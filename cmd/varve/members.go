@@ -61,13 +61,16 @@ func (d *clusterDir) atLeader(ctx context.Context, t wire.Type, req, into wire.M
 			}
 			text := detail.Detail
 			if text == "" {
-				text = addr + " refused"
+				text = addr + " refused: " + code.Error()
 			}
 			text = strings.TrimSuffix(text, ": "+code.Error())
-			if code == fserr.Busy {
+			switch code {
+			case fserr.Busy:
 				return refusedf("%s", text)
+			case fserr.Invalid:
+				return usagef("%s", text)
 			}
-			return fmt.Errorf("%s: %w", text, code)
+			return &exitError{exitFailed, errors.New(text)}
 		}
 		select {
 		case <-ctx.Done():
@@ -139,9 +142,6 @@ func (a *app) rmMDSCommand() *cobra.Command {
 				return err
 			}
 			if err := d.atLeader(cmd.Context(), wire.RemoveMeta, &msg.RemoveMeta{Server: uint32(m)}, nil); err != nil {
-				if errors.Is(err, fserr.NotExist) {
-					return &exitError{exitFailed, err}
-				}
 				return err
 			}
 			d.learn(cmd.Context())
