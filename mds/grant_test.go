@@ -437,3 +437,51 @@ func TestRenewalSaysHowLongToCache(t *testing.T) {
 		t.Errorf("renewal: %v, %v, cache %d ms, want %d", code, err, reply.CacheMs, want)
 	}
 }
+
+// A file without a name goes with its last holder. Nobody is called back for that, so nobody may be granted it.
+func TestRemovedFileIsNotGranted(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	a, b := newClient(c), newClient(c)
+	ino := a.create("f", false).Attr.Ino
+	a.must(a.change(&msg.Open{Ino: ino, Want: msg.Want_WANT_READ}))
+	a.answer(func(*msg.Callback) *msg.CallbackReply { return &msg.CallbackReply{Keep: msg.Want_WANT_READ} })
+	a.must(a.change(&msg.Remove{Parent: 1, Name: []byte("f")}))
+	r := b.must(b.read(&msg.GetAttr{Ino: ino}))
+	if r.Attr.GetNlink() != 0 || r.Grant.GetAttr() {
+		t.Errorf("attributes %v, granted %v", r.Attr, r.Grant)
+	}
+}
+
+// A session has one connection: when an older hello of it is handled late, the newer connection ends, so that the client makes another,
+// and callbacks reach it again.
+func TestLateHelloEndsTheOtherConnection(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	a, b := newClient(c), newClient(c)
+	a.must(a.read(&msg.GetAttr{Ino: 1}))
+	a.mu.Lock()
+	used := a.conn
+	a.mu.Unlock()
+	late, err := a.dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.mu.Lock()
+	if a.conn == late {
+		a.conn = used
+	}
+	a.mu.Unlock()
+	late.Close()
+	c.eventually("the connection in use to end", func() bool { return used.Err() != nil })
+	c.eventually("a connection to call back on", func() bool {
+		conn := c.leader().clients.get(a.session)
+		return conn != nil && conn.Err() == nil
+	})
+	if g := a.must(a.read(&msg.GetAttr{Ino: 1})).Grant; !g.GetAttr() {
+		t.Fatalf("granted %v", g)
+	}
+	n := a.calls(msg.Callback_META)
+	b.create("g", false)
+	if a.calls(msg.Callback_META) != n+1 {
+		t.Error("the session was not called back on its new connection")
+	}
+}

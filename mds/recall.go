@@ -202,14 +202,21 @@ func (l *leadership) forgetGrants(session id.SessionID, clean bool) {
 	})
 }
 
-// bindGrants notes that the session has made this connection, and so has forgotten what it was granted before.
+// bindGrants notes that the session has made this connection, and so has forgotten what it was granted before. It returns when that is
+// done, whoever does it, so that what is then granted on the connection is not taken for a grant of an earlier one.
 func (l *leadership) bindGrants(p *peer, session id.SessionID) {
-	if _, ok := l.alive(session); !ok || !p.leader.CompareAndSwap(nil, l) {
+	if p.leader.Load() != nil {
+		return
+	}
+	p.binding.Lock()
+	defer p.binding.Unlock()
+	if _, ok := l.alive(session); !ok || p.leader.Load() != nil {
 		return
 	}
 	if l.grants.bind(session) {
 		l.spawn(l.grants.sweep)
 	}
+	p.leader.Store(l)
 }
 
 // grantRead registers what the answer to a read lets the session cache. The caller holds the state still.
@@ -261,7 +268,7 @@ func (l *leadership) mayCache(c *cacher, k grantKey) bool {
 }
 
 func (l *leadership) grantAttr(st *state.State, c *cacher, a *msg.Attr) bool {
-	if a == nil {
+	if a == nil || a.Nlink == 0 { // without a name it goes with its last holder, which calls nobody back
 		return false
 	}
 	ino := id.Ino(a.Ino)

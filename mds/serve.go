@@ -3,6 +3,7 @@ package mds
 import (
 	"context"
 	"errors"
+	"sync"
 	"sync/atomic"
 
 	"varve/internal/fserr"
@@ -20,6 +21,7 @@ type peer struct {
 	server  atomic.Uint32              // of a chunk server, once it is registered
 	bound   atomic.Bool                // a chunk server whose end somebody waits for
 	leader  atomic.Pointer[leadership] // of a client: the one that knows of its connection
+	binding sync.Mutex                 // held while leader is being set
 }
 
 // accept implements wire.Acceptor.
@@ -110,6 +112,9 @@ func (s *Server) serveMeta(ctx context.Context, c *wire.Conn, p *peer, f *wire.F
 		s.answer(c, f, fserr.NoSession, &msg.MetaReply{Detail: "the connection belongs to another session"})
 		return
 	}
+	if req.Session != 0 {
+		l.bindGrants(p, id.SessionID(req.Session)) // started may not have come so far yet
+	}
 	if r := req.GetReadDir(); r != nil {
 		r.Max = min(r.Max, maxReadDirEntries)
 	}
@@ -147,7 +152,9 @@ func (s *Server) serveSession(ctx context.Context, c *wire.Conn, p *peer, f *wir
 			s.failure(c, f, err)
 			return
 		}
-		p.session.Store(uint64(session))
+		if p.session.Swap(uint64(session)) != uint64(session) {
+			p.leader.Store(nil) // what was bound was the session before it
+		}
 		s.clients.bind(session, c)
 		l.bindGrants(p, session)
 		lease := s.o.SessionLease.Milliseconds()

@@ -75,10 +75,16 @@ type clients struct {
 	conns map[id.SessionID]*wire.Conn
 }
 
+// bind makes conn the connection of the session and ends an older one. Hellos of two connections may be handled in the wrong order; were
+// the one that the client uses left open then, it would live on with nobody to call back, and with grants that this side takes for void.
 func (c *clients) bind(session id.SessionID, conn *wire.Conn) {
 	c.mu.Lock()
+	old := c.conns[session]
 	c.conns[session] = conn
 	c.mu.Unlock()
+	if old != nil && old != conn {
+		old.Close()
+	}
 	go func() {
 		<-conn.Done()
 		c.mu.Lock()
