@@ -110,7 +110,7 @@ func TestDevEmbedded(t *testing.T) {
 	}
 	testAttributes(t, dir)
 	for _, where := range [][]string{{"-c", "data/cluster"}, {"-r", "data/mds1"}} {
-		for args, want := range map[string]string{"cat": `name="file"`, "replay": "/file", "verify": "replay gives all"} {
+		for args, want := range map[string]string{"cat": "/file ", "replay": "/file", "verify": "replay gives all"} {
 			if out := must(t, dir, append([]string{"journal", args}, where...)...); !strings.Contains(out, want) {
 				t.Errorf("journal %s %q: no %q in\n%s", args, where, want, out)
 			}

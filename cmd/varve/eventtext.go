@@ -21,6 +21,7 @@ type eventJSON struct {
 	Time  string         `json:"time"`
 	Kind  string         `json:"kind"`
 	What  string         `json:"what"`
+	Paths []string       `json:"paths,omitempty"` // that it is about, as they were
 	Cause causeJSON      `json:"cause"`
 	Body  map[string]any `json:"body"`
 }
@@ -32,39 +33,16 @@ type causeJSON struct {
 	Reason  string `json:"reason,omitempty"`
 }
 
-func newEventJSON(ev *event.Event) eventJSON {
+func newEventJSON(ev *event.Event, what string, paths []string) eventJSON {
 	c := ev.GetCause()
 	e := eventJSON{
-		Index: ev.Index, Time: time.Unix(0, ev.Time).UTC().Format(time.RFC3339Nano), Kind: event.Kind(ev), What: eventText(ev),
+		Index: ev.Index, Time: time.Unix(0, ev.Time).UTC().Format(time.RFC3339Nano), Kind: event.Kind(ev), What: what, Paths: paths,
 		Cause: causeJSON{c.GetSession(), c.GetSeq(), c.GetUid(), c.GetReason()}, Body: map[string]any{},
 	}
 	if body := eventBody(ev); body != nil {
 		e.Body = messageMap(body)
 	}
 	return e
-}
-
-// eventLine is one event for people.
-func eventLine(ev *event.Event) string {
-	return fmt.Sprintf("%8d  %s  %-17s %s  [%s]", ev.Index, stamp(ev.Time), event.Kind(ev), eventText(ev), causeText(ev.GetCause()))
-}
-
-func causeText(c *event.Cause) string {
-	var parts []string
-	if s := c.GetSession(); s != 0 {
-		parts = append(parts, fmt.Sprintf("session %d", s))
-		if q := c.GetSeq(); q != 0 {
-			parts = append(parts, fmt.Sprintf("request %d", q))
-		}
-		parts = append(parts, fmt.Sprintf("uid %d", c.GetUid()))
-	}
-	if r := c.GetReason(); r != "" {
-		parts = append(parts, r)
-	}
-	if len(parts) == 0 {
-		return "cluster"
-	}
-	return strings.Join(parts, ", ")
 }
 
 // eventBody returns the message of the event's kind, nil if it has none that this release knows.
@@ -75,52 +53,6 @@ func eventBody(ev *event.Event) protoreflect.Message {
 		return nil
 	}
 	return m.Get(f).Message()
-}
-
-// eventText says what an event's body holds as name=value, in the order of event.proto. It follows the
-// descriptors, so that a new field or kind needs nothing here.
-func eventText(ev *event.Event) string {
-	body := eventBody(ev)
-	if body == nil {
-		return ""
-	}
-	return messageText(body)
-}
-
-func messageText(m protoreflect.Message) string {
-	var parts []string
-	fields := m.Descriptor().Fields()
-	for i := range fields.Len() {
-		f := fields.Get(i)
-		if !m.Has(f) {
-			continue
-		}
-		if !f.IsList() {
-			parts = append(parts, string(f.Name())+"="+valueText(f, m.Get(f)))
-			continue
-		}
-		list, items := m.Get(f).List(), []string(nil)
-		for j := range list.Len() {
-			items = append(items, valueText(f, list.Get(j)))
-		}
-		parts = append(parts, string(f.Name())+"=["+strings.Join(items, " ")+"]")
-	}
-	return strings.Join(parts, " ")
-}
-
-func valueText(f protoreflect.FieldDescriptor, v protoreflect.Value) string {
-	if f.Kind() == protoreflect.MessageKind {
-		return "{" + messageText(v.Message()) + "}"
-	}
-	switch x := valueOf(f, v).(type) {
-	case string:
-		if f.Kind() == protoreflect.EnumKind || namedValue(f) {
-			return x
-		}
-		return strconv.Quote(x)
-	default:
-		return fmt.Sprint(x)
-	}
 }
 
 func messageMap(m protoreflect.Message) map[string]any {

@@ -1,228 +1,232 @@
 package main
 
 import (
+	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"os"
-	"path/filepath"
+	"syscall"
 	"time"
 
 	"varve/internal/id"
 	"varve/journal"
 	"varve/mds/event"
+	"varve/mds/history"
 	"varve/mds/state"
+
+	"github.com/schollz/progressbar/v3"
+	"github.com/spf13/cobra"
 )
 
-// history is a journal that can be read: a directory (offline.go) or a running server (online.go).
-type history interface {
-	// bounds returns the first index whose record is there and the last one; last < first: none.
-	bounds(ctx context.Context) (first, last id.Index, err error)
-	// records calls fn for each record from index from on until fn returns errStop, the end, or an error.
-	// The payload is valid until fn returns. A hole ends it with a *journal.GapError.
-	records(ctx context.Context, from id.Index, fn func(journal.Record) error) error
-	// checkpoint returns the newest checkpoint at or below index, nil if there is none.
-	checkpoint(ctx context.Context, index id.Index) (*state.State, error)
-	close()
+// journalFlags say which journal is meant.
+type journalFlags struct{ dir string }
+
+func (f *journalFlags) add(cmd *cobra.Command) *cobra.Command {
+	cmd.Flags().StringVarP(&f.dir, "repo", "r", "", "directory of a stopped metadata server, or a copy of its journal; without it the cluster of -c is asked")
+	return cmd
 }
 
-// errStop ends a walk of records early; it is no error.
-var errStop = errors.New("stop")
-
-// offline is a journal in a directory, which is only read.
-type offline struct{ j *journal.Journal }
-
-var _ history = (*offline)(nil)
-
-// journalDir returns the journal's directory, given it or that of a metadata server.
-func journalDir(dir string) (string, error) {
-	if segs, _ := filepath.Glob(filepath.Join(dir, "*.seg")); len(segs) > 0 {
-		return dir, nil
+// openHistory opens the journal of -r, or else that of the cluster of -c.
+func (a *app) openHistory(ctx context.Context, f journalFlags) (history.Source, error) {
+	if f.dir != "" {
+		d, err := history.OpenDir(f.dir)
+		if err != nil {
+			return nil, err
+		}
+		return d, nil
 	}
-	sub := filepath.Join(dir, "journal")
-	if _, err := os.Stat(sub); err == nil {
-		return sub, nil
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return "", err
+	if a.cluster == "" {
+		return nil, usagef("which journal? Give -r DIR (a stopped server's directory or a copy) or -c NAME (a running cluster)")
 	}
-	return "", fmt.Errorf("%s holds no journal; give -r the directory of a metadata server or a copy of its journal", dir)
-}
-
-func openOffline(dir string) (*offline, error) {
-	dir, err := journalDir(dir)
+	d, err := a.readCluster()
 	if err != nil {
 		return nil, err
 	}
-	j, err := journal.Open(journal.Options{Dir: dir, ReadOnly: true})
-	if err != nil {
-		return nil, fmt.Errorf("open the journal in %s: %w", dir, err)
-	}
-	return &offline{j}, nil
+	return openOnline(ctx, d)
 }
 
-func (o *offline) close() { _ = o.j.Close() }
-
-func (o *offline) bounds(context.Context) (first, last id.Index, err error) {
-	return o.j.First(), o.j.Last().Index, nil
-}
-
-func (o *offline) records(ctx context.Context, from id.Index, fn func(journal.Record) error) error {
-	r, err := o.j.Reader(from)
+// withHistory opens the journal for run. A reader of the output that has gone away ends it quietly.
+func (a *app) withHistory(ctx context.Context, f journalFlags, run func(history.Source) error) error {
+	src, err := a.openHistory(ctx, f)
 	if err != nil {
 		return err
 	}
-	defer r.Close()
-	for ctx.Err() == nil {
-		rec, err := r.Next()
-		if err == io.EOF {
-			return nil
-		}
-		if err == nil {
-			err = fn(rec)
-		}
-		if err == errStop {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
+	defer src.Close()
+	if err = run(src); errors.Is(err, syscall.EPIPE) {
+		return nil
 	}
-	return ctx.Err()
+	return err
 }
 
-func (o *offline) checkpoint(_ context.Context, index id.Index) (*state.State, error) {
-	for {
-		at, r, err := o.j.OpenCheckpoint(index)
-		if errors.Is(err, journal.ErrNotFound) {
-			return nil, nil
-		}
-		if err == nil {
-			s, rerr := state.Read(r)
-			if rerr == nil {
-				_, rerr = io.Copy(io.Discard, r)
-			}
-			r.Close()
-			if rerr == nil {
-				return s, nil
-			}
-			err = fmt.Errorf("checkpoint at %d: %w", at.Index, rerr)
-		}
-		if at.Index == 0 || !errors.Is(err, journal.ErrCorrupt) && !errors.Is(err, state.ErrCorrupt) {
-			return nil, err
-		}
-		index = at.Index - 1 // the one before it and more records do as well
-	}
+// rangeFlags say which events are meant.
+type rangeFlags struct {
+	from, to string
+	filter   history.Filter
+	uid      int64
+	chunk    string
+	session  uint64
+	inode    uint64
+	server   uint32
 }
 
-// decodeEvent decodes a record's event, with its index.
-func decodeEvent(rec journal.Record) (*event.Event, error) {
-	ev := new(event.Event)
-	if err := ev.UnmarshalVT(rec.Payload); err != nil {
-		return nil, fmt.Errorf("record %d is no event: %w", rec.Index, err)
-	}
-	ev.Index = uint64(rec.Index)
-	return ev, nil
+func (f *rangeFlags) add(cmd *cobra.Command) *cobra.Command {
+	fl := cmd.Flags()
+	fl.StringVar(&f.from, "from", "", "first index, or a time (events after it)")
+	fl.StringVar(&f.to, "to", "", "last index, or a time")
+	fl.StringVar(&f.filter.Path, "path", "", "only events about this path or something below it")
+	fl.StringSliceVar(&f.filter.Kinds, "type", nil, "only events of these kinds, such as create,rename")
+	fl.Uint64Var(&f.session, "session", 0, "only events of or about this session")
+	fl.Uint64Var(&f.inode, "inode", 0, "only events about this inode")
+	fl.StringVar(&f.chunk, "chunk", "", "only events about this chunk (16 hexadecimal digits)")
+	fl.Uint32Var(&f.server, "server", 0, "only events about this chunk server (its number)")
+	fl.Int64Var(&f.uid, "uid", -1, "only what this user did")
+	return cmd
 }
 
-// applyEvent applies ev, the next event of s. An event that does not fit is an error here: the journal may be damaged.
-func applyEvent(s *state.State, ev *event.Event) (err error) {
-	index := ev.Index
-	defer func() {
-		if r := recover(); r != nil {
-			err = fmt.Errorf("event %d does not fit the state before it: %v", index, r)
+// done finishes the filter.
+func (f *rangeFlags) done() error {
+	f.filter.Session, f.filter.Inode, f.filter.Server, f.filter.UID = id.SessionID(f.session), id.Ino(f.inode), id.ServerID(f.server), f.uid+1
+	if f.chunk != "" {
+		c, ok := parseChunk(f.chunk)
+		if !ok {
+			return usagef("--chunk %s: want the 16 hexadecimal digits of a chunk's id", f.chunk)
 		}
-	}()
-	s.Apply(ev)
-	if ev.Index != index {
-		return fmt.Errorf("event %d follows the state at %d", index, ev.Index-1)
+		f.filter.Chunk = c
+	}
+	if f.filter.Path != "" {
+		f.filter.Path = cleanPath(f.filter.Path)
+	}
+	known := event.Kinds()
+	for _, k := range f.filter.Kinds {
+		if !contains(known, k) {
+			return usagef("--type %s: no such kind of event; there are %s", k, joinWords(known))
+		}
 	}
 	return nil
 }
 
-// replay returns the state at index to, from the nearest checkpoint. each, if not nil, is
-// called after every event applied.
-func replay(ctx context.Context, h history, to id.Index, each func(*state.State, *event.Event) error) (*state.State, error) {
-	s, err := h.checkpoint(ctx, to)
+// bounds returns the indexes that the flags name, within those that the journal has.
+func (f *rangeFlags) bounds(ctx context.Context, src history.Source) (from, to id.Index, err error) {
+	first, last, err := parseRange(f.from, f.to, time.Now())
 	if err != nil {
-		return nil, err
+		return 0, 0, err
 	}
-	return replayFrom(ctx, h, s, to, each)
+	lo, hi, err := src.Bounds(ctx)
+	if err != nil {
+		return 0, 0, err
+	}
+	from, to = lo, hi
+	if first != nil {
+		if from, err = first.in(ctx, src); err != nil {
+			return 0, 0, err
+		}
+		if !first.time.IsZero() {
+			from++ // what came after that time
+		}
+		if from < lo {
+			return 0, 0, fmt.Errorf("the journal begins at index %d; older events are only in checkpoints", lo)
+		}
+	}
+	if last != nil {
+		if to, err = last.in(ctx, src); err != nil {
+			return 0, 0, err
+		}
+	}
+	return from, min(to, hi), nil
 }
 
-// replayFrom is replay from s; nil is the empty state.
-func replayFrom(ctx context.Context, h history, s *state.State, to id.Index, each func(*state.State, *event.Event) error) (*state.State, error) {
-	if s == nil {
-		s = state.New()
-	}
-	if s.Index() == to {
-		return s, nil
-	}
-	first, last, err := h.bounds(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if from := s.Index() + 1; from < first && from <= last {
-		return nil, fmt.Errorf("the journal begins at index %d and no checkpoint is at or below %d; ask for an index from the oldest checkpoint on", first, to)
-	}
-	if s.Index() >= last {
-		return s, nil
-	}
-	err = h.records(ctx, s.Index()+1, func(rec journal.Record) error {
-		if rec.Index > to {
-			return errStop
+func parseRange(from, to string, now time.Time) (first, last *moment, err error) {
+	for _, x := range []struct {
+		s string
+		m **moment
+	}{{from, &first}, {to, &last}} {
+		if x.s == "" {
+			continue
 		}
-		ev, err := decodeEvent(rec)
+		m, err := parseMoment(x.s, now)
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
-		if err := applyEvent(s, ev); err != nil {
-			return err
-		}
-		if each != nil {
-			if err := each(s, ev); err != nil {
-				return err
-			}
-		}
-		if rec.Index == to {
-			return errStop
-		}
-		return nil
-	})
-	return s, err
+		*x.m = &m
+	}
+	if first != nil && last != nil && first.time.IsZero() == last.time.IsZero() && (first.index > last.index || first.time.After(last.time)) {
+		return nil, nil, usagef("--from %s is after --to %s; exchange them", from, to)
+	}
+	return first, last, nil
 }
 
-// indexAt returns the last index whose time is at most t, by bisection: times do not step back but for corrections of the
-// clock, for which any such index is as good.
-func indexAt(ctx context.Context, h history, t time.Time) (id.Index, error) {
-	first, last, err := h.bounds(ctx)
+// indexOf returns the index that s names, which must be in the journal; empty: the last.
+func indexOf(ctx context.Context, src history.Source, flag, s string) (id.Index, error) {
+	_, hi, err := src.Bounds(ctx)
+	if err != nil || s == "" {
+		return hi, err
+	}
+	m, err := parseMoment(s, time.Now())
 	if err != nil {
 		return 0, err
 	}
-	later := func(i id.Index) (bool, error) {
-		found := false
-		err := h.records(ctx, i, func(rec journal.Record) error {
-			found = rec.Time > t.UnixNano()
-			return errStop
-		})
-		return found, err
+	at, err := m.in(ctx, src)
+	if err == nil && (at > hi || at == 0) {
+		return 0, usagef("%s %d is not in the journal: want 1 to %d", flag, at, hi)
 	}
-	lo, hi := first, last+1 // the answer is one less than the first index that is later
-	for lo < hi {
-		mid := lo + (hi-lo)/2
-		is, err := later(mid)
-		if err != nil {
-			return 0, err
-		}
-		if is {
-			hi = mid
-		} else {
-			lo = mid + 1
-		}
-	}
-	if lo == first {
-		return 0, usagef("the journal's first event, %d, is later than %s", first, t.Format(time.RFC3339))
-	}
-	return lo - 1, nil
+	return at, err
 }
+
+// printer writes events.
+type printer struct {
+	a    *app
+	w    *bufio.Writer
+	text history.Texter
+	enc  *json.Encoder
+}
+
+func (a *app) newPrinter() *printer {
+	p := &printer{a: a, w: bufio.NewWriterSize(a.out, 64<<10)}
+	p.text.Size = a.size
+	p.enc = json.NewEncoder(p.w)
+	p.enc.SetEscapeHTML(false)
+	return p
+}
+
+// line is one event for people.
+func (p *printer) line(s *state.State, ev *event.Event) string {
+	return fmt.Sprintf("%8d  %s  %-15s %s  [%s]", ev.Index, stamp(ev.Time), event.Kind(ev), p.text.Text(s, ev), p.text.Who(s, ev))
+}
+
+func (p *printer) print(s *state.State, ev *event.Event) error {
+	if p.a.json {
+		return p.enc.Encode(newEventJSON(ev, p.text.Text(s, ev), p.text.Paths(s, ev)))
+	}
+	_, err := fmt.Fprintln(p.w, p.line(s, ev))
+	return err
+}
+
+// missing says that events are not there.
+func (p *printer) missing(gap journal.GapError) {
+	if !p.a.json {
+		fmt.Fprintf(p.w, "# %d to %d are not in this journal: a checkpoint of another server was installed\n", gap.Last+1, gap.Next-1)
+	}
+}
+
+// progress shows how far long work is, if standard error is a terminal. Call done when it is over.
+func (a *app) progress(what string, from, to id.Index) (at func(id.Index), done func()) {
+	f, ok := a.err.(*os.File)
+	if !ok || !isTerminal(f) || to <= from {
+		return func(id.Index) {}, func() {}
+	}
+	bar := progressbar.NewOptions64(int64(to-from), progressbar.OptionSetWriter(f), progressbar.OptionSetDescription(what),
+		progressbar.OptionThrottle(200*time.Millisecond), progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetItsString("events"),
+		progressbar.OptionClearOnFinish(), progressbar.OptionSetPredictTime(true))
+	return func(i id.Index) {
+			if i > from {
+				_ = bar.Set64(int64(min(i, to) - from)) // it is only shown
+			}
+		}, func() {
+			_ = bar.Finish()
+		}
+}
+
+// flush ends the output of p.
+func (p *printer) flush(err error) error { return errors.Join(err, p.w.Flush()) }

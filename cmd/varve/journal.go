@@ -1,144 +1,172 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
+	"math"
+	"regexp"
 	"time"
 
 	"varve/internal/id"
-	"varve/journal"
+	"varve/mds/event"
+	"varve/mds/history"
+	"varve/mds/state"
 
 	"github.com/spf13/cobra"
 )
 
-// journalFlags say which journal is meant.
-type journalFlags struct{ dir string }
-
-func (f *journalFlags) add(cmd *cobra.Command) *cobra.Command {
-	cmd.Flags().StringVarP(&f.dir, "repo", "r", "", "directory of a stopped metadata server, or a copy of its journal; without it the cluster of -c is asked")
-	return cmd
-}
-
-// open opens the journal of -r, or else that of the cluster of -c.
-func (a *app) openHistory(ctx context.Context, f journalFlags) (history, error) {
-	if f.dir != "" {
-		return openOffline(f.dir)
-	}
-	if a.cluster == "" {
-		return nil, usagef("which journal? Give -r DIR (a stopped server's directory or a copy) or -c NAME (a running cluster)")
-	}
-	d, err := a.readCluster()
-	if err != nil {
-		return nil, err
-	}
-	return openOnline(ctx, d)
-}
-
 func (a *app) journalCommand() *cobra.Command {
 	return groupCommand("journal", "Read the history of the metadata",
-		a.journalCatCommand(), a.journalReplayCommand(), a.journalVerifyCommand())
+		a.journalCatCommand(), a.journalTailCommand(), a.journalGrepCommand(), a.journalReplayCommand(), a.journalDiffCommand(), a.journalBlameCommand(),
+		a.journalBisectCommand(), a.journalVerifyCommand(), a.journalStatsCommand())
 }
 
 func (a *app) journalCatCommand() *cobra.Command {
 	var f journalFlags
-	var from, to string
+	var r rangeFlags
 	cmd := &cobra.Command{
-		Use: "cat", Short: "Print the events, one a line: index, time, kind, what, cause", Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			first, last, err := parseRange(from, to, time.Now())
-			if err != nil {
-				return err
+		Use: "cat", Short: "Print the events, one a line: index, time, kind, what, [who and why]", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.walk(cmd.Context(), f, &r, nil) },
+	}
+	return r.add(f.add(cmd))
+}
+
+func (a *app) journalGrepCommand() *cobra.Command {
+	var f journalFlags
+	var r rangeFlags
+	var fold bool
+	cmd := &cobra.Command{
+		Use: "grep PATTERN", Short: "Print the events whose line, as cat prints it, matches a regular expression", Args: exactArgs("PATTERN"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			expr := args[0]
+			if fold {
+				expr = "(?i)" + expr
 			}
-			h, err := a.openHistory(cmd.Context(), f)
+			re, err := regexp.Compile(expr)
 			if err != nil {
-				return err
+				return usagef("%q is no regular expression: %v", args[0], err)
 			}
-			defer h.close()
-			return a.journalCat(cmd.Context(), h, first, last)
+			return a.walk(cmd.Context(), f, &r, re)
 		},
 	}
-	cmd.Flags().StringVar(&from, "from", "", "first index, or a time (events after it)")
-	cmd.Flags().StringVar(&to, "to", "", "last index, or a time")
-	return f.add(cmd)
+	cmd.Flags().BoolVarP(&fold, "ignore-case", "i", false, "upper and lower case match each other")
+	return r.add(f.add(cmd))
 }
 
-func parseRange(from, to string, now time.Time) (first, last *moment, err error) {
-	for _, x := range []struct {
-		s string
-		m **moment
-	}{{from, &first}, {to, &last}} {
-		if x.s == "" {
-			continue
-		}
-		m, err := parseMoment(x.s, now)
-		if err != nil {
-			return nil, nil, err
-		}
-		*x.m = &m
-	}
-	if first != nil && last != nil && first.time.IsZero() == last.time.IsZero() && (first.index > last.index || first.time.After(last.time)) {
-		return nil, nil, usagef("--from %s is after --to %s; exchange them", from, to)
-	}
-	return first, last, nil
-}
-
-func (a *app) journalCat(ctx context.Context, h history, first, last *moment) error {
-	lo, hi, err := h.bounds(ctx)
-	if err != nil {
+// walk prints the events that the flags and the pattern, if there is one, let pass.
+func (a *app) walk(ctx context.Context, f journalFlags, r *rangeFlags, re *regexp.Regexp) error {
+	if err := r.done(); err != nil {
 		return err
 	}
-	from, to := lo, hi
-	if first != nil {
-		if from, err = first.in(ctx, h); err != nil {
+	if _, _, err := parseRange(r.from, r.to, time.Now()); err != nil {
+		return err
+	}
+	return a.withHistory(ctx, f, func(src history.Source) error {
+		from, to, err := r.bounds(ctx, src)
+		if err != nil || from > to {
 			return err
 		}
-		if !first.time.IsZero() {
-			from++ // what came after that time
+		p := a.newPrinter()
+		return p.flush(history.Watch(ctx, src, history.Range{From: from, To: to}, p.chosen(&r.filter, re), p.missing))
+	})
+}
+
+// chosen prints the events that pass.
+func (p *printer) chosen(filter *history.Filter, re *regexp.Regexp) func(*state.State, *event.Event) error {
+	return func(s *state.State, ev *event.Event) error {
+		defer p.text.Note(ev)
+		if !filter.Match(&p.text, s, ev) || re != nil && !re.MatchString(p.line(s, ev)) {
+			return nil
 		}
-		if from < lo {
-			return fmt.Errorf("the journal begins at index %d; older events are only in checkpoints", lo)
-		}
+		return p.print(s, ev)
 	}
-	if last != nil {
-		if to, err = last.in(ctx, h); err != nil {
-			return err
-		}
-	}
-	if to = min(to, hi); from > to {
-		return nil
-	}
-	w := bufio.NewWriterSize(a.out, 64<<10)
-	enc := json.NewEncoder(w)
-	enc.SetEscapeHTML(false)
-	for from <= to {
-		err = h.records(ctx, from, func(rec journal.Record) error {
-			from = rec.Index + 1
-			if rec.Index > to {
-				return errStop
-			}
-			ev, err := decodeEvent(rec)
-			if err != nil {
+}
+
+func (a *app) journalTailCommand() *cobra.Command {
+	var f journalFlags
+	var r rangeFlags
+	var lines uint64
+	var follow bool
+	cmd := &cobra.Command{
+		Use: "tail", Short: "Print the last events, and with -f those to come", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := r.done(); err != nil {
 				return err
 			}
-			if a.json {
-				return enc.Encode(newEventJSON(ev))
-			}
-			_, err = fmt.Fprintln(w, eventLine(ev))
-			return err
-		})
-		var gap *journal.GapError
-		if !errors.As(err, &gap) {
-			break
-		}
-		if !a.json {
-			fmt.Fprintf(w, "# %d to %d are not in this journal: a checkpoint of another server was installed\n", gap.Last+1, gap.Next-1)
-		}
-		from, err = gap.Next, nil
+			return a.tail(cmd.Context(), f, &r, lines, follow)
+		},
 	}
-	return errors.Join(err, w.Flush())
+	cmd.Flags().Uint64VarP(&lines, "lines", "n", 10, "how many of the last events to look at")
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what is appended, also by the next leader, until interrupted")
+	r.add(f.add(cmd))
+	_ = cmd.Flags().MarkHidden("from") // they mean nothing here
+	_ = cmd.Flags().MarkHidden("to")
+	return cmd
+}
+
+// tailPoll is how often a journal is asked for more.
+const tailPoll = 200 * time.Millisecond
+
+// tail follows the journal. When the server that is asked goes away, another one is; each event has one index, so none is lost or printed
+// twice.
+func (a *app) tail(ctx context.Context, f journalFlags, r *rangeFlags, lines uint64, follow bool) error {
+	p := a.newPrinter()
+	next := id.Index(0)
+	var warned bool
+	round := func(src history.Source) error {
+		lo, hi, err := src.Bounds(ctx)
+		if err != nil {
+			return err
+		}
+		if next == 0 {
+			next = max(lo, hi+1-min(hi+1, id.Index(min(lines, math.MaxInt64))))
+		}
+		if next > hi {
+			return nil
+		}
+		print := p.chosen(&r.filter, nil)
+		err = history.Watch(ctx, src, history.Range{From: next, To: hi}, func(s *state.State, ev *event.Event) error {
+			next = id.Index(ev.Index) + 1
+			return print(s, ev)
+		}, p.missing)
+		return p.flush(err)
+	}
+	for {
+		err := a.withHistory(ctx, f, func(src history.Source) error {
+			for {
+				if err := round(src); err != nil || !follow || f.dir != "" {
+					return err
+				}
+				warned = false
+				if !pause(ctx, tailPoll) {
+					return nil
+				}
+			}
+		})
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case !follow:
+			return err
+		case err != nil && (next == 0 || exitCode(err) == exitUsage):
+			return err
+		case err != nil && !warned:
+			warned = true
+			fmt.Fprintf(a.err, "varve: %s; asking again\n", oneLine(err))
+		}
+		if !pause(ctx, tailPoll) {
+			return nil
+		}
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 func (a *app) journalReplayCommand() *cobra.Command {
@@ -147,27 +175,31 @@ func (a *app) journalReplayCommand() *cobra.Command {
 	var counts bool
 	cmd := &cobra.Command{
 		Use: "replay [--to INDEX|TIME] [PATH]", Short: "Print the tree as it was at a point of the journal, with counts and digest",
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 1 {
-				return usagef("%s: one PATH at most; see %s --help", cmd.CommandPath(), cmd.CommandPath())
-			}
-			return nil
-		},
+		Args: atMost("PATH"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			_, last, err := parseRange("", to, time.Now())
-			if err != nil {
+			if _, _, err := parseRange("", to, time.Now()); err != nil {
 				return err
 			}
 			path := "/"
 			if len(args) == 1 {
 				path = args[0]
 			}
-			h, err := a.openHistory(cmd.Context(), f)
-			if err != nil {
-				return err
-			}
-			defer h.close()
-			return a.journalReplay(cmd.Context(), h, last, path, counts)
+			ctx := cmd.Context()
+			return a.withHistory(ctx, f, func(src history.Source) error {
+				at, err := indexOf(ctx, src, "--to", to)
+				if err != nil {
+					return err
+				}
+				s, err := a.stateAt(ctx, src, at)
+				if err != nil {
+					return err
+				}
+				when, err := history.TimeOf(ctx, src, at)
+				if err != nil {
+					return err
+				}
+				return a.printState(s, when, path, counts)
+			})
 		},
 	}
 	cmd.Flags().StringVar(&to, "to", "", "index or time of the point (default: the end)")
@@ -175,49 +207,27 @@ func (a *app) journalReplayCommand() *cobra.Command {
 	return f.add(cmd)
 }
 
-func (a *app) journalReplay(ctx context.Context, h history, last *moment, path string, countsOnly bool) error {
-	_, hi, err := h.bounds(ctx)
-	if err != nil {
-		return err
-	}
-	to := hi
-	if last != nil {
-		if to, err = last.in(ctx, h); err != nil {
-			return err
+// atMost wants no more than the one argument.
+func atMost(name string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) > 1 {
+			return usagef("%s: one %s at most; see %s --help", cmd.CommandPath(), name, cmd.CommandPath())
 		}
-		if to > hi || to == 0 {
-			return usagef("--to %d is not in the journal: want 1 to %d", to, hi)
-		}
+		return nil
 	}
-	var at int64
-	s, err := replay(ctx, h, to, nil)
-	if err != nil {
-		return err
-	}
-	if s.Index() != to {
-		return fmt.Errorf("the journal ended at index %d, before %d", s.Index(), to)
-	}
-	if at, err = timeOf(ctx, h, to); err != nil {
-		return err
-	}
-	return a.printState(s, at, path, countsOnly)
 }
 
-// timeOf returns the time of the event at index, 0 if its record is gone.
-func timeOf(ctx context.Context, h history, index id.Index) (at int64, err error) {
-	first, last, err := h.bounds(ctx)
-	if err != nil || index < first || index > last {
-		return 0, err
+// stateAt replays to the index, with a bar if it is far.
+func (a *app) stateAt(ctx context.Context, src history.Source, at id.Index) (*state.State, error) {
+	near, err := src.Newest(ctx, at)
+	if err != nil {
+		return nil, err
 	}
-	err = h.records(ctx, index, func(rec journal.Record) error {
-		if rec.Index == index {
-			at = rec.Time
-		}
-		return errStop
-	})
-	var gap *journal.GapError
-	if errors.As(err, &gap) {
-		err = nil
+	step, done := a.progress("replaying", near, at)
+	defer done()
+	s, err := history.At(ctx, src, at, history.Hooks{Progress: step})
+	if err == nil && s.Index() != at {
+		err = fmt.Errorf("the journal ended at index %d, before %d", s.Index(), at)
 	}
-	return at, err
+	return s, err
 }

@@ -19,8 +19,8 @@ import (
 	"github.com/cockroachdb/datadriven"
 )
 
-// writeJournal writes a small journal, of a checkpoint at index 4, the events and a digest, and returns its directory.
-func writeJournal(t *testing.T) string {
+// writeJournal writes a small journal, of a checkpoint at index 4, the events, a digest and the rest, and returns its directory.
+func writeJournal(t *testing.T, rest ...*event.Event) string {
 	t.Helper()
 	dir := t.TempDir()
 	cluster := id.Cluster{0xab, 0xcd}
@@ -32,7 +32,7 @@ func writeJournal(t *testing.T) string {
 	add := func(ev *event.Event) {
 		t.Helper()
 		ev.Time = time.Date(2026, 3, 1, 12, int(s.Index()), 0, 0, time.UTC).UnixNano()
-		if err := applyEvent(s, withIndex(ev, uint64(s.Index()+1))); err != nil {
+		if err := s.Try(withIndex(ev, uint64(s.Index()+1))); err != nil {
 			t.Fatal(err)
 		}
 		b, err := ev.MarshalVT()
@@ -68,10 +68,45 @@ func writeJournal(t *testing.T) string {
 		Parent: 2, Name: []byte("li\nnk"), Ino: 4, Type: uint32(msg.FileType_SYMLINK), Perm: 0o777, Target: []byte("a.img")}}})
 	add(&event.Event{Cause: user(6), Body: &event.Event_Rename{Rename: &event.Rename{
 		Parent: 2, Name: []byte("a.img"), Ino: 3, NewParent: 1, NewName: []byte("b.img")}}})
+	for _, ev := range rest {
+		add(ev)
+	}
 	if err := j.Close(); err != nil {
 		t.Fatal(err)
 	}
 	return dir
+}
+
+// later is what follows in the journal that the verbs about causes are tested with.
+func later() []*event.Event {
+	mode, size := uint32(0o600), uint64(1<<20)
+	user := func(session, seq uint64) *event.Cause { return &event.Cause{Session: session, Seq: seq, Uid: 1000} }
+	server := func(n uint32, host string) *event.Event {
+		return &event.Event{Body: &event.Event_ServerAdd{ServerAdd: &event.ServerAdd{Id: n, Uuid: bytes.Repeat([]byte{byte(n)}, 16), Addr: "127.0.0.1:700" + string(rune('0'+n)), Host: host}}}
+	}
+	return []*event.Event{
+		server(2, "h2"), server(3, "h3"), // 11, 12
+		{Body: &event.Event_SessionOpen{SessionOpen: &event.SessionOpen{Id: 2, Host: "h2", Pid: 10, Mount: "/mnt", Nonce: bytes.Repeat([]byte{2}, 16)}}},
+		{Cause: user(2, 1), Body: &event.Event_Link{Link: &event.Link{Ino: 3, Parent: 2, Name: []byte("hard")}}},
+		{Cause: user(2, 2), Body: &event.Event_Create{Create: &event.Create{
+			Parent: 2, Name: []byte("c.img"), Ino: 5, Type: uint32(msg.FileType_REGULAR), Perm: 0o644, Want: 2}}}, // 15
+		{Cause: user(2, 3), Body: &event.Event_ChunkAlloc{ChunkAlloc: &event.ChunkAlloc{
+			Ino: 5, Chunks: []*event.ChunkAlloc_Entry{{Index: 0, Id: 2, Epoch: 1, Servers: []uint32{1, 2, 3}}}, Norm: 3}}},
+		{Cause: &event.Cause{Session: 2, Seq: 4, Uid: 1000, Reason: "cs2 did not answer in 3s"}, Body: &event.Event_ReplicaDrop{ReplicaDrop: &event.ReplicaDrop{
+			Ino: 5, Server: 2, Chunks: []*event.ReplicaDrop_Entry{{Index: 0, Epoch: 2}}}}},
+		{Cause: &event.Cause{Reason: "2 of 3 replicas"}, Body: &event.Event_ReplicaJoin{ReplicaJoin: &event.ReplicaJoin{Chunk: 2, Server: 2, Epoch: 3}}},
+		{Cause: &event.Cause{Reason: "copied 4.0 KiB"}, Body: &event.Event_ReplicaSync{ReplicaSync: &event.ReplicaSync{Chunk: 2, Server: 2, Epoch: 3}}},
+		{Cause: user(2, 5), Body: &event.Event_SetAttr{SetAttr: &event.SetAttr{Ino: 5, Size: &size, Perm: &mode}}}, // 20
+		{Cause: user(1, 7), Body: &event.Event_Remove{Remove: &event.Remove{Parent: 2, Name: []byte("li\nnk"), Ino: 4}}},
+		{Cause: &event.Cause{Reason: "its lease has run out; last renewed 10s ago"}, Body: &event.Event_SessionClose{SessionClose: &event.SessionClose{
+			Id: 2, Kind: event.SessionClose_EXPIRED}}},
+		{Body: &event.Event_Settled{Settled: &event.Settled{Ino: 5}}},
+		{Cause: &event.Cause{Reason: "set by an administrator"}, Body: &event.Event_ConfigSet{ConfigSet: &event.ConfigSet{Key: "replicas", Value: "3:1"}}},
+		{Cause: user(1, 8), Body: &event.Event_Rename{Rename: &event.Rename{ // 25
+			Parent: 1, Name: []byte("images"), Ino: 2, NewParent: 1, NewName: []byte("vm")}}},
+		{Cause: &event.Cause{Reason: "silent for 1m0s"}, Body: &event.Event_ServerLost{ServerLost: &event.ServerLost{Server: 3}}},
+		{Cause: user(1, 9), Body: &event.Event_Remove{Remove: &event.Remove{Parent: 2, Name: []byte("c.img"), Ino: 5}}},
+	}
 }
 
 func withIndex(ev *event.Event, index uint64) *event.Event {
@@ -79,14 +114,27 @@ func withIndex(ev *event.Event, index uint64) *event.Event {
 	return ev
 }
 
-// TestJournal runs the commands of testdata/journal.txt on a small journal.
+// TestJournal runs the commands of testdata/journal.txt on a small journal, and those of causes.txt on a longer one.
 func TestJournal(t *testing.T) {
-	dir := writeJournal(t)
-	datadriven.RunTest(t, "testdata/journal.txt", func(t *testing.T, d *datadriven.TestData) string {
+	local := time.Local
+	time.Local = time.UTC
+	defer func() { time.Local = local }()
+	t.Run("journal", func(t *testing.T) { journalCommands(t, "testdata/journal.txt", writeJournal(t)) })
+	t.Run("causes", func(t *testing.T) { journalCommands(t, "testdata/causes.txt", writeJournal(t, later()...)) })
+}
+
+func journalCommands(t *testing.T, file, dir string) {
+	datadriven.RunTest(t, file, func(t *testing.T, d *datadriven.TestData) string {
 		var out bytes.Buffer
 		a := &app{in: strings.NewReader(""), out: &out, err: &out}
-		args := strings.Fields(d.Input)
-		code := a.run(context.Background(), append([]string{"journal"}, append(args, "-r", dir)...))
+		args := strings.Split(d.Input, " ")
+		if i := strings.Index(d.Input, "--run "); i >= 0 { // the rest of the line is the command
+			args = append(strings.Fields(d.Input[:i]), "--run", d.Input[i+len("--run "):])
+		}
+		if args[0] != "explain" {
+			args = append([]string{"journal"}, args...)
+		}
+		code := a.run(context.Background(), append(args, "-r", dir))
 		if code != exitDone {
 			out.WriteString("exit code " + string(rune('0'+code)) + "\n")
 		}

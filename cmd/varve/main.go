@@ -130,7 +130,7 @@ func (a *app) root() *cobra.Command {
 		a.mountCommand(), a.umountCommand(),
 		a.statCommand(), a.listServicesCommand(), a.getConfigCommand(), a.setConfigCommand(), a.getAttrCommand(), a.setAttrCommand(),
 		a.leaseCommand(), a.fenceCommand(),
-		a.journalCommand(), a.perfCommand(), a.versionCommand(),
+		a.journalCommand(), a.explainCommand(), a.perfCommand(), a.versionCommand(),
 	)
 	return root
 }

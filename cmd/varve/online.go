@@ -10,6 +10,7 @@ import (
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
 	"varve/journal"
+	"varve/mds/history"
 	"varve/mds/state"
 )
 
@@ -22,7 +23,7 @@ const maxCheckpoint = 16 << 30
 // online is the journal of a running metadata server.
 type online struct{ m *admin }
 
-var _ history = (*online)(nil)
+var _ history.Source = (*online)(nil)
 
 func openOnline(ctx context.Context, d *clusterDir) (*online, error) {
 	m, err := d.dialAny(ctx)
@@ -32,7 +33,8 @@ func openOnline(ctx context.Context, d *clusterDir) (*online, error) {
 	return &online{m}, nil
 }
 
-func (o *online) close() { o.m.close() }
+// Close implements history.Source.
+func (o *online) Close() { o.m.close() }
 
 // ask reads a piece. The reply is also there with the outcome NotExist.
 func (o *online) ask(ctx context.Context, req *msg.JournalRead) (*msg.JournalReadReply, []byte, error) {
@@ -57,7 +59,8 @@ func (o *online) ask(ctx context.Context, req *msg.JournalRead) (*msg.JournalRea
 	return reply, bytes.Clone(f.Data), nil
 }
 
-func (o *online) bounds(ctx context.Context) (first, last id.Index, err error) {
+// Bounds implements history.Source.
+func (o *online) Bounds(ctx context.Context) (first, last id.Index, err error) {
 	r, _, err := o.ask(ctx, &msg.JournalRead{From: 1, MaxBytes: 1})
 	if err != nil && fserr.Of(err) != fserr.NotExist {
 		return 0, 0, err
@@ -65,7 +68,8 @@ func (o *online) bounds(ctx context.Context) (first, last id.Index, err error) {
 	return id.Index(r.GetFirst()), id.Index(r.GetLast()), nil
 }
 
-func (o *online) records(ctx context.Context, from id.Index, fn func(journal.Record) error) error {
+// Records implements history.Source.
+func (o *online) Records(ctx context.Context, from id.Index, fn func(journal.Record) error) error {
 	// Each piece but the first begins with the last record of the one before, so that DecodeRaw also checks the chain
 	// from piece to piece.
 	overlap := false
@@ -97,7 +101,7 @@ func (o *online) records(ctx context.Context, from id.Index, fn func(journal.Rec
 			from = rec.Index + 1
 			return fn(rec)
 		})
-		if err == errStop {
+		if err == history.ErrStop {
 			return nil
 		}
 		if err != nil {
@@ -110,7 +114,8 @@ func (o *online) records(ctx context.Context, from id.Index, fn func(journal.Rec
 	}
 }
 
-func (o *online) checkpoint(ctx context.Context, index id.Index) (*state.State, error) {
+// Checkpoint implements history.Source.
+func (o *online) Checkpoint(ctx context.Context, index id.Index) (*state.State, error) {
 	if index == 0 {
 		return nil, nil
 	}
@@ -147,4 +152,45 @@ func (o *online) digest(ctx context.Context) (id.Index, []byte, error) {
 		return 0, nil, err
 	}
 	return id.Index(r.Index), r.Digest, nil
+}
+
+// Newest implements history.Source.
+func (o *online) Newest(ctx context.Context, at id.Index) (id.Index, error) {
+	if at == 0 {
+		return 0, nil
+	}
+	r, _, err := o.ask(ctx, &msg.JournalRead{Checkpoint: true, CheckpointAt: uint64(at), MaxBytes: 1})
+	if fserr.Of(err) == fserr.NotExist {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	return id.Index(r.Checkpoint), nil
+}
+
+// FindTime implements history.Source, by bisection: times do not step back but for corrections of the clock, for which any such
+// index is as good.
+func (o *online) FindTime(ctx context.Context, t int64) (id.Index, error) {
+	first, last, err := o.Bounds(ctx)
+	if err != nil {
+		return 0, err
+	}
+	lo, hi := first, last+1 // the answer is one less than the first index that is later
+	for lo < hi {
+		mid := lo + (hi-lo)/2
+		at, err := history.TimeOf(ctx, o, mid)
+		if err != nil {
+			return 0, err
+		}
+		if at > t {
+			hi = mid
+		} else {
+			lo = mid + 1
+		}
+	}
+	if lo == first {
+		return 0, nil
+	}
+	return lo - 1, nil
 }

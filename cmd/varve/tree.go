@@ -8,12 +8,10 @@ import (
 	"fmt"
 	"io"
 	"path"
-	"strings"
 	"time"
 
-	"varve/internal/fserr"
-	"varve/internal/id"
 	"varve/internal/wire/msg"
+	"varve/mds/history"
 	"varve/mds/state"
 )
 
@@ -30,50 +28,6 @@ type nodeJSON struct {
 	Chunks uint32 `json:"chunks"`
 	Mtime  string `json:"mtime"`
 	Target string `json:"target,omitempty"`
-}
-
-// maxDepth bounds how deep a tree is walked.
-const maxDepth = 4096
-
-// findPath returns the inode of an absolute path. Symbolic links are not followed.
-func findPath(s *state.State, p string) (*state.Inode, error) {
-	ino := id.Root
-	for _, name := range strings.Split(strings.Trim(path.Clean("/"+p), "/"), "/") {
-		if name == "" {
-			continue
-		}
-		d, ok := s.Dentry(ino, name)
-		if !ok {
-			return nil, fmt.Errorf("%s at index %d: %w", p, s.Index(), fserr.NotExist)
-		}
-		ino = d.Ino
-	}
-	n, ok := s.Inode(ino)
-	if !ok {
-		return nil, fmt.Errorf("%s at index %d: inode %d: %w", p, s.Index(), ino, fserr.NotExist)
-	}
-	return n, nil
-}
-
-// walkTree calls fn for n and all that is below it, a directory before its entries, those in the order of readdir.
-func walkTree(s *state.State, p string, n *state.Inode, depth int, fn func(string, *state.Inode) error) error {
-	if err := fn(p, n); err != nil || !n.IsDir() {
-		return err
-	}
-	if depth > maxDepth {
-		return fmt.Errorf("%s: more than %d directories deep", p, maxDepth)
-	}
-	var err error
-	s.Dentries(n.Ino, 0, func(d *state.Dentry) bool {
-		child, ok := s.Inode(d.Ino)
-		if !ok {
-			err = fmt.Errorf("%s: entry %q names inode %d, which is not there", p, d.Name, d.Ino)
-			return false
-		}
-		err = walkTree(s, path.Join(p, d.Name), child, depth+1, fn)
-		return err == nil
-	})
-	return err
 }
 
 func newNodeJSON(p string, n *state.Inode) nodeJSON {
@@ -100,11 +54,11 @@ func target(n *state.Inode) string {
 
 // printState prints the tree below p, counts and digest of s. at is the time of the last event, 0: not known.
 func (a *app) printState(s *state.State, at int64, p string, countsOnly bool) error {
-	root, err := findPath(s, p)
+	root, err := history.Lookup(s, p)
 	if err != nil {
 		return err
 	}
-	p = path.Clean("/" + p)
+	p = cleanPath(p)
 	w := bufio.NewWriterSize(a.out, 64<<10)
 	if a.json {
 		err = writeStateJSON(w, s, at, p, root, countsOnly)
@@ -116,7 +70,7 @@ func (a *app) printState(s *state.State, at int64, p string, countsOnly bool) er
 
 func (a *app) writeState(w io.Writer, s *state.State, at int64, p string, root *state.Inode, countsOnly bool) error {
 	if !countsOnly {
-		err := walkTree(s, p, root, 0, func(p string, n *state.Inode) error {
+		err := history.Walk(s, p, root, func(p string, n *state.Inode) error {
 			name := p
 			if !printable([]byte(name)) {
 				name = fmt.Sprintf("%q", name)
@@ -178,7 +132,7 @@ func writeStateJSON(w io.Writer, s *state.State, at int64, p string, root *state
 		return err
 	}
 	sep := "\n"
-	err = walkTree(s, p, root, 0, func(p string, n *state.Inode) error {
+	err = history.Walk(s, p, root, func(p string, n *state.Inode) error {
 		b, err := json.Marshal(newNodeJSON(p, n))
 		if err != nil {
 			return err
@@ -200,3 +154,6 @@ func countsMap(c state.Counts) map[string]int {
 		"sessions": c.Sessions, "leases": c.Leases, "orphans": c.Orphans, "unsettled": c.Unsettled, "punching": c.Punching,
 	}
 }
+
+// cleanPath returns an absolute path from the root of the filesystem.
+func cleanPath(p string) string { return path.Clean("/" + p) }

@@ -10,6 +10,7 @@ import (
 	"varve/internal/id"
 	"varve/journal"
 	"varve/mds/event"
+	"varve/mds/history"
 	"varve/mds/state"
 
 	"github.com/spf13/cobra"
@@ -38,8 +39,8 @@ func (a *app) journalVerifyCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			defer h.close()
-			v, err := verifyHistory(cmd.Context(), h, f.dir)
+			defer h.Close()
+			v, err := a.verifyHistory(cmd.Context(), h, f.dir)
 			if err != nil {
 				return err
 			}
@@ -62,11 +63,11 @@ func (a *app) journalVerifyCommand() *cobra.Command {
 }
 
 // verifyHistory checks the files in dir, if there is one, and replays h.
-func verifyHistory(ctx context.Context, h history, dir string) (*verifyJSON, error) {
+func (a *app) verifyHistory(ctx context.Context, h history.Source, dir string) (*verifyJSON, error) {
 	v := new(verifyJSON)
 	want := map[id.Index][]byte{}
 	if dir != "" {
-		jdir, err := journalDir(dir)
+		jdir, err := history.Find(dir)
 		if err != nil {
 			return nil, err
 		}
@@ -78,14 +79,12 @@ func verifyHistory(ctx context.Context, h history, dir string) (*verifyJSON, err
 	}
 	var marks []id.Index
 	switch h := h.(type) {
-	case *offline:
-		points, err := h.j.Checkpoints()
+	case *history.Dir:
+		points, err := h.Checkpoints(ctx)
 		if err != nil {
 			return nil, err
 		}
-		for _, p := range points {
-			marks = append(marks, p.Index)
-		}
+		marks = points
 	case *online:
 		index, digest, err := h.digest(ctx)
 		if err != nil {
@@ -93,31 +92,31 @@ func verifyHistory(ctx context.Context, h history, dir string) (*verifyJSON, err
 		}
 		want[index] = digest
 	}
-	first, last, err := h.bounds(ctx)
+	first, last, err := h.Bounds(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if err := v.collect(ctx, h, first, last, want); err != nil {
 		return nil, err
 	}
-	return v, v.replay(ctx, h, first, last, want, marks)
+	return v, a.verifyReplay(ctx, v, h, first, last, want, marks)
 }
 
 // collect counts the records and notes the digests that events carry.
-func (v *verifyJSON) collect(ctx context.Context, h history, first, last id.Index, want map[id.Index][]byte) error {
+func (v *verifyJSON) collect(ctx context.Context, h history.Source, first, last id.Index, want map[id.Index][]byte) error {
 	for from := first; from <= last; {
-		err := h.records(ctx, from, func(rec journal.Record) error {
+		err := h.Records(ctx, from, func(rec journal.Record) error {
 			if rec.Index > last {
-				return errStop
+				return history.ErrStop
 			}
 			if v.Records == 0 {
 				v.First = uint64(rec.Index)
 			}
 			v.Records++
 			v.Last, from = uint64(rec.Index), rec.Index+1
-			ev, err := decodeEvent(rec)
-			if err != nil {
-				return err
+			ev := new(event.Event)
+			if err := ev.UnmarshalVT(rec.Payload); err != nil {
+				return fmt.Errorf("record %d is no event: %w", rec.Index, err)
 			}
 			if d := ev.GetDigest(); d != nil {
 				want[id.Index(d.Index)] = d.Digest
@@ -134,10 +133,10 @@ func (v *verifyJSON) collect(ctx context.Context, h history, first, last id.Inde
 	return nil
 }
 
-// replay applies all events and compares digests with want and with the checkpoints at marks.
-func (v *verifyJSON) replay(ctx context.Context, h history, first, last id.Index, want map[id.Index][]byte, marks []id.Index) error {
+// verifyReplay applies all events and compares digests with want and with the checkpoints at marks.
+func (a *app) verifyReplay(ctx context.Context, v *verifyJSON, h history.Source, first, last id.Index, want map[id.Index][]byte, marks []id.Index) error {
 	for _, m := range marks {
-		s, err := h.checkpoint(ctx, m)
+		s, err := h.Checkpoint(ctx, m)
 		if err != nil {
 			return err
 		}
@@ -152,7 +151,7 @@ func (v *verifyJSON) replay(ctx context.Context, h history, first, last id.Index
 		sum := s.Sum()
 		want[m] = sum[:]
 	}
-	s, err := startOf(ctx, h, first, last)
+	_, s, err := history.Earliest(ctx, h)
 	if err != nil {
 		return err
 	}
@@ -167,37 +166,18 @@ func (v *verifyJSON) replay(ctx context.Context, h history, first, last id.Index
 		v.Digests++
 		return nil
 	}
-	for {
-		s, err = replayFrom(ctx, h, s, last, compare)
-		var gap *journal.GapError
-		if !errors.As(err, &gap) {
-			break
-		}
-		if s, err = h.checkpoint(ctx, gap.Next-1); err != nil {
-			return err
-		}
-		if s == nil || s.Index() != gap.Next-1 {
-			return fmt.Errorf("%w, and no checkpoint is there to go on from", gap)
-		}
+	begin := id.Index(0)
+	if s != nil {
+		begin = s.Index()
 	}
-	if err != nil {
+	step, done := a.progress("replaying", begin, last)
+	defer done()
+	if s, err = history.Advance(ctx, h, s, last, history.Hooks{After: compare, Progress: step}); err != nil {
 		return err
 	}
 	d := s.Digest()
 	v.Digest = hex.EncodeToString(d[:])
 	return nil
-}
-
-// startOf returns the state from which the oldest records that can be replayed go on; nil is the empty one.
-func startOf(ctx context.Context, h history, first, last id.Index) (*state.State, error) {
-	if first <= 1 {
-		return nil, nil
-	}
-	s, err := h.checkpoint(ctx, first-1)
-	if s != nil || err != nil {
-		return s, err
-	}
-	return h.checkpoint(ctx, last)
 }
 
 // digestLike returns the digest of s of the kind that w, which was recorded, is of: the length tells.

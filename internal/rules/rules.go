@@ -55,6 +55,7 @@ var rooms = []room{
 	{dir: "mds/decide", pure: true, may: append([]string{"mds/state", "mds/event"}, pureInternal...)},
 	{dir: "mds/settings", pure: true, may: append([]string{"mds/state", "mds/event"}, pureInternal...)},
 	{dir: "mds/plan", pure: true, may: append([]string{"mds/state", "mds/event"}, pureInternal...)},
+	{dir: "mds/history", may: append([]string{"mds/state", "mds/event", "journal"}, pureInternal...)},
 	{dir: "mds/raftlog", may: []string{"internal/disk", "internal/id"}},
 	{dir: "mds", may: []string{"mds/...", "journal", "internal/..."}, not: clientSide},
 	{dir: "cs/repl", pure: true, may: pureInternal},

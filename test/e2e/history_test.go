@@ -1,10 +1,13 @@
 package e2e
 
 import (
+	"bufio"
+	"context"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -128,12 +131,96 @@ func TestHistory(t *testing.T) {
 		}
 	}
 	check("-c", c.name())
+	last, middle := strconv.FormatUint(points[len(points)-1].index, 10), strconv.FormatUint(points[2].index, 10)
+	questions := [][]string{
+		{"cat", "--to", last}, {"cat", "--to", last, "--json", "--path", "/history/3"}, {"grep", "rename", "--from", middle, "--to", last},
+		{"diff", middle, last}, {"diff", middle, last, "--json"}, {"blame", "/history/3"}, {"stats", "--to", last, "--json"},
+	}
+	var answers []string
+	for _, q := range questions {
+		answers = append(answers, c.must(60*time.Second, append([]string{"-c", c.name(), "journal"}, q...)...))
+	}
+	c.must(60*time.Second, "-c", c.name(), "journal", "verify")
+	c.must(60*time.Second, "-c", c.name(), "explain", "cs1")
 	c.must(60*time.Second, "dev", "down", "--dir", c.dir)
+	for i, q := range questions {
+		if got := c.must(60*time.Second, append([]string{"journal", "-r", filepath.Join(c.dir, "mds2")}, q...)...); got != answers[i] {
+			t.Errorf("varve journal %v: the stopped server's journal answers %d bytes, the running cluster's %d:\n%.2000s\nand\n%.2000s", q, len(got), len(answers[i]), got, answers[i])
+		}
+	}
 	for i := range c.mds {
 		check("-r", filepath.Join(c.dir, fmt.Sprintf("mds%d", i+1)))
 		c.must(60*time.Second, "journal", "verify", "-r", filepath.Join(c.dir, fmt.Sprintf("mds%d", i+1)))
 	}
 	t.Logf("%d points of the journal replayed on the running cluster and on %d stopped servers", len(points), c.mds)
+}
+
+// TestTail follows the journal over kills of the leader: no event is missing or printed twice.
+func TestTail(t *testing.T) {
+	need(t)
+	c := up(t, 3, 1, 1, "1:1")
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	tail := exec.CommandContext(ctx, varveBinary, "-c", c.name(), "journal", "tail", "-f", "-n", "1", "--json")
+	out, err := tail.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tail.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		cancel()
+		_ = tail.Wait() // killed
+	}()
+	made := make(chan string)
+	go func() {
+		defer close(made)
+		in, next := bufio.NewScanner(out), uint64(0)
+		in.Buffer(nil, 1<<20)
+		for in.Scan() {
+			var ev struct {
+				Index uint64 `json:"index"`
+				Kind  string `json:"kind"`
+				Body  struct {
+					Name string `json:"name"`
+				} `json:"body"`
+			}
+			if err := json.Unmarshal(in.Bytes(), &ev); err != nil {
+				t.Errorf("%s: %v", in.Bytes(), err)
+				return
+			}
+			if next != 0 && ev.Index != next {
+				t.Errorf("index %d follows %d", ev.Index, next-1)
+			}
+			next = ev.Index + 1
+			if ev.Kind == "create" {
+				made <- ev.Body.Name
+			}
+		}
+	}()
+	for i := range 30 {
+		name := fmt.Sprint("f", i)
+		if err := os.WriteFile(filepath.Join(c.mounts[0], name), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if i%10 == 5 {
+			leader, err := c.leader()
+			if err != nil {
+				t.Fatal(err)
+			}
+			old := c.kill(leader)
+			defer c.waitRestart(leader, old)
+		}
+		select {
+		case got, ok := <-made:
+			if !ok || got != name {
+				t.Fatalf("the tail shows the creation of %q, want %q", got, name)
+			}
+		case <-time.After(30 * time.Second):
+			t.Fatalf("the tail does not show the creation of %s", name)
+		}
+	}
 }
 
 // listing is the tree under a mount point, in the form of replayed.lines.
