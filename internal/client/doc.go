@@ -24,6 +24,7 @@
 //	inode.flushOp, attrOp      one flush of data, one flush of size and mtime at a time
 //	inode.layoutMu (RW)        held for reading while a data request is under way, for writing to change mode or layout
 //	inode.mu, session.mu       short, no waiting
+//	cacheShard.mu (RW)         what is held under leases of metadata (metaCache); also for reading between Hold and Unhold
 //
 // No request to a metadata server is sent while inode.layoutMu is held, and callbacks take only attrOp (for a bounded
 // time), layoutMu and what is below it. So the metadata server, which answers nobody until a callback is answered,

@@ -43,7 +43,7 @@ type world struct {
 	tree     *tree                                         // directories, with leases of metadata
 	cacheMs  uint32
 	delay    func(req *msg.MetaRequest) // called before the answer to what was carried out
-	deaf     bool                       // renewals are not answered
+	deaf     bool                       // renewals are answered late
 }
 
 type fakeSession struct {
@@ -176,9 +176,11 @@ func (m *fakeMDS) Serve(ctx context.Context, c *wire.Conn, f *wire.Frame) {
 		w.mu.Lock()
 		cacheMs, deaf := w.cacheMs, w.deaf
 		w.mu.Unlock()
-		if deaf {
-			c.ReplyMessage(f, fserr.Unavailable, nil)
-			return
+		for n := 0; deaf && n < 250; n++ {
+			time.Sleep(10 * time.Millisecond)
+			w.mu.Lock()
+			deaf = w.deaf
+			w.mu.Unlock()
 		}
 		c.ReplyMessage(f, fserr.OK, &msg.RenewSessionReply{LeaseMs: 10000, CacheMs: cacheMs})
 	case wire.CloseSession:

@@ -102,6 +102,7 @@ func (c *Client) keep(l *link) {
 
 func (c *Client) renewUntilBroken(l *link) error {
 	every := c.renewEvery(l.s)
+	mayCache := c.cacheFor.Load() > 0
 	t := time.NewTicker(every)
 	defer t.Stop()
 	members := time.Now()
@@ -121,6 +122,10 @@ func (c *Client) renewUntilBroken(l *link) error {
 			}
 			return fmt.Errorf("renew session: %w", errors.Join(err, code.Err()))
 		}
+		if mayCache && c.cacheFor.Load() == 0 {
+			return errors.New("the leader lets nothing be cached on this connection any more, another one may")
+		}
+		mayCache = c.cacheFor.Load() > 0
 		if e := c.renewEvery(l.s); e != every {
 			every = e
 			t.Reset(e)

@@ -50,6 +50,9 @@ func (c *Client) do(ctx context.Context, s *session, req *msg.MetaRequest) (*msg
 	if err != nil && a.open && ctx.Err() != nil && len(ch.attrs) > 0 {
 		// It may yet be carried out, and nobody would call us back for that: see it to its end.
 		own, decodeErr := cloneRequest(req)
+		for i := range ch.names {
+			ch.names[i].name = slices.Clone(ch.names[i].name) // it is the caller's
+		}
 		if decodeErr == nil && c.background(func() {
 			rest := a
 			rest.req, rest.s = own, a.cur
