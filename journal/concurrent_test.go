@@ -6,6 +6,7 @@ import (
 	"sync"
 	"testing"
 
+	"varve/internal/disk"
 	"varve/internal/id"
 )
 
@@ -84,7 +85,8 @@ func TestConcurrent(t *testing.T) {
 
 // TestConcurrentRetain drops what is old, and cuts segments, while they are appended to, sealed, read and checkpointed.
 func TestConcurrentRetain(t *testing.T) {
-	o := testOptions(t.TempDir())
+	o := testOptions("journal")
+	o.FS = new(disk.Faulty) // on which a sync costs nothing
 	o.SegmentBytes = 16 << 10
 	o.NoSeal = false
 	j := mustOpen(t, o)

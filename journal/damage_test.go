@@ -11,6 +11,7 @@ import (
 	"slices"
 	"testing"
 
+	"varve/internal/disk"
 	"varve/internal/id"
 )
 
@@ -117,13 +118,20 @@ func TestTornTail(t *testing.T) {
 
 // TestTornTails cuts a segment of several records, none of them known to be stable, at every byte, and puts garbage behind it.
 func TestTornTails(t *testing.T) {
-	o := testOptions(t.TempDir())
+	d := new(disk.Faulty) // on which a sync costs nothing
+	o := testOptions("journal")
+	o.FS = d
 	j := mustOpen(t, o)
 	mustAppend(t, j, records(1, 5))
 	ok(t, j.Close())
 	path := filepath.Join(o.Dir, segmentName(1))
-	whole, err := os.ReadFile(path)
+	f, err := d.Open(path, disk.ReadWrite)
 	ok(t, err)
+	defer f.Close()
+	size, err := f.Size()
+	ok(t, err)
+	whole := make([]byte, size)
+	ok(t, readFull(path, f, whole, 0))
 	ends := []int{headerSize}
 	for i := id.Index(1); i <= 5; i++ {
 		r := record(i)
@@ -131,7 +139,9 @@ func TestTornTails(t *testing.T) {
 	}
 	try := func(data []byte, want id.Index, what string, n int) {
 		t.Helper()
-		ok(t, os.WriteFile(path, data, 0o600))
+		ok(t, f.Truncate(0))
+		_, err := f.WriteAt(data, 0)
+		ok(t, err)
 		j, err := Open(o)
 		if err != nil {
 			t.Fatalf("%s %d: %v", what, n, err)
