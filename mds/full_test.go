@@ -13,6 +13,7 @@ import (
 
 	"varve/internal/disk"
 	"varve/internal/fserr"
+	"varve/internal/wire"
 	"varve/internal/wire/msg"
 )
 
@@ -201,6 +202,45 @@ func TestSingleServerWithFullDisk(t *testing.T) {
 		_, code := k.do(k.change(&msg.Create{Parent: 1, Name: []byte("yes"), Type: msg.FileType_REGULAR}))
 		return code == fserr.OK
 	})
+}
+
+// TestStartsWithoutRoom starts a server on a disk that has no room at all, with room taken by somebody else even for what the reserve gives back.
+func TestStartsWithoutRoom(t *testing.T) {
+	t.Parallel()
+	c, f := newFullCluster(t, 1)
+	k := newClient(c)
+	k.create("before", false)
+	c.at(0).Kill()
+	c.eventually("its end", func() bool { return c.at(0) == nil })
+	d := f.of(c.dirs[0])
+	d.SetCapacity(1)
+	d.Inject(func(op disk.Op) error { // no segment, no file can be opened for writing
+		if op.Kind == disk.OpOpen && strings.HasSuffix(op.Path, "lock") {
+			return syscall.ENOSPC
+		}
+		return nil
+	})
+	c.serve(0)
+	c.eventually("word that the disk is full", func() bool {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		conn, _, err := wire.Dial(ctx, c.addrs[0], &msg.Hello{Role: msg.Hello_ADMIN}, nil, wire.Options{})
+		if err != nil {
+			return false
+		}
+		defer conn.Close()
+		st := new(msg.StatusReply)
+		code, err := conn.CallMessage(ctx, wire.Status, wire.ClassMeta, &msg.Status{}, st)
+		if err != nil || code != fserr.OK || st.Disk != string(diskFull) {
+			return false
+		}
+		code, err = conn.CallMessage(ctx, wire.RemoveMeta, wire.ClassMeta, &msg.RemoveMeta{Server: 1}, &msg.AdminReply{})
+		return err == nil && code == fserr.NotLeader
+	})
+	d.Inject(nil)
+	d.SetCapacity(0)
+	k.must(k.read(&msg.Lookup{Parent: 1, Name: []byte("before")}))
+	k.create("after", false)
 }
 
 // TestDisksFillUpAtRandom fills and empties the disks of a cluster under load, also so far that a server cannot even start. Nothing that was

@@ -136,6 +136,7 @@ func load(k *testClient, prefix string) (stop func() int) {
 }
 
 func TestMembersGrowAndShrink(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 1, func(o *Options) { o.SessionLease = 20 * time.Second; o.ServerTimeout = 3 * time.Second })
 	k := newClient(c)
 	stop := load(k, "f")
@@ -183,6 +184,7 @@ func TestMembersGrowAndShrink(t *testing.T) {
 }
 
 func TestRemoveIsRefusedAndRepeated(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 3, func(o *Options) { o.SessionLease = 20 * time.Second })
 	lead := c.leaderIndex()
 	a, b := (lead+1)%3, (lead+2)%3
@@ -190,6 +192,17 @@ func TestRemoveIsRefusedAndRepeated(t *testing.T) {
 	if code != fserr.NotExist || !strings.Contains(detail, "mds99") {
 		t.Errorf("removing nobody: %v %q", code, detail)
 	}
+	if code, detail = c.adminAsk(wire.TransferLeader, &msg.TransferLeader{Server: 99}); code != fserr.NotExist {
+		t.Errorf("leadership to nobody: %v %q", code, detail)
+	}
+	c.eventually("leadership to go where it is sent", func() bool { // and back, since the rest counts on who leads
+		code, detail = c.adminAsk(wire.TransferLeader, &msg.TransferLeader{Server: c.serverID(a)})
+		return code == fserr.OK && c.leaderIndex() == a
+	})
+	c.eventually("leadership to come back", func() bool {
+		code, detail = c.adminAsk(wire.TransferLeader, &msg.TransferLeader{Server: c.serverID(lead)})
+		return code == fserr.OK && c.leaderIndex() == lead
+	})
 	c.kill(a)
 	// Of the two that would be left one is dead.
 	for _, i := range []int{b, lead} {
@@ -236,6 +249,7 @@ func TestRemoveIsRefusedAndRepeated(t *testing.T) {
 }
 
 func TestRemovalThatBrokeOffIsFinished(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 3, func(o *Options) { o.SessionLease = 20 * time.Second })
 	gone := (c.leaderIndex() + 1) % 3
 	l := c.leader()
@@ -253,6 +267,7 @@ func TestRemovalThatBrokeOffIsFinished(t *testing.T) {
 }
 
 func TestServerMoves(t *testing.T) {
+	t.Parallel()
 	for _, n := range []int{1, 3} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			c := newCluster(t, n, func(o *Options) { o.SessionLease = 20 * time.Second })
@@ -291,6 +306,7 @@ func TestServerMoves(t *testing.T) {
 }
 
 func TestRebuild(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 3, func(o *Options) {
 		o.SnapshotEntries, o.SnapshotInterval, o.SessionLease = 4, 50*time.Millisecond, 20*time.Second
 	})
@@ -335,6 +351,7 @@ func TestRebuild(t *testing.T) {
 }
 
 func TestNewLeaderHasNotHeard(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 3, func(o *Options) { o.ServerTimeout, o.SessionLease = 6*time.Second, 20*time.Second })
 	one, two := newChunks(c), newChunks(c)
 	k := newClient(c)

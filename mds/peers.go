@@ -146,7 +146,7 @@ func (s *Server) peerHello() *msg.Hello {
 func (s *Server) isRetired(m id.MetaID) (retired bool) {
 	s.fsm.view(func(st *state.State) {
 		_, ok := st.Meta(m)
-		retired = !ok && m < st.NextMeta()
+		retired = !ok && m != 0 && m < st.NextMeta()
 	})
 	return retired
 }
