@@ -294,7 +294,7 @@ func files(n uint64) *State {
 			dir = i
 			continue
 		}
-		s.Apply(evCreate(dir, i, fmt.Sprintf("vm-%06d-disk0.qcow2", i), msg.FileType_REGULAR))
+		s.Apply(evCreate(dir, i, fmt.Sprintf("vm-%08d-disk0.qcow2", i), msg.FileType_REGULAR))
 		c++
 		s.Apply(evAlloc(i, 0, c, 1, 2, 3))
 	}

@@ -98,7 +98,7 @@ func tight[E any](s []E) []E {
 	return c
 }
 
-// insertAt is slices.Insert of one element that makes room for a quarter more at a time.
+// insertAt is slices.Insert of one element that makes room for an eighth more at a time.
 func insertAt[E any](s []E, i int, v E) []E {
 	if len(s) < cap(s) {
 		s = s[:len(s)+1]
@@ -106,7 +106,7 @@ func insertAt[E any](s []E, i int, v E) []E {
 		s[i] = v
 		return s
 	}
-	c := make([]E, len(s)+1, roomy(len(s)+1+len(s)/4))
+	c := make([]E, len(s)+1, roomy(len(s)+1+len(s)/8))
 	copy(c, s[:i])
 	c[i] = v
 	copy(c[i+1:], s[i:])
