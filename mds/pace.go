@@ -6,14 +6,19 @@ import (
 	"time"
 )
 
-// paceLimit is the longest rest between two blocks of a checkpoint.
-const paceLimit = 100 * time.Millisecond
+const (
+	// paceRest is how many times longer a checkpoint rests than it works.
+	paceRest = 1
+	// paceLimit is the longest rest between two blocks of a checkpoint.
+	paceLimit = 100 * time.Millisecond
+)
 
 var errStopping = errors.New("the server stops")
 
-// paced is where a checkpoint goes while requests are served: after each block it rests for as long as the block took, to encode and to
-// write, so that a checkpoint takes at most half of one core and leaves the disk to the log between blocks. More rest would cost more than it
-// gives: the longer a checkpoint takes, the more of the state is there twice.
+// paced is where a checkpoint goes while requests are served: after each block it rests for paceRest times as long as the block took, to
+// encode and to write, so that a checkpoint takes half of one core and leaves the disk to the log between blocks. Measured with 400,000 files
+// and two busy cores (TestCheckpointUnderLoad): without rest the p99 of events was 2.6 to 6.7 times that without a checkpoint, with one 0.5 to
+// 1.6 times and the heap grew by up to 7 %, with three 0.3 to 1.2 times and by 10 to 16 %: the longer it takes, the more of the state is there twice.
 type paced struct {
 	w    io.Writer
 	quit <-chan struct{} // the server stops: the checkpoint is given up
@@ -29,9 +34,9 @@ func (p *paced) Write(b []byte) (int, error) {
 	if err != nil {
 		return n, err
 	}
-	if busy := min(time.Since(p.last), paceLimit); busy > time.Millisecond { // a block, not its header
+	if rest := min(paceRest*time.Since(p.last), paceLimit); rest > time.Millisecond { // else it is too short to be kept
 		select {
-		case <-time.After(busy):
+		case <-time.After(rest):
 		case <-p.quit:
 			return n, errStopping
 		}

@@ -71,7 +71,7 @@ const (
 	version = 2
 
 	headerSize  = 16
-	blockTarget = 256 << 10
+	blockTarget = 64 << 10
 	maxBlock    = 32 << 20 // the largest record, a file with as many locks as it may have, is well below
 )
 

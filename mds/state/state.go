@@ -106,9 +106,6 @@ type State struct {
 	freed   []*Chunk // room for those that one event frees
 
 	owner *owned
-	probe struct { // search keys of Apply, so that it need not allocate them
-		chunk Chunk
-	}
 }
 
 // New returns the empty state at index 0. The first event is ClusterInit.
