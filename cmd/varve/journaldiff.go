@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"varve/internal/id"
@@ -63,6 +64,22 @@ func (a *app) journalDiffCommand() *cobra.Command {
 		},
 	}
 	return f.add(cmd)
+}
+
+// agoArgs lets the points of diff be written as -10m, which otherwise would be a flag.
+func agoArgs(args []string) []string {
+	at := slices.Index(args, "diff")
+	if at < 0 || !slices.Contains(args[:at], "journal") {
+		return args
+	}
+	out := slices.Clone(args)
+	for i := at + 1; i < len(out); i++ {
+		ago, ok := strings.CutPrefix(out[i], "-")
+		if d, err := parseSpan(ago); ok && err == nil && d > 0 {
+			out[i] = ago + " ago"
+		}
+	}
+	return out
 }
 
 func (a *app) printDiff(old, now *state.State, path string) error {

@@ -90,7 +90,7 @@ func (a *app) run(ctx context.Context, args []string) int {
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	a.args = args
 	root := a.root()
-	root.SetArgs(args)
+	root.SetArgs(agoArgs(args))
 	err := root.ExecuteContext(ctx)
 	if err != nil {
 		signalFailed(err)
