@@ -21,6 +21,9 @@ func heap() uint64 {
 // TestMemory bounds the memory of a file. VARVE_MEMORY_FILES says how many there are, such as 10000000, for which it takes 3 GB.
 func TestMemory(t *testing.T) {
 	n := uint64(200_000)
+	if raceDetector {
+		n = 20_000
+	}
 	if v := os.Getenv("VARVE_MEMORY_FILES"); v != "" {
 		var err error
 		if n, err = strconv.ParseUint(v, 10, 64); err != nil {
