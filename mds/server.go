@@ -24,6 +24,7 @@ const (
 	snapshotsKept   = 2
 	trailingEntries = 4096 // kept in Raft's log behind a snapshot, for followers that lag
 	raftConns       = 4    // pooled to each peer
+	raftMaxEntries  = 64   // in one message, and in one round of Apply: Raft makes room for so many each time
 	raftTimeout     = 5 * time.Second
 	transferTimeout = 3 * time.Second
 )
@@ -185,7 +186,7 @@ func (s *Server) raftConfig(rlog *raftLogger) *raft.Config {
 	c.LeaderLeaseTimeout = s.leaseTimeout()
 	c.CommitTimeout = min(c.CommitTimeout, s.o.ElectionTimeout/10)
 	c.NoLegacyTelemetry = true
-	c.MaxAppendEntries = 256
+	c.MaxAppendEntries = raftMaxEntries
 	c.SnapshotThreshold = s.o.SnapshotEntries
 	c.SnapshotInterval = s.o.SnapshotInterval
 	c.TrailingLogs = min(trailingEntries, s.o.SnapshotEntries)
