@@ -23,6 +23,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"syscall"
 	"time"
 )
 
@@ -68,7 +69,7 @@ func main() {
 		fmt.Fprintf(os.Stderr, "bench: what is %q? Want mds, failover or nothing, then flags\n", flag.Arg(0))
 		os.Exit(2)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := inDir(ctx, o, bench); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)

@@ -44,8 +44,18 @@ func (s *session) ask(ctx context.Context, req *msg.MetaRequest, change bool) (*
 	return reply, err
 }
 
+// Serve implements wire.Handler: a session that caches nothing has nothing to give back.
+func (s *session) Serve(_ context.Context, c *wire.Conn, f *wire.Frame) {
+	code := fserr.OK
+	if f.Type != wire.Callback {
+		code = fserr.NotSupported
+	}
+	_ = c.ReplyMessage(f, code, &msg.CallbackReply{}) // the connection has ended: ask will say so
+}
+
 func openSession(ctx context.Context, addr string, cluster []byte, n int) (*session, error) {
-	conn, _, err := wire.Dial(ctx, addr, &msg.Hello{Cluster: cluster, Role: msg.Hello_CLIENT}, nil, wire.Options{})
+	s := new(session)
+	conn, _, err := wire.Dial(ctx, addr, &msg.Hello{Cluster: cluster, Role: msg.Hello_CLIENT}, s, wire.Options{})
 	if err != nil {
 		return nil, err
 	}
@@ -56,7 +66,7 @@ func openSession(ctx context.Context, addr string, cluster []byte, n int) (*sess
 	if err != nil || code != fserr.OK {
 		return nil, errors.Join(err, code, conn.Close())
 	}
-	s := &session{conn: conn, number: reply.Session}
+	s.conn, s.number = conn, reply.Session
 	made, err := s.ask(ctx, create(1, fmt.Sprint("bench", n), msg.FileType_DIRECTORY), true)
 	if err != nil {
 		return nil, errors.Join(err, conn.Close())
