@@ -161,7 +161,8 @@ func TestJournalDamage(t *testing.T) {
 		}
 		var out bytes.Buffer
 		a := &app{out: &out, err: &out}
-		if code := a.run(context.Background(), []string{"journal", "verify", "-r", dir}); code != exitFailed || !strings.Contains(out.String(), "corrupt journal") {
+		if code := a.run(context.Background(), []string{"journal", "verify", "-r", dir}); code != exitFailed || !strings.Contains(out.String(), "corrupt journal") ||
+			!strings.Contains(out.String(), "--rebuild") {
 			t.Errorf("byte %d changed: exit code %d, %s", off, code, &out)
 		}
 	}

@@ -145,15 +145,6 @@ func (o *online) Checkpoint(ctx context.Context, index id.Index) (*state.State, 
 	return s, nil
 }
 
-// digest returns the server's digest of its state, and at which index.
-func (o *online) digest(ctx context.Context) (id.Index, []byte, error) {
-	r := new(msg.StateDigestReply)
-	if err := o.m.ask(ctx, wire.StateDigest, &msg.StateDigest{}, r); err != nil {
-		return 0, nil, err
-	}
-	return id.Index(r.Index), r.Digest, nil
-}
-
 // Newest implements history.Source.
 func (o *online) Newest(ctx context.Context, at id.Index) (id.Index, error) {
 	if at == 0 {

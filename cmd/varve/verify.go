@@ -28,6 +28,11 @@ type verifyJSON struct {
 	Torn        int64  `json:"torn_bytes"`
 	Digests     int    `json:"digests_compared"` // recorded in the journal, in checkpoints, or of the running server
 	Digest      string `json:"digest"`           // of the state at last
+	// Of a running cluster: the metadata servers whose own states were compared, and those that could not be.
+	Servers int      `json:"servers_compared,omitempty"`
+	Silent  []string `json:"servers_not_compared,omitempty"`
+
+	said []serverDigest
 }
 
 func (a *app) journalVerifyCommand() *cobra.Command {
@@ -37,12 +42,12 @@ func (a *app) journalVerifyCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			h, err := a.openHistory(cmd.Context(), f)
 			if err != nil {
-				return err
+				return rebuildHint(err, f.dir)
 			}
 			defer h.Close()
 			v, err := a.verifyHistory(cmd.Context(), h, f.dir)
 			if err != nil {
-				return err
+				return rebuildHint(err, f.dir)
 			}
 			if a.json {
 				return a.printJSON(v)
@@ -56,6 +61,12 @@ func (a *app) journalVerifyCommand() *cobra.Command {
 				fmt.Fprintln(a.out, "the torn end was not yet known to be on stable media: a server that opens this journal cuts it off")
 			}
 			fmt.Fprintf(a.out, "checksums and chain are right; replay gives all %d digests that were recorded\ndigest at %d: %s\n", v.Digests, v.Last, v.Digest)
+			if v.Servers > 0 {
+				fmt.Fprintf(a.out, "%s compared, each at its own index: equal\n", count(uint64(v.Servers), "metadata server"))
+			}
+			for _, addr := range v.Silent {
+				fmt.Fprintf(a.out, "%s was not compared: it does not answer, or is far behind; see varve list-services\n", addr)
+			}
 			return nil
 		},
 	}
@@ -86,11 +97,10 @@ func (a *app) verifyHistory(ctx context.Context, h history.Source, dir string) (
 		}
 		marks = points
 	case *online:
-		index, digest, err := h.digest(ctx)
-		if err != nil {
+		v.said, v.Silent = h.digests(ctx)
+		if err := h.reach(ctx, v.said); err != nil {
 			return nil, err
 		}
-		want[index] = digest
 	}
 	first, last, err := h.Bounds(ctx)
 	if err != nil {
@@ -155,7 +165,19 @@ func (a *app) verifyReplay(ctx context.Context, v *verifyJSON, h history.Source,
 	if err != nil {
 		return err
 	}
+	servers := func(s *state.State) error {
+		if len(v.said) == 0 {
+			return nil
+		}
+		n, err := checkServers(s, v.said)
+		v.Servers += n
+		v.Digests += n
+		return err
+	}
 	compare := func(s *state.State, _ *event.Event) error {
+		if err := servers(s); err != nil {
+			return err
+		}
 		w, ok := want[s.Index()]
 		if !ok {
 			return nil
@@ -169,11 +191,19 @@ func (a *app) verifyReplay(ctx context.Context, v *verifyJSON, h history.Source,
 	begin := id.Index(0)
 	if s != nil {
 		begin = s.Index()
+		if err := servers(s); err != nil {
+			return err
+		}
 	}
 	step, done := a.progress("replaying", begin, last)
 	defer done()
 	if s, err = history.Advance(ctx, h, s, last, history.Hooks{After: compare, Progress: step}); err != nil {
 		return err
+	}
+	for _, d := range v.said {
+		if d.index < begin || d.index > s.Index() {
+			v.Silent = append(v.Silent, d.addr)
+		}
 	}
 	d := s.Digest()
 	v.Digest = hex.EncodeToString(d[:])

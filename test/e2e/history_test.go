@@ -140,7 +140,9 @@ func TestHistory(t *testing.T) {
 	for _, q := range questions {
 		answers = append(answers, c.must(60*time.Second, append([]string{"-c", c.name(), "journal"}, q...)...))
 	}
-	c.must(60*time.Second, "-c", c.name(), "journal", "verify")
+	if out := c.must(60*time.Second, "-c", c.name(), "journal", "verify"); !strings.Contains(out, "3 metadata servers compared") {
+		t.Errorf("journal verify of the running cluster did not compare all servers:\n%s", out)
+	}
 	c.must(60*time.Second, "-c", c.name(), "explain", "cs1")
 	c.must(60*time.Second, "dev", "down", "--dir", c.dir)
 	for i, q := range questions {
