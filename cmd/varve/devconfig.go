@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -217,7 +218,7 @@ func (c *devConfig) choosePorts() error {
 			if a != "" {
 				continue
 			}
-			l, err := net.Listen("tcp", "127.0.0.1:0")
+			l, err := listenLow()
 			if err != nil {
 				return fmt.Errorf("choose a port: %w", err)
 			}
@@ -226,6 +227,18 @@ func (c *devConfig) choosePorts() error {
 		}
 	}
 	return nil
+}
+
+// listenLow listens on a free loopback port below those that the kernel gives to outgoing connections (32768 and up, by default), so that none of
+// these takes it while its server is away.
+func listenLow() (net.Listener, error) {
+	const low, high, tries = 12000, 32000, 100
+	for range tries {
+		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", low+rand.IntN(high-low))); err == nil {
+			return l, nil
+		}
+	}
+	return net.Listen("tcp", "127.0.0.1:0")
 }
 
 func (c *devConfig) write() error {
