@@ -31,9 +31,11 @@ type member struct {
 // addMember makes a metadata server and starts it.
 func (c *cluster) addMember(dir string) *member {
 	c.t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		c.t.Fatal(err)
+	var l net.Listener
+	for err := error(nil); l == nil; { // below the ports of outgoing connections, one of which could take it before it is used
+		if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 12000+rand.IntN(20000))); err != nil && !errors.Is(err, unix.EADDRINUSE) {
+			c.t.Fatal(err)
+		}
 	}
 	m := &member{c: c, dir: dir, addr: l.Addr().String(), log: filepath.Join(c.dir, "run", filepath.Base(dir)+".log")}
 	l.Close()
