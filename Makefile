@@ -53,6 +53,7 @@ fuzz: ## every fuzz test of the packages (FOR=200000x inputs, or a time)
 soak: ## long runs: a million random operations on one and two mounts, ten minutes of kills (OPS=1000000 FOR=10m)
 	VARVE_E2E=1 VARVE_OPS=$(or $(OPS),1000000) go test -count=1 -v -timeout 3h -run TestModel ./test/e2e
 	VARVE_E2E=1 VARVE_SOAK=$(or $(FOR),10m) go test -count=1 -v -timeout 2h -run TestKill ./test/e2e
+	VARVE_SOAK=$(or $(FOR),10m) go test -count=1 -v -timeout 2h -run TestLinearizable ./test/lin
 
 dev: ## an embedded cluster on this machine, mounted on ./varve-mnt; Ctrl-C stops it
 	go run ./cmd/varve dev

@@ -197,7 +197,7 @@ func (l *leadership) propose(ev *event.Event, reason string) error {
 		return err
 	}
 	if ev.Time == 0 {
-		ev.Time = time.Now().UnixNano()
+		ev.Time = l.s.o.Wall().UnixNano()
 	}
 	if ev.Cause == nil {
 		ev.Cause = &event.Cause{Reason: reason}
@@ -253,7 +253,7 @@ func (l *leadership) confirmRead(ctx context.Context) error {
 // env is what package decide asks of the leader, which looks at st. skip are servers not to place on.
 func (l *leadership) env(st *state.State, skip ...id.ServerID) *decide.Env {
 	return &decide.Env{
-		Now:       time.Now().UnixNano(),
+		Now:       l.s.o.Wall().UnixNano(),
 		NextIno:   func() id.Ino { return id.Ino(l.nextIno.Add(1) - 1) },
 		NextChunk: func() id.ChunkID { return id.ChunkID(l.nextChunk.Add(1) - 1) },
 		Servers:   func(c id.ServerID) (string, bool) { return l.server(st, c) },

@@ -48,6 +48,9 @@ type Options struct {
 	FS     disk.FS      // default disk.OS
 	Logger *slog.Logger // default slog.Default()
 
+	// Wall is the wall clock. It is recorded in events and attributes, and nothing is ordered or ended by it; default time.Now.
+	Wall func() time.Time
+
 	// Name is the name of the new cluster, of [A-Za-z0-9_-]+ (Init).
 	Name string
 	// Cluster is the cluster that Join expects at the addresses it is given; default: any.
@@ -133,6 +136,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()
+	}
+	if o.Wall == nil {
+		o.Wall = time.Now
 	}
 	if o.Replicas == "" {
 		o.Replicas = "3:2"

@@ -309,7 +309,13 @@ func (l *leadership) grantChange(st *state.State, req *msg.MetaRequest, ev *even
 		if uint64(ino) == reply.Attr.GetIno() || n == len(told) || told[0] == uint64(ino) || told[1] == uint64(ino) || told[2] == uint64(ino) {
 			continue
 		}
-		if node, ok := st.Inode(ino); ok && (!node.IsRegular() || decide.MayCache(st, ino, c.session)) {
+		node, ok := st.Inode(ino)
+		switch {
+		case !ok: // gone: without links, so that the asker, which may not know which inode had the name, keeps nothing of it
+			told[n] = uint64(ino)
+			n++
+			reply.Touched = append(reply.Touched, &msg.Attr{Ino: uint64(ino)})
+		case !node.IsRegular() || decide.MayCache(st, ino, c.session):
 			told[n] = uint64(ino)
 			n++
 			reply.Touched = append(reply.Touched, node.Attr())

@@ -200,7 +200,7 @@ func (l *leadership) lastHeard(x *session, now time.Duration) string {
 	if !x.heard {
 		return fmt.Sprintf("not renewed with %s, in its %v", who, ago)
 	}
-	at := time.Now().Add(-ago).UTC().Format("2006-01-02 15:04:05.000Z")
+	at := l.s.o.Wall().Add(-ago).UTC().Format("2006-01-02 15:04:05.000Z")
 	return fmt.Sprintf("last renewed %v ago (%s) with %s", ago, at, who)
 }
 

@@ -1,0 +1,87 @@
+package lin
+
+import (
+	"math"
+	"os"
+	"testing"
+
+	"github.com/anishathalye/porcupine"
+
+	"varve/internal/fserr"
+)
+
+// at returns an operation called at call and answered at end; 0: never.
+func at(call, end int64, in input, out output) porcupine.Operation {
+	in.id = call
+	if end == 0 {
+		end, out.unknown = math.MaxInt64, true
+	}
+	return porcupine.Operation{ClientId: int(call), Input: &in, Call: call, Output: &out, Return: end}
+}
+
+func TestModel(t *testing.T) {
+	mk := input{kind: opMake, a: 0, value: 0o644}
+	stat := func(a int) input { return input{kind: opStat, a: a} }
+	file := func(ino int64, nlink uint32) output { return output{ino: ino, perm: 0o644, nlink: nlink} }
+	missing := output{code: fserr.NotExist}
+	for _, c := range []struct {
+		name    string
+		ok      bool
+		history []porcupine.Operation
+	}{
+		{"made, seen", true, []porcupine.Operation{at(1, 2, mk, output{ino: 9}), at(3, 4, stat(0), file(9, 1))}},
+		{"made, not seen afterwards", false, []porcupine.Operation{at(1, 2, mk, output{ino: 9}), at(3, 4, stat(0), missing)}},
+		{"not seen meanwhile", true, []porcupine.Operation{at(1, 5, mk, output{ino: 9}), at(3, 4, stat(0), missing)}},
+		{"seen, then not", false, []porcupine.Operation{at(1, 9, mk, output{ino: 9}), at(2, 3, stat(0), file(9, 1)), at(4, 5, stat(0), missing)}},
+		{"of two exclusive creates both won", false, []porcupine.Operation{at(1, 5, mk, output{ino: 9}), at(2, 6, mk, output{ino: 10})}},
+		{"unknown create never happened", true, []porcupine.Operation{at(1, 0, mk, output{}), at(3, 4, stat(0), missing)}},
+		{"unknown create took effect late", true, []porcupine.Operation{at(1, 0, mk, output{}), at(3, 4, stat(0), missing), at(5, 6, stat(0), file(7, 1))}},
+		{"unknown create is one inode", false, []porcupine.Operation{at(1, 0, mk, output{}), at(3, 4, stat(0), file(7, 1)), at(5, 6, stat(0), file(8, 1))}},
+		{"rename is one step", false, []porcupine.Operation{
+			at(1, 2, mk, output{ino: 9}), at(3, 20, input{kind: opRename, a: 0, b: 1}, output{}),
+			at(5, 6, stat(0), missing), at(7, 8, stat(1), missing)}},
+		{"link raises nlink of both", true, []porcupine.Operation{
+			at(1, 2, mk, output{ino: 9}), at(3, 4, input{kind: opLink, ino: 9, a: 1}, output{}), at(5, 6, stat(0), file(9, 2))}},
+		{"stale nlink", false, []porcupine.Operation{
+			at(1, 2, mk, output{ino: 9}), at(3, 4, input{kind: opLink, ino: 9, a: 1}, output{}), at(5, 6, stat(0), file(9, 1))}},
+		{"stale mode", false, []porcupine.Operation{
+			at(1, 2, mk, output{ino: 9}), at(3, 4, input{kind: opChmod, ino: 9, value: 0o600}, output{}), at(5, 6, stat(0), file(9, 1))}},
+		{"list misses a name", false, []porcupine.Operation{at(1, 2, mk, output{ino: 9}), at(3, 4, input{kind: opList}, output{})}},
+		{"list", true, []porcupine.Operation{at(1, 2, mk, output{ino: 9}), at(3, 4, input{kind: opList}, output{list: [maxNames]int64{9}})}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			err := check(c.history, dir)
+			if (err == nil) != c.ok {
+				t.Errorf("check: %v, want it to pass: %v", err, c.ok)
+			}
+			if files, _ := os.ReadDir(dir); !c.ok && len(files) != 2 { // for a browser and as text
+				t.Errorf("%d files show what is wrong, want 2", len(files))
+			}
+		})
+	}
+}
+
+// stale returns a real history in which one read answers what was so before the last change that it followed, and reports whether it
+// found such a read.
+func stale(history []porcupine.Operation) ([]porcupine.Operation, bool) {
+	last := make(map[[2]int]porcupine.Operation) // the newest stat of each name
+	for i, op := range history {
+		in, out := op.Input.(*input), op.Output.(*output)
+		if in.kind != opStat || out.unknown {
+			continue
+		}
+		name := [2]int{in.key, in.a}
+		before, ok := last[name]
+		if old := before.Output; ok && before.Return < op.Call && out.ino != 0 && old.(*output).ino != out.ino && old.(*output).ino != 0 {
+			// Inodes are never used twice: what the name was before another inode had it may come back by a rename only.
+			again := *old.(*output)
+			again.perm ^= 0o7000 // a mode that nobody ever set
+			changed := append([]porcupine.Operation(nil), history...)
+			changed[i].Output = &again
+			return changed, true
+		}
+		last[name] = op
+	}
+	return nil, false
+}
