@@ -230,3 +230,24 @@ func (a *app) progress(what string, from, to id.Index) (at func(id.Index), done 
 
 // flush ends the output of p.
 func (p *printer) flush(err error) error { return errors.Join(err, p.w.Flush()) }
+
+// byteProgress is progress for work that is counted in bytes, whose total is known when it is under way.
+func (a *app) byteProgress(what string) (at func(done, total int64), end func()) {
+	f, ok := a.err.(*os.File)
+	if !ok || !isTerminal(f) {
+		return nil, func() {}
+	}
+	var bar *progressbar.ProgressBar
+	at = func(done, total int64) {
+		if bar == nil {
+			bar = progressbar.NewOptions64(total, progressbar.OptionSetWriter(f), progressbar.OptionSetDescription(what),
+				progressbar.OptionThrottle(200*time.Millisecond), progressbar.OptionShowBytes(true), progressbar.OptionClearOnFinish())
+		}
+		_ = bar.Set64(min(done, total)) // it is only shown
+	}
+	return at, func() {
+		if bar != nil {
+			_ = bar.Clear()
+		}
+	}
+}

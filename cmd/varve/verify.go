@@ -82,7 +82,9 @@ func (a *app) verifyHistory(ctx context.Context, h history.Source, dir string) (
 		if err != nil {
 			return nil, err
 		}
-		rep, err := journal.Verify(journal.Options{Dir: jdir}, nil)
+		step, done := a.byteProgress("checking")
+		rep, err := journal.Verify(journal.Options{Dir: jdir}, step)
+		done()
 		if err != nil {
 			return nil, fmt.Errorf("verified up to index %d: %w", rep.Last, err)
 		}
