@@ -25,7 +25,8 @@ type step struct {
 
 var steps = []step{
 	{name: "create", do: createFile, sync: true},
-	{name: "stat", do: lstat},
+	{name: "stat, just made", do: lstat},
+	{name: "stat, again", do: lstat},
 	{name: "stat, uncached", do: lstat, cold: true},
 	{name: "rename", do: func(p string) error { return os.Rename(p, p+".new") }, sync: true},
 	{name: "unlink", do: func(p string) error { return os.Remove(p + ".new") }, sync: true},
