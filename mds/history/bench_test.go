@@ -38,7 +38,7 @@ type file struct {
 
 const (
 	genDirs  = 64
-	genFiles = 400000 // at most at once
+	genFiles = 20000 // at most at once
 )
 
 func (g *generator) cause() *event.Cause {
