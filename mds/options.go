@@ -19,12 +19,15 @@ const DefaultPort = "2510"
 
 // Limits. Each bounds one queue, map or message.
 const (
-	maxBatchEvents    = 512              // events in one Raft entry
-	maxBatchBytes     = 512 << 10        // bytes of events in one Raft entry
-	maxEntriesFlying  = 4                // Raft entries proposed and not yet applied
-	maxProposals      = 4096             // events waiting for their Raft entry
-	maxLatchWaiters   = 4096             // requests that wait for latches
-	maxInFlight       = 8192             // changing requests under way, all sessions
+	maxBatchEvents   = 512       // events in one Raft entry
+	maxBatchBytes    = 512 << 10 // bytes of events in one Raft entry
+	maxEntriesFlying = 4         // Raft entries proposed and not yet applied
+	maxProposals     = 4096      // events waiting for their Raft entry
+	maxLatchWaiters  = 4096      // requests that wait for latches
+	maxInFlight      = 8192      // changing requests under way, all sessions
+	// maxConnRequests is the number of requests under way on one connection. It is more than a mount sends (8192, see package fuse): beyond it the
+	// connection is not read, and so neither are answers to callbacks, which some of these requests may wait for.
+	maxConnRequests   = 9216
 	maxSessions       = 4096             // open sessions
 	maxChunkServers   = 1024             // registered chunk servers
 	maxLockWaiters    = 4096             // byte-range lock requests held

@@ -164,7 +164,7 @@ func (s *Server) start() error {
 	}
 	close(s.begun)
 	s.running.Store(s.raft)
-	s.wire = &wire.Server{Accept: s.accept, Started: s.started, Logger: s.log, Options: wire.Options{InFlight: 1024}}
+	s.wire = &wire.Server{Accept: s.accept, Started: s.started, Logger: s.log, Options: wire.Options{InFlight: maxConnRequests}}
 	s.log.Info("metadata server started", "cluster", s.identity.Name, "addr", s.identity.Addr, "index", s.fsm.index())
 	s.log.Warn("the server answers anyone who reaches its port: there is no authentication")
 	s.spawn(func() { s.check(s.mux.run()) })
