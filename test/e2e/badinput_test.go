@@ -434,7 +434,8 @@ func TestBadInputSockets(t *testing.T) {
 		}
 		after := rss(pids[i])
 		t.Logf("%s: VmRSS %d KiB, then %d KiB", name, before[i], after)
-		if after > before[i]+before[i]/2+(32<<10) {
+		const garbage = 64 << 10 // KiB that the collector lets gather (cmd/varve/gc.go)
+		if after > before[i]+before[i]/2+garbage+(32<<10) {
 			t.Errorf("%s grew from %d to %d KiB", name, before[i], after)
 		}
 	}

@@ -177,12 +177,7 @@ func (c *cluster) sessionOf(mount string) uint64 {
 // closing returns the line of the journal that says how the session ended.
 func (c *cluster) closing(session uint64) string {
 	c.t.Helper()
-	for line := range strings.Lines(c.must(30*time.Second, "-c", c.name(), "journal", "cat")) {
-		if strings.Contains(line, fmt.Sprintf("id=%d kind=", session)) {
-			return line
-		}
-	}
-	return ""
+	return c.must(30*time.Second, "-c", c.name(), "journal", "cat", "--type", "session-close", "--session", strconv.FormatUint(session, 10))
 }
 
 // newcomer writes the whole file through a mount and returns what it wrote.
@@ -219,7 +214,7 @@ func TestFence(t *testing.T) {
 		stop   string   // a chunk server that is stopped as well
 		resume []string // in this order
 	}{
-		{name: "expiry", reason: "kind=expired", resume: []string{"mount1"},
+		{name: "expiry", reason: ") expired, ", resume: []string{"mount1"},
 			take: func(*testing.T, string, uint64) {}}, // the next open waits for it
 		{name: "take", reason: "taken by force: ", resume: []string{"mount1"},
 			take: func(t *testing.T, path string, session uint64) {
