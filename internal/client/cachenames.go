@@ -234,6 +234,17 @@ func (m *metaCache) endReading(f *reading) {
 	s.tidyBusy(f.dir, b)
 }
 
+// certain reports whether it is known what all these names are and where they stand. After some changes of ours it is not (names.forget),
+// and a page that was read meanwhile does not tell either: it may be older.
+func (n *names) certain(changed map[string]struct{}) bool {
+	for name := range changed {
+		if d := n.m[name]; d == nil || d.Ino != 0 && d.Cookie == 0 {
+			return false
+		}
+	}
+	return true
+}
+
 // learnPage keeps a page of a directory that was asked for after cookie. If it continues what is held from the start, the
 // directory is complete when its end was read.
 func (m *metaCache) learnPage(f *reading, cookie uint64, reply *msg.ReadDirReply, start uint64) {
@@ -256,7 +267,7 @@ func (m *metaCache) learnPage(f *reading, cookie uint64, reply *msg.ReadDirReply
 	if n.complete || int64(len(n.m)) > m.limit/2 {
 		return
 	}
-	inLine := cookie <= n.upto
+	inLine := cookie <= n.upto && n.certain(f.changed)
 	for _, d := range reply.Entries {
 		if d.Cookie == 0 || d.Ino == 0 {
 			inLine = false // no server says so

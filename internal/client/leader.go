@@ -151,6 +151,9 @@ func (c *Client) renew(ctx context.Context, conn *wire.Conn, s *session) (fserr.
 		} else {
 			s.deadline.Store(at + int64(s.lease))
 		}
+		if c.o.NoCache {
+			reply.CacheMs = 0
+		}
 		c.cacheFor.Store(int64(reply.CacheMs) * 1e6)
 		if c.cache.extend(at, time.Duration(reply.CacheMs)*time.Millisecond) {
 			c.log.Info("the lease of cached names and attributes was not renewed in time: dropped", "session", s.id)

@@ -30,7 +30,7 @@ func (c *Client) Lookup(ctx context.Context, cred *msg.Cred, parent id.Ino, name
 		return c.overlay(a), err
 	}
 	reply, err := c.do(ctx, nil, &msg.MetaRequest{Cred: cred, Op: &msg.MetaRequest_Lookup{Lookup: &msg.Lookup{Parent: uint64(parent), Name: name}}})
-	if reply.GetGrant().GetNames() && (err != nil || reply.Grant.Attr) {
+	if !c.o.NoCache && reply.GetGrant().GetNames() && (err != nil || reply.Grant.Attr) {
 		c.missed(parent)
 	}
 	return c.attrOf(reply, err)

@@ -56,6 +56,7 @@ type Options struct {
 	IdleLeases int // leases kept of files that are not open; default 4096
 	// CacheEntries bounds the attributes and names that are kept under lease, together; default 500,000, at some 200 bytes each.
 	CacheEntries int
+	NoCache      bool // answer no lookup or stat from what was granted: ask the leader each time
 }
 
 const maxLanes = 16
@@ -85,6 +86,9 @@ func (o *Options) defaults() {
 	}
 	if o.IdleLeases == 0 {
 		o.IdleLeases = 4096
+	}
+	if o.NoCache {
+		o.CacheEntries = 1 // what is granted is not used, so little of it is kept
 	}
 	if o.CacheEntries == 0 {
 		o.CacheEntries = 500_000

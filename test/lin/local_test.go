@@ -151,7 +151,7 @@ func evidence(t *testing.T) string {
 func TestLinearizable(t *testing.T) {
 	c := newLocal(t)
 	clients := dial(t, c.cluster, c.addrs, 4, nil)
-	r := &Run{Setup: clients[0], Clients: clients[1:], Workers: 3, Servers: c.addrs, Cluster: c.cluster}
+	r := &Run{Setup: clients[0], Clients: clients[1:], Workers: 3, Servers: c.addrs, Cluster: c.cluster, Pause: 2 * time.Millisecond}
 	done := make(chan error, 1)
 	go func() { done <- r.Do(context.Background(), soak(t, 7*time.Second)) }()
 	kills, steps := 0, 0
