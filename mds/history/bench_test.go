@@ -27,6 +27,7 @@ type generator struct {
 	ino   uint64
 	chunk uint64
 	seq   uint64
+	freed map[uint32][]uint64 // chunks that servers have still to delete
 }
 
 type file struct {
@@ -34,6 +35,7 @@ type file struct {
 	parent uint64
 	name   string
 	chunks uint32
+	ids    []uint64
 }
 
 const (
@@ -64,6 +66,12 @@ func (g *generator) first() []*event.Event {
 
 // next is one step of the life of a file.
 func (g *generator) next() *event.Event {
+	for server := uint32(1); server <= 4; server++ {
+		if list := g.freed[server]; len(list) >= 256 {
+			delete(g.freed, server)
+			return &event.Event{Cause: &event.Cause{Reason: "deleted"}, Body: &event.Event_Purged{Purged: &event.Purged{Server: server, Chunks: list}}}
+		}
+	}
 	ev := &event.Event{Cause: g.cause()}
 	if len(g.files) == 0 || len(g.files) < genFiles && g.rng.IntN(4) == 0 {
 		g.ino++
@@ -81,6 +89,7 @@ func (g *generator) next() *event.Event {
 		ev.Body = &event.Event_ChunkAlloc{ChunkAlloc: &event.ChunkAlloc{Ino: f.ino, Norm: 3,
 			Chunks: []*event.ChunkAlloc_Entry{{Index: f.chunks, Id: g.chunk, Epoch: 1, Servers: []uint32{1 + uint32(g.chunk%2), 3, 4}}}}}
 		f.chunks++
+		f.ids = append(f.ids, g.chunk)
 	case 2, 3, 4:
 		size, now := uint64(f.chunks)<<26, time.Now().UnixNano()
 		ev.Body = &event.Event_SetAttr{SetAttr: &event.SetAttr{Ino: f.ino, Size: &size, Mtime: &now}}
@@ -92,6 +101,11 @@ func (g *generator) next() *event.Event {
 		f.name = to
 	default:
 		ev.Body = &event.Event_Remove{Remove: &event.Remove{Parent: f.parent, Name: []byte(f.name), Ino: f.ino}}
+		for _, c := range f.ids {
+			for _, server := range []uint32{1 + uint32(c%2), 3, 4} {
+				g.freed[server] = append(g.freed[server], c)
+			}
+		}
 		g.files[i] = g.files[len(g.files)-1]
 		g.files = g.files[:len(g.files)-1]
 	}
@@ -164,7 +178,7 @@ func BenchmarkReplay(b *testing.B) {
 		}
 	}
 	dir := filepath.Join(b.TempDir(), "journal")
-	g := &generator{s: state.New(), rng: rand.New(rand.NewPCG(1, 2))}
+	g := &generator{s: state.New(), rng: rand.New(rand.NewPCG(1, 2)), freed: map[uint32][]uint64{}}
 	g.write(b, dir, n)
 	want := g.s.Sum()
 	*g = generator{}
@@ -199,7 +213,7 @@ func BenchmarkReplay(b *testing.B) {
 // Replay of a generated journal gives the state that was recorded, from the start and from the checkpoint, at any index.
 func TestReplayGenerated(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "journal")
-	g := &generator{s: state.New(), rng: rand.New(rand.NewPCG(3, 4))}
+	g := &generator{s: state.New(), rng: rand.New(rand.NewPCG(3, 4)), freed: map[uint32][]uint64{}}
 	const n = 20000
 	g.write(t, dir, n)
 	d, err := OpenDir(dir)
