@@ -52,6 +52,13 @@ type leadership struct {
 	waiting  int                          // byte-range lock requests held
 
 	compared compared
+	tended   tended // of tendMembers alone
+}
+
+// tended is when members were looked at last, and how far the leader's state was then.
+type tended struct {
+	at    time.Duration // bootNow
+	index uint64
 }
 
 type requestKey struct {

@@ -235,13 +235,20 @@ func (l *leadership) tendMembers() {
 		return
 	}
 	defer release()
+	// What a learner says of itself is some time old, and under load the leader has gone on by more than a learner may lag: so it has
+	// caught up as well if what it said since the last look is as far as the leader was then.
+	before := l.tended
 	last := uint64(l.s.fsm.index())
+	l.tended = tended{bootNow(), last}
 	for _, m := range l.s.raftMembers() {
 		if m.Suffrage == raft.Voter {
 			continue
 		}
 		p, ok := l.s.peers.get(string(m.Address))
-		if !ok || !p.ok || p.heard < l.since || p.disk != diskOK || p.index+caughtUpEvents < last {
+		if !ok || !p.ok || p.heard < l.since || p.disk != diskOK {
+			continue
+		}
+		if p.index+caughtUpEvents < last && (before.at == 0 || p.heard <= before.at || p.index+caughtUpEvents < before.index) {
 			continue
 		}
 		if err := l.s.await(l.s.raft.AddVoter(m.ID, m.Address, 0, memberTimeout)); err != nil {
