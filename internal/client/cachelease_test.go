@@ -178,7 +178,7 @@ func TestAbandonedChange(t *testing.T) {
 	if err := within(t, "the caller", done); !errors.Is(err, context.Canceled) {
 		t.Errorf("canceled: %v", err)
 	}
-	copy(name, "xxx") // the caller's
+	copy(name, "new") // the caller uses its buffer again
 	before := tr.count("getattr")
 	if _, err := c.GetAttr(t.Context(), dir); err != nil || tr.count("getattr") == before {
 		t.Errorf("attributes of the directory were not asked for: %v", err)

@@ -264,19 +264,19 @@ func (c *real) plague(t *testing.T, clients []*client.Client, first []trouble, d
 	wg.Go(func() { done <- r.Do(ctx, 24*time.Hour) })
 	defer func() { cancel(); wg.Wait() }()
 	counts := make(map[string]int)
-	for end, todo := time.Now().Add(d), first; len(todo) > 0; {
+	for end, due := time.Now().Add(d), first; len(due) > 0; {
 		time.Sleep(settle)
 		if len(done) > 0 || t.Failed() {
 			break
 		}
-		x := todo[0]
+		x := due[0]
 		p := c.victim(x.leader)
 		began := time.Now()
 		x.do(c, p)
 		counts[x.name]++
 		t.Logf("%s (%s) for %v", x.name, filepath.Base(p.dir), time.Since(began).Round(10*time.Millisecond))
-		if todo = todo[1:]; len(todo) == 0 && time.Now().Before(end) {
-			todo = plan()
+		if due = due[1:]; len(due) == 0 && time.Now().Before(end) {
+			due = plan()
 		}
 	}
 	time.Sleep(settle)
