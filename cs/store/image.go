@@ -37,6 +37,7 @@ type entry struct {
 // image is an open chunk file with its table. The fields without a note are guarded by entry.mu.
 type image struct {
 	f        disk.File // safe for concurrent use
+	fd       int       // of f; -1 if it has none
 	sequence uint64    // owned by whoever writes the header: the gate's holder, or the one settling
 	pages    [chunk.Extents]uint32
 
@@ -89,6 +90,18 @@ func (im *image) blocked(t uint64) bool {
 		}
 	}
 	return false
+}
+
+// tryHold is lock for who cannot wait: it takes the lock if nobody holds or waits for one that conflicts. Preconditions: entry.mu is held.
+func (im *image) tryHold(first, end uint32, exclusive bool) (ticket uint64, ok bool) {
+	for _, h := range im.held {
+		if h.first < end && first < h.end && (h.exclusive || exclusive) {
+			return 0, false
+		}
+	}
+	im.ticket++
+	im.held = append(im.held, hold{ticket: im.ticket, first: first, end: end, exclusive: exclusive})
+	return im.ticket, true
 }
 
 func (im *image) place(t uint64) int {
@@ -224,7 +237,10 @@ func (s *Store) load(e *entry) error {
 	if err != nil {
 		return s.outcome("open", e.id, err)
 	}
-	im := &image{f: f}
+	im := &image{f: f, fd: -1}
+	if d, ok := f.(disk.Descriptor); ok {
+		im.fd = d.Descriptor()
+	}
 	im.cond.L, im.flushCond.L = &e.mu, &im.flushMu
 	if err := s.fill(e, im); err != nil {
 		f.Close()

@@ -247,6 +247,11 @@ func (s *Store) get(e *entry, block uint32, dst []byte, sums []uint32) error {
 		}
 		i = j
 	}
+	return s.match(e, block, dst, sums)
+}
+
+// match verifies blocks that were read. Holes are passed over.
+func (s *Store) match(e *entry, block uint32, dst []byte, sums []uint32) error {
 	for i, want := range sums {
 		if want == chunk.Hole {
 			continue
@@ -270,14 +275,20 @@ func (s *Store) put(e *entry, block uint32, data []byte, sums []uint32) error {
 			return fmt.Errorf("write: chunk %v: block %d: %w", e.id, block, err)
 		}
 	}
-	if _, err := e.img.f.WriteAt(data, place(block)); err != nil {
-		if !full(err) {
-			return s.fail("write", e.id, err)
-		}
+	_, err := e.img.f.WriteAt(data, place(block))
+	return s.wrote(e, block, sums, err)
+}
+
+// wrote follows a write of whole blocks that ended with err.
+func (s *Store) wrote(e *entry, block uint32, sums []uint32, err error) error {
+	switch {
+	case err == nil:
+		e.record(block, sums)
+		return nil
+	case full(err):
 		return s.reconcile(e, block, sums, err)
 	}
-	e.record(block, sums)
-	return nil
+	return s.fail("write", e.id, err)
 }
 
 // holes counts the blocks among n that take up no space yet.

@@ -342,9 +342,12 @@ func (o *Options) reserve(total uint64) int64 {
 	return min(max(int64(total/reserveShare), minReserve), maxReserve, int64(total/4))
 }
 
+// tryAllot takes n bytes of the disk for new data if that needs no look at the disk.
+func (s *Store) tryAllot(n int64) bool { return s.o.Reserve < 0 || s.room.Add(-n) >= 0 }
+
 // allot takes n bytes of the disk for new data, or returns NoSpace.
 func (s *Store) allot(n int64) error {
-	if s.o.Reserve < 0 || s.room.Add(-n) >= 0 {
+	if s.tryAllot(n) {
 		return nil
 	}
 	sp, err := s.o.FS.Space(s.o.Dir)

@@ -25,6 +25,14 @@ type File interface {
 	Close() error
 }
 
+// Descriptor is a File that can be read, written and synced by its descriptor as well, as by a ring. Only files of OS are: what
+// does more than the kernel does, as Faulty, must see every operation.
+type Descriptor interface {
+	File
+	// Descriptor returns the file's descriptor, which is valid until Close.
+	Descriptor() int
+}
+
 // Flag says how Open opens.
 type Flag int
 

@@ -15,6 +15,8 @@ var _ FS = OS{}
 
 type osFile struct{ f *os.File }
 
+var _ Descriptor = osFile{}
+
 // Open implements FS.
 func (OS) Open(path string, flag Flag) (File, error) {
 	mode := os.O_RDONLY
@@ -89,6 +91,7 @@ func (o osFile) ReadAt(p []byte, off int64) (int, error)  { return o.f.ReadAt(p,
 func (o osFile) WriteAt(p []byte, off int64) (int, error) { return o.f.WriteAt(p, off) }
 func (o osFile) Truncate(size int64) error                { return o.f.Truncate(size) }
 func (o osFile) Close() error                             { return o.f.Close() }
+func (o osFile) Descriptor() int                          { return int(o.f.Fd()) }
 
 func (o osFile) PunchHole(off, n int64) error {
 	for {
