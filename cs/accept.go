@@ -96,6 +96,8 @@ func (h *data) Serve(ctx context.Context, c *wire.Conn, req *wire.Frame) {
 	switch req.Type {
 	case wire.Read, wire.Write, wire.Punch, wire.Flush:
 		s.serveData(ctx, c, p, req)
+	case wire.ChunkCreate, wire.ChunkDelete:
+		s.serveScratch(c, p, req)
 	case wire.ChunkTable:
 		answer(s, c, req, new(msg.ChunkTable), s.serveTable)
 	case wire.ChunkSeek:

@@ -83,7 +83,9 @@ func permit(p peer, req *wire.Frame, r *wire.DataRequest) fserr.Code {
 	switch {
 	case p.role == msg.Hello_CLIENT && r.Session != p.session:
 		return fserr.NoSession
-	case changes && !server && r.Session == 0:
+	case r.Chunk.IsScratch() != (p.role == msg.Hello_ADMIN) && (changes || req.Type == wire.Flush || r.Chunk.IsScratch()):
+		return fserr.Protocol // administrators change scratch chunks and nothing else, and nobody else does
+	case changes && !server && r.Session == 0 && !r.Chunk.IsScratch():
 		return fserr.NoSession // it could not be fenced
 	case r.Flags&wire.Forwarded != 0 && (p.role != msg.Hello_CHUNK_SERVER || r.Flags&wire.Ordered != 0):
 		return fserr.Protocol

@@ -106,8 +106,9 @@ func (s *Server) report(ctx context.Context, c *wire.Conn) error {
 		infos, more = s.store.List(after, reportPage)
 		page := &msg.ChunkReport{Last: !more, Server: uint32(s.id), Chunks: make([]*msg.ChunkInfo, 0, len(infos))}
 		for _, i := range infos {
-			page.Chunks = append(page.Chunks, infoMessage(i))
-			after = i.ID
+			if after = i.ID; !i.ID.IsScratch() {
+				page.Chunks = append(page.Chunks, infoMessage(i))
+			}
 		}
 		reply := new(msg.ChunkReportReply)
 		rctx, cancel := context.WithTimeout(ctx, reportTimeout)

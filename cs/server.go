@@ -32,6 +32,7 @@ type Server struct {
 	finder   *finder
 	peers    *peers
 	lanes    lanes
+	scratch  scratch
 	lease    lease
 	fences   *fences
 	stats    stats
@@ -101,6 +102,9 @@ func Open(o Options) (*Server, error) {
 	s.finder = &finder{cluster: s.cluster, version: o.Version, logger: s.log}
 	s.finder.learn(o.Metas)
 	s.finder.learn(d.Metas)
+	if err := s.sweepAll(); err != nil {
+		return nil, errors.Join(err, l.Close(), st.Close())
+	}
 	return s, nil
 }
 

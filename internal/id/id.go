@@ -20,6 +20,17 @@ const Root Ino = 1
 // ChunkID names a replicated piece of a file. Zero is "none". Numbers are never reused.
 type ChunkID uint64
 
+// firstScratch is the first id of chunks that belong to no file. A cluster counts its chunks from 1, so none of a file ever
+// gets there.
+const firstScratch ChunkID = 1 << 63
+
+// Scratch returns the n-th id, modulo 2^63, of chunks that belong to no file: those that a load generator works on.
+func Scratch(n uint64) ChunkID { return firstScratch | ChunkID(n) }
+
+// IsScratch reports whether c belongs to no file. A chunk server makes such a chunk for whoever asks and removes it with the
+// connection.
+func (c ChunkID) IsScratch() bool { return c >= firstScratch }
+
 // ServerID names a chunk server. Zero is "none". Numbers are never reused, also after removal.
 type ServerID uint32
 
