@@ -122,8 +122,11 @@ func (l *load) ringWorker(j *job, r *recorder) {
 }
 
 // chooseEngine returns the engine that runs. Rings are tried on a thread of their own.
-func chooseEngine(e Engine) (Engine, error) {
-	if e == Sync {
+func chooseEngine(t target, e Engine) (Engine, error) {
+	switch {
+	case t.server():
+		return Wire, nil
+	case e == Sync:
 		return Sync, nil
 	}
 	result := make(chan error)

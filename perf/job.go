@@ -151,7 +151,7 @@ func (j *job) missed(at time.Duration) int64 {
 // prepare makes p what the operation writes.
 func (j *job) prepare(o op, p []byte) {
 	switch {
-	case o.kind != opWrite || j.file.fd < 0:
+	case o.kind != opWrite || j.file.null():
 	case j.o.Verify:
 		j.pool.seal(p, stamp{run: j.run, job: uint32(j.n), block: o.block, seq: o.seq})
 	default:

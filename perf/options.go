@@ -7,6 +7,9 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"varve/internal/chunk"
+	"varve/internal/wire"
 )
 
 // Limits, so that a mistyped number does not eat the machine.
@@ -47,11 +50,12 @@ const (
 	Auto  Engine = "auto"  // URing where the kernel has it, else Sync
 	Sync  Engine = "sync"  // a goroutine an operation under way, pread and pwrite
 	URing Engine = "uring" // an io_uring a job, on a thread of its own
+	Wire  Engine = "wire"  // a connection a job; of the targets that are servers, and of no other
 )
 
 // Options of a run. The zero value works: it measures the generator alone.
 type Options struct {
-	// Target is mount:DIR, file:PATH (a file or block device), or null, which does nothing; default null.
+	// Target is mount:DIR, file:PATH (a file or block device), cs:ADDR (a chunk server), or null, which does nothing; default null.
 	Target string `json:"target"`
 	RW     RW     `json:"rw"` // default randread
 	// ReadPercent is the share of reads of randrw; default 50.
@@ -111,11 +115,19 @@ func (o Options) Validate() error {
 			faults = append(faults, fmt.Errorf(format, args...))
 		}
 	}
-	if _, err := parseTarget(o.Target); err != nil {
+	t, err := parseTarget(o.Target)
+	if err != nil {
 		faults = append(faults, err)
 	}
 	check(slices.Contains(patterns, o.RW), "pattern %q: want one of %v", o.RW, patterns)
-	check(slices.Contains([]Engine{Auto, Sync, URing}, o.Engine), "engine %q: want auto, sync or uring", o.Engine)
+	if t.server() {
+		check(o.Engine == Auto || o.Engine == Wire, "engine %q: a server is reached by connections, want auto", o.Engine)
+		check(o.BlockSize%chunk.BlockSize == 0 && chunk.Size%max(o.BlockSize, 1) == 0 && o.BlockSize <= wire.MaxData,
+			"block size %d: a chunk server wants a power of two from %d to %d", o.BlockSize, chunk.BlockSize, wire.MaxData)
+		check(o.Size <= maxChunks*chunk.Size, "size %d: at most %d chunks of %d bytes a job", o.Size, maxChunks, chunk.Size)
+	} else {
+		check(slices.Contains([]Engine{Auto, Sync, URing}, o.Engine), "engine %q: want auto, sync or uring", o.Engine)
+	}
 	check(o.ReadPercent >= 0 && o.ReadPercent <= 100, "share of reads %d %%: want 0 to 100", o.ReadPercent)
 	check(o.BlockSize >= 1 && o.BlockSize <= maxBlockSize, "block size %d: want 1 to %d", o.BlockSize, maxBlockSize)
 	check(o.BlockSize%sectorSize == 0 || !o.Direct && !o.Verify, "block size %d: direct and verify want a multiple of %d", o.BlockSize, sectorSize)

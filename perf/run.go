@@ -35,7 +35,7 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	if o.Engine, err = chooseEngine(o.Engine); err != nil {
+	if o.Engine, err = chooseEngine(t, o.Engine); err != nil {
 		return nil, err
 	}
 	run := uint64(time.Now().UnixNano())
@@ -49,7 +49,7 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 		return err
 	}
 	for n := range o.Jobs {
-		f, err := t.open(n, &o)
+		f, err := t.open(ctx, n, &o)
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("target %s: %w", o.Target, err), closeAll())
 		}
@@ -107,8 +107,12 @@ func measure(ctx context.Context, o *Options, jobs []*job) (*Result, bool) {
 		workers.Go(func() { do(j, r) })
 	}
 	for _, j := range jobs {
-		if o.Engine == URing {
+		switch o.Engine {
+		case URing:
 			worker(j, l.ringWorker)
+			continue
+		case Wire:
+			worker(j, l.wireWorker)
 			continue
 		}
 		for range o.QD {

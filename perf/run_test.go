@@ -21,7 +21,7 @@ import (
 func engines(t *testing.T, f func(t *testing.T, e Engine)) {
 	for _, e := range []Engine{Sync, URing} {
 		t.Run("engine="+string(e), func(t *testing.T) {
-			if _, err := chooseEngine(e); errors.Is(err, iouring.ErrUnavailable) {
+			if _, err := chooseEngine(target{}, e); errors.Is(err, iouring.ErrUnavailable) {
 				t.Skip(err)
 			}
 			f(t, e)
@@ -204,7 +204,7 @@ func TestReadBackFinds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := tgt.open(0, o)
+	f, err := tgt.open(t.Context(), 0, o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package perf
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -8,13 +9,16 @@ import (
 	"path/filepath"
 	"strings"
 
+	"varve/internal/fserr"
+	"varve/internal/wire"
+
 	"golang.org/x/sys/unix"
 )
 
 // A target is what the load goes to.
 type target struct {
-	kind string // mount, file, null
-	path string
+	kind string // mount, file, cs, null
+	path string // or address
 }
 
 func parseTarget(s string) (target, error) {
@@ -22,26 +26,37 @@ func parseTarget(s string) (target, error) {
 	switch {
 	case s == "null":
 		return target{kind: kind}, nil
-	case found && path != "" && (kind == "mount" || kind == "file"):
+	case found && path != "" && (kind == "mount" || kind == "file" || kind == "cs"):
 		return target{kind: kind, path: path}, nil
 	}
-	return target{}, fmt.Errorf("target %q: want mount:DIR, file:PATH or null", s)
+	return target{}, fmt.Errorf("target %q: want mount:DIR, file:PATH, cs:IP:PORT or null", s)
 }
 
 // null reports whether operations end at once.
 func (t target) null() bool { return t.kind == "null" }
 
-// file is what one job works on: an open descriptor from base on. It may be used by several goroutines at once.
+// server reports whether the target is a chunk server.
+func (t target) server() bool { return t.kind == "cs" }
+
+// file is what one job works on: an open descriptor from base on, or chunks of a server. It may be used by several goroutines at once.
 type file struct {
-	fd   int // -1 of the target null
-	path string
-	base int64
+	fd     int     // -1 if there is none
+	chunks *chunks // of a chunk server, else nil
+	path   string
+	base   int64
 }
 
+// null reports whether operations end at once.
+func (f *file) null() bool { return f.fd < 0 && f.chunks == nil }
+
 // open opens the file of a job.
-func (t target) open(job int, o *Options) (*file, error) {
-	if t.null() {
+func (t target) open(ctx context.Context, job int, o *Options) (*file, error) {
+	switch {
+	case t.null():
 		return &file{fd: -1}, nil
+	case t.server():
+		c, err := makeChunks(ctx, t.path, job, o)
+		return &file{fd: -1, chunks: c, path: t.path}, err
 	}
 	f := &file{path: t.path, base: int64(job) * o.Size}
 	if t.kind == "mount" {
@@ -67,6 +82,9 @@ func (t target) open(job int, o *Options) (*file, error) {
 }
 
 func (f *file) close() error {
+	if f.chunks != nil {
+		return f.chunks.remove()
+	}
 	if f.fd < 0 {
 		return nil
 	}
@@ -75,6 +93,9 @@ func (f *file) close() error {
 
 // transfer reads or writes all of p at off of the job's range.
 func (f *file) transfer(kind opKind, p []byte, off int64) error {
+	if f.chunks != nil {
+		return f.chunks.transfer(kind, p, off)
+	}
 	if f.fd < 0 {
 		return nil
 	}
@@ -100,6 +121,9 @@ func (f *file) transfer(kind opKind, p []byte, off int64) error {
 }
 
 func (f *file) sync() error {
+	if f.chunks != nil {
+		return f.chunks.sync()
+	}
 	if f.fd < 0 {
 		return nil
 	}
@@ -113,8 +137,11 @@ func (f *file) forget(size int64) {
 	}
 }
 
-// short reports whether the file is regular and ends inside the job's range.
+// short reports whether the file is regular and ends inside the job's range, or has never been written.
 func (f *file) short(size int64) (bool, error) {
+	if f.chunks != nil {
+		return true, nil
+	}
 	if f.fd < 0 {
 		return false, nil
 	}
@@ -136,6 +163,14 @@ func again(call func() error) error {
 
 // endsRun reports whether an operation's error means that the operations after it cannot fare better.
 func endsRun(err error) bool {
+	if errors.Is(err, wire.ErrClosed) {
+		return true
+	}
+	for _, c := range []fserr.Code{fserr.NoChunk, fserr.NoSpace, fserr.Protocol, fserr.Invalid} {
+		if errors.Is(err, c) {
+			return true
+		}
+	}
 	for _, e := range []error{
 		unix.ENOSPC, unix.EDQUOT, unix.EFBIG, unix.ENODEV, unix.ENXIO, unix.ENOTCONN, unix.ECONNABORTED, unix.ESTALE,
 		unix.EROFS, unix.EBADF, unix.EINVAL, unix.ENOENT,
@@ -151,12 +186,12 @@ func endsRun(err error) bool {
 func reason(op opKind, err error) string {
 	words := ""
 	switch {
-	case errors.Is(err, unix.ENOSPC):
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, fserr.NoSpace):
 		words = "disk full"
 	case errors.Is(err, unix.EDQUOT):
 		words = "quota used up"
 	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENOTCONN),
-		errors.Is(err, unix.ECONNABORTED), errors.Is(err, unix.ESTALE):
+		errors.Is(err, unix.ECONNABORTED), errors.Is(err, unix.ESTALE), errors.Is(err, wire.ErrClosed):
 		words = "target gone"
 	case errors.Is(err, unix.EROFS), errors.Is(err, unix.EBADF):
 		words = "target is read-only"

@@ -35,11 +35,12 @@ func (a *app) perfRunCommand() *cobra.Command {
 		Use: "run", Short: "Read and write a target, and report how fast it was", Args: noArgs,
 		Long: "Read and write a target, and report how fast it was.\n\n" +
 			"Below mount:DIR each job has a file varve-perf.N, which is kept for the next run; in file:PATH, which may be a\n" +
-			"block device, each has a part, and writing destroys what is there. Ctrl-C ends the run and reports what ran.",
+			"block device, each has a part, and writing destroys what is there. At cs:IP:PORT, one chunk server, each has chunks that\n" +
+			"belong to no file and are removed at the end, so nothing is destroyed. Ctrl-C ends the run and reports what ran.",
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.perfRun(cmd, f) },
 	}
 	fl, o := cmd.Flags(), &f.o
-	fl.StringVar(&o.Target, "target", "", "mount:DIR, file:PATH or null (the generator alone)")
+	fl.StringVar(&o.Target, "target", "", "mount:DIR, file:PATH, cs:IP:PORT (a chunk server) or null (the generator alone)")
 	fl.DurationVar(&o.Duration, "for", 30*time.Second, "how long; 0: as many operations as there are blocks")
 	fl.StringVar(&f.rw, "rw", string(perf.RandRead), "read, write, randread, randwrite or randrw")
 	fl.IntVar(&o.ReadPercent, "mix", 50, "share of reads of randrw in percent")
@@ -68,7 +69,7 @@ func (f *perfFlags) options() (perf.Options, error) {
 	o.BlockSize, errs[0] = parseBytes("--bs", f.bs)
 	o.Size, errs[1] = parseBytes("--size", f.size)
 	if o.Target == "" {
-		return o, errors.New("which target? Give --target mount:DIR, file:PATH or null")
+		return o, errors.New("which target? Give --target mount:DIR, file:PATH, cs:IP:PORT or null")
 	}
 	if err := errors.Join(errs[:]...); err != nil {
 		return o, err
