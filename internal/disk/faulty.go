@@ -37,6 +37,7 @@ type Faulty struct {
 	ops      int
 	off      bool
 	boot     int // counts Crash and Kill: handles of an earlier one are dead
+	identity Identity
 }
 
 var _ FS = (*Faulty)(nil)
@@ -450,7 +451,7 @@ func (i faultyInfo) Mode() fs.FileMode {
 }
 func (i faultyInfo) ModTime() time.Time { return time.Time{} }
 func (i faultyInfo) IsDir() bool        { return i.n.dir }
-func (i faultyInfo) Sys() any           { return nil }
+func (i faultyInfo) Sys() any           { return faultySys{int64(len(i.n.live.pages)) * pageSize} }
 
 type faultyFile struct {
 	d    *Faulty

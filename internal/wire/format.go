@@ -97,6 +97,8 @@ const (
 	ChunkSeek   Type = 71
 	ChunkList   Type = 72
 	ChunkVerify Type = 73
+	StoreStat   Type = 74
+	Scrub       Type = 75 // answered with ScrubStat
 )
 
 // Class is the kind of traffic, most urgent first.

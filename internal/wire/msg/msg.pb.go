@@ -4938,6 +4938,13 @@ type Heartbeat struct {
 	Ops           uint64                 `protobuf:"varint,5,opt,name=ops,proto3" json:"ops,omitempty"`
 	LatencyUs     uint32                 `protobuf:"varint,6,opt,name=latency_us,json=latencyUs,proto3" json:"latency_us,omitempty"`
 	State         string                 `protobuf:"bytes,7,opt,name=state,proto3" json:"state,omitempty"`
+	Allocated     uint64                 `protobuf:"varint,8,opt,name=allocated,proto3" json:"allocated,omitempty"`
+	Reserved      uint64                 `protobuf:"varint,9,opt,name=reserved,proto3" json:"reserved,omitempty"` // bytes of the chunks on the disk; bytes kept free
+	BadBlocks     uint64                 `protobuf:"varint,10,opt,name=bad_blocks,json=badBlocks,proto3" json:"bad_blocks,omitempty"`
+	BadChunks     []uint64               `protobuf:"varint,11,rep,packed,name=bad_chunks,json=badChunks,proto3" json:"bad_chunks,omitempty"` // quarantined blocks; some of the chunks that have them
+	Scrubbed      int64                  `protobuf:"varint,12,opt,name=scrubbed,proto3" json:"scrubbed,omitempty"`
+	ScrubPermille uint32                 `protobuf:"varint,13,opt,name=scrub_permille,json=scrubPermille,proto3" json:"scrub_permille,omitempty"` // end of the last full pass (ns, 0: none yet); how far this one is
+	Reason        string                 `protobuf:"bytes,14,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5017,6 +5024,55 @@ func (x *Heartbeat) GetLatencyUs() uint32 {
 func (x *Heartbeat) GetState() string {
 	if x != nil {
 		return x.State
+	}
+	return ""
+}
+
+func (x *Heartbeat) GetAllocated() uint64 {
+	if x != nil {
+		return x.Allocated
+	}
+	return 0
+}
+
+func (x *Heartbeat) GetReserved() uint64 {
+	if x != nil {
+		return x.Reserved
+	}
+	return 0
+}
+
+func (x *Heartbeat) GetBadBlocks() uint64 {
+	if x != nil {
+		return x.BadBlocks
+	}
+	return 0
+}
+
+func (x *Heartbeat) GetBadChunks() []uint64 {
+	if x != nil {
+		return x.BadChunks
+	}
+	return nil
+}
+
+func (x *Heartbeat) GetScrubbed() int64 {
+	if x != nil {
+		return x.Scrubbed
+	}
+	return 0
+}
+
+func (x *Heartbeat) GetScrubPermille() uint32 {
+	if x != nil {
+		return x.ScrubPermille
+	}
+	return 0
+}
+
+func (x *Heartbeat) GetReason() string {
+	if x != nil {
+		return x.Reason
 	}
 	return ""
 }
@@ -6071,6 +6127,411 @@ func (x *ChunkVerifyReply) GetDigest() []byte {
 	return nil
 }
 
+// How the chunks are kept: room, quarantined blocks (at most max_bad), the scrub.
+type StoreStat struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	MaxBad        uint32                 `protobuf:"varint,1,opt,name=max_bad,json=maxBad,proto3" json:"max_bad,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoreStat) Reset() {
+	*x = StoreStat{}
+	mi := &file_msg_proto_msgTypes[80]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoreStat) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoreStat) ProtoMessage() {}
+
+func (x *StoreStat) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[80]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoreStat.ProtoReflect.Descriptor instead.
+func (*StoreStat) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{80}
+}
+
+func (x *StoreStat) GetMaxBad() uint32 {
+	if x != nil {
+		return x.MaxBad
+	}
+	return 0
+}
+
+type StoreStatReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chunks        uint64                 `protobuf:"varint,1,opt,name=chunks,proto3" json:"chunks,omitempty"`
+	Total         uint64                 `protobuf:"varint,2,opt,name=total,proto3" json:"total,omitempty"`
+	Free          uint64                 `protobuf:"varint,3,opt,name=free,proto3" json:"free,omitempty"`
+	Reserved      uint64                 `protobuf:"varint,4,opt,name=reserved,proto3" json:"reserved,omitempty"`
+	Allocated     uint64                 `protobuf:"varint,5,opt,name=allocated,proto3" json:"allocated,omitempty"`
+	Uncounted     uint64                 `protobuf:"varint,6,opt,name=uncounted,proto3" json:"uncounted,omitempty"` // chunks whose space is not in allocated yet
+	Bad           uint64                 `protobuf:"varint,7,opt,name=bad,proto3" json:"bad,omitempty"`
+	BadBlocks     []*BadBlock            `protobuf:"bytes,8,rep,name=bad_blocks,json=badBlocks,proto3" json:"bad_blocks,omitempty"`
+	Scrub         *ScrubStat             `protobuf:"bytes,9,opt,name=scrub,proto3" json:"scrub,omitempty"`
+	Failed        string                 `protobuf:"bytes,10,opt,name=failed,proto3" json:"failed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoreStatReply) Reset() {
+	*x = StoreStatReply{}
+	mi := &file_msg_proto_msgTypes[81]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoreStatReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoreStatReply) ProtoMessage() {}
+
+func (x *StoreStatReply) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[81]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoreStatReply.ProtoReflect.Descriptor instead.
+func (*StoreStatReply) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{81}
+}
+
+func (x *StoreStatReply) GetChunks() uint64 {
+	if x != nil {
+		return x.Chunks
+	}
+	return 0
+}
+
+func (x *StoreStatReply) GetTotal() uint64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *StoreStatReply) GetFree() uint64 {
+	if x != nil {
+		return x.Free
+	}
+	return 0
+}
+
+func (x *StoreStatReply) GetReserved() uint64 {
+	if x != nil {
+		return x.Reserved
+	}
+	return 0
+}
+
+func (x *StoreStatReply) GetAllocated() uint64 {
+	if x != nil {
+		return x.Allocated
+	}
+	return 0
+}
+
+func (x *StoreStatReply) GetUncounted() uint64 {
+	if x != nil {
+		return x.Uncounted
+	}
+	return 0
+}
+
+func (x *StoreStatReply) GetBad() uint64 {
+	if x != nil {
+		return x.Bad
+	}
+	return 0
+}
+
+func (x *StoreStatReply) GetBadBlocks() []*BadBlock {
+	if x != nil {
+		return x.BadBlocks
+	}
+	return nil
+}
+
+func (x *StoreStatReply) GetScrub() *ScrubStat {
+	if x != nil {
+		return x.Scrub
+	}
+	return nil
+}
+
+func (x *StoreStatReply) GetFailed() string {
+	if x != nil {
+		return x.Failed
+	}
+	return ""
+}
+
+type BadBlock struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chunk         uint64                 `protobuf:"varint,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	Block         uint32                 `protobuf:"varint,2,opt,name=block,proto3" json:"block,omitempty"`
+	Cause         string                 `protobuf:"bytes,3,opt,name=cause,proto3" json:"cause,omitempty"`
+	Since         int64                  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BadBlock) Reset() {
+	*x = BadBlock{}
+	mi := &file_msg_proto_msgTypes[82]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BadBlock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BadBlock) ProtoMessage() {}
+
+func (x *BadBlock) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[82]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BadBlock.ProtoReflect.Descriptor instead.
+func (*BadBlock) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{82}
+}
+
+func (x *BadBlock) GetChunk() uint64 {
+	if x != nil {
+		return x.Chunk
+	}
+	return 0
+}
+
+func (x *BadBlock) GetBlock() uint32 {
+	if x != nil {
+		return x.Block
+	}
+	return 0
+}
+
+func (x *BadBlock) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
+func (x *BadBlock) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+type ScrubStat struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rate          uint64                 `protobuf:"varint,1,opt,name=rate,proto3" json:"rate,omitempty"`
+	Passes        uint64                 `protobuf:"varint,2,opt,name=passes,proto3" json:"passes,omitempty"`
+	Passed        int64                  `protobuf:"varint,3,opt,name=passed,proto3" json:"passed,omitempty"`
+	TookMs        int64                  `protobuf:"varint,4,opt,name=took_ms,json=tookMs,proto3" json:"took_ms,omitempty"` // bytes/s; ended passes, when the last one did, how long it took
+	Begun         int64                  `protobuf:"varint,5,opt,name=begun,proto3" json:"begun,omitempty"`
+	Chunks        uint64                 `protobuf:"varint,6,opt,name=chunks,proto3" json:"chunks,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,7,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Found         uint64                 `protobuf:"varint,8,opt,name=found,proto3" json:"found,omitempty"`
+	Permille      uint32                 `protobuf:"varint,9,opt,name=permille,proto3" json:"permille,omitempty"`
+	Waiting       bool                   `protobuf:"varint,10,opt,name=waiting,proto3" json:"waiting,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScrubStat) Reset() {
+	*x = ScrubStat{}
+	mi := &file_msg_proto_msgTypes[83]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScrubStat) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScrubStat) ProtoMessage() {}
+
+func (x *ScrubStat) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[83]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScrubStat.ProtoReflect.Descriptor instead.
+func (*ScrubStat) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{83}
+}
+
+func (x *ScrubStat) GetRate() uint64 {
+	if x != nil {
+		return x.Rate
+	}
+	return 0
+}
+
+func (x *ScrubStat) GetPasses() uint64 {
+	if x != nil {
+		return x.Passes
+	}
+	return 0
+}
+
+func (x *ScrubStat) GetPassed() int64 {
+	if x != nil {
+		return x.Passed
+	}
+	return 0
+}
+
+func (x *ScrubStat) GetTookMs() int64 {
+	if x != nil {
+		return x.TookMs
+	}
+	return 0
+}
+
+func (x *ScrubStat) GetBegun() int64 {
+	if x != nil {
+		return x.Begun
+	}
+	return 0
+}
+
+func (x *ScrubStat) GetChunks() uint64 {
+	if x != nil {
+		return x.Chunks
+	}
+	return 0
+}
+
+func (x *ScrubStat) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *ScrubStat) GetFound() uint64 {
+	if x != nil {
+		return x.Found
+	}
+	return 0
+}
+
+func (x *ScrubStat) GetPermille() uint32 {
+	if x != nil {
+		return x.Permille
+	}
+	return 0
+}
+
+func (x *ScrubStat) GetWaiting() bool {
+	if x != nil {
+		return x.Waiting
+	}
+	return false
+}
+
+type Scrub struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rate          uint64                 `protobuf:"varint,1,opt,name=rate,proto3" json:"rate,omitempty"`
+	SetRate       bool                   `protobuf:"varint,2,opt,name=set_rate,json=setRate,proto3" json:"set_rate,omitempty"`
+	Begin         bool                   `protobuf:"varint,3,opt,name=begin,proto3" json:"begin,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Scrub) Reset() {
+	*x = Scrub{}
+	mi := &file_msg_proto_msgTypes[84]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Scrub) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Scrub) ProtoMessage() {}
+
+func (x *Scrub) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[84]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Scrub.ProtoReflect.Descriptor instead.
+func (*Scrub) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{84}
+}
+
+func (x *Scrub) GetRate() uint64 {
+	if x != nil {
+		return x.Rate
+	}
+	return 0
+}
+
+func (x *Scrub) GetSetRate() bool {
+	if x != nil {
+		return x.SetRate
+	}
+	return false
+}
+
+func (x *Scrub) GetBegin() bool {
+	if x != nil {
+		return x.Begin
+	}
+	return false
+}
+
 type Status struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -6079,7 +6540,7 @@ type Status struct {
 
 func (x *Status) Reset() {
 	*x = Status{}
-	mi := &file_msg_proto_msgTypes[80]
+	mi := &file_msg_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6091,7 +6552,7 @@ func (x *Status) String() string {
 func (*Status) ProtoMessage() {}
 
 func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[80]
+	mi := &file_msg_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6104,7 +6565,7 @@ func (x *Status) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Status.ProtoReflect.Descriptor instead.
 func (*Status) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{80}
+	return file_msg_proto_rawDescGZIP(), []int{85}
 }
 
 type StatusReply struct {
@@ -6138,7 +6599,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_msg_proto_msgTypes[81]
+	mi := &file_msg_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6150,7 +6611,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[81]
+	mi := &file_msg_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6163,7 +6624,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{81}
+	return file_msg_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *StatusReply) GetName() string {
@@ -6342,7 +6803,7 @@ type MetaServer struct {
 
 func (x *MetaServer) Reset() {
 	*x = MetaServer{}
-	mi := &file_msg_proto_msgTypes[82]
+	mi := &file_msg_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6354,7 +6815,7 @@ func (x *MetaServer) String() string {
 func (*MetaServer) ProtoMessage() {}
 
 func (x *MetaServer) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[82]
+	mi := &file_msg_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6367,7 +6828,7 @@ func (x *MetaServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaServer.ProtoReflect.Descriptor instead.
 func (*MetaServer) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{82}
+	return file_msg_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *MetaServer) GetServer() uint32 {
@@ -6431,13 +6892,19 @@ type ChunkServer struct {
 	Chunks        uint64                 `protobuf:"varint,8,opt,name=chunks,proto3" json:"chunks,omitempty"`
 	HeardMs       int64                  `protobuf:"varint,9,opt,name=heard_ms,json=heardMs,proto3" json:"heard_ms,omitempty"`
 	LatencyUs     uint32                 `protobuf:"varint,10,opt,name=latency_us,json=latencyUs,proto3" json:"latency_us,omitempty"`
+	Allocated     uint64                 `protobuf:"varint,11,opt,name=allocated,proto3" json:"allocated,omitempty"`
+	Reserved      uint64                 `protobuf:"varint,12,opt,name=reserved,proto3" json:"reserved,omitempty"`
+	BadBlocks     uint64                 `protobuf:"varint,13,opt,name=bad_blocks,json=badBlocks,proto3" json:"bad_blocks,omitempty"`
+	Scrubbed      int64                  `protobuf:"varint,14,opt,name=scrubbed,proto3" json:"scrubbed,omitempty"`
+	ScrubPermille uint32                 `protobuf:"varint,15,opt,name=scrub_permille,json=scrubPermille,proto3" json:"scrub_permille,omitempty"`
+	Reason        string                 `protobuf:"bytes,16,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ChunkServer) Reset() {
 	*x = ChunkServer{}
-	mi := &file_msg_proto_msgTypes[83]
+	mi := &file_msg_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6449,7 +6916,7 @@ func (x *ChunkServer) String() string {
 func (*ChunkServer) ProtoMessage() {}
 
 func (x *ChunkServer) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[83]
+	mi := &file_msg_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6462,7 +6929,7 @@ func (x *ChunkServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkServer.ProtoReflect.Descriptor instead.
 func (*ChunkServer) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{83}
+	return file_msg_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *ChunkServer) GetServer() uint32 {
@@ -6535,6 +7002,48 @@ func (x *ChunkServer) GetLatencyUs() uint32 {
 	return 0
 }
 
+func (x *ChunkServer) GetAllocated() uint64 {
+	if x != nil {
+		return x.Allocated
+	}
+	return 0
+}
+
+func (x *ChunkServer) GetReserved() uint64 {
+	if x != nil {
+		return x.Reserved
+	}
+	return 0
+}
+
+func (x *ChunkServer) GetBadBlocks() uint64 {
+	if x != nil {
+		return x.BadBlocks
+	}
+	return 0
+}
+
+func (x *ChunkServer) GetScrubbed() int64 {
+	if x != nil {
+		return x.Scrubbed
+	}
+	return 0
+}
+
+func (x *ChunkServer) GetScrubPermille() uint32 {
+	if x != nil {
+		return x.ScrubPermille
+	}
+	return 0
+}
+
+func (x *ChunkServer) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 type Session struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
@@ -6550,7 +7059,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_msg_proto_msgTypes[84]
+	mi := &file_msg_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6562,7 +7071,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[84]
+	mi := &file_msg_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6575,7 +7084,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{84}
+	return file_msg_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *Session) GetSession() uint64 {
@@ -6640,7 +7149,7 @@ type StateDigest struct {
 
 func (x *StateDigest) Reset() {
 	*x = StateDigest{}
-	mi := &file_msg_proto_msgTypes[85]
+	mi := &file_msg_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6652,7 +7161,7 @@ func (x *StateDigest) String() string {
 func (*StateDigest) ProtoMessage() {}
 
 func (x *StateDigest) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[85]
+	mi := &file_msg_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6665,7 +7174,7 @@ func (x *StateDigest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateDigest.ProtoReflect.Descriptor instead.
 func (*StateDigest) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{85}
+	return file_msg_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *StateDigest) GetAtLeast() uint64 {
@@ -6700,7 +7209,7 @@ type StateDigestReply struct {
 
 func (x *StateDigestReply) Reset() {
 	*x = StateDigestReply{}
-	mi := &file_msg_proto_msgTypes[86]
+	mi := &file_msg_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6712,7 +7221,7 @@ func (x *StateDigestReply) String() string {
 func (*StateDigestReply) ProtoMessage() {}
 
 func (x *StateDigestReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[86]
+	mi := &file_msg_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6725,7 +7234,7 @@ func (x *StateDigestReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateDigestReply.ProtoReflect.Descriptor instead.
 func (*StateDigestReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{86}
+	return file_msg_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *StateDigestReply) GetIndex() uint64 {
@@ -6760,7 +7269,7 @@ type JoinMeta struct {
 
 func (x *JoinMeta) Reset() {
 	*x = JoinMeta{}
-	mi := &file_msg_proto_msgTypes[87]
+	mi := &file_msg_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6772,7 +7281,7 @@ func (x *JoinMeta) String() string {
 func (*JoinMeta) ProtoMessage() {}
 
 func (x *JoinMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[87]
+	mi := &file_msg_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6785,7 +7294,7 @@ func (x *JoinMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinMeta.ProtoReflect.Descriptor instead.
 func (*JoinMeta) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{87}
+	return file_msg_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *JoinMeta) GetAddr() string {
@@ -6822,7 +7331,7 @@ type JoinMetaReply struct {
 
 func (x *JoinMetaReply) Reset() {
 	*x = JoinMetaReply{}
-	mi := &file_msg_proto_msgTypes[88]
+	mi := &file_msg_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6834,7 +7343,7 @@ func (x *JoinMetaReply) String() string {
 func (*JoinMetaReply) ProtoMessage() {}
 
 func (x *JoinMetaReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[88]
+	mi := &file_msg_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6847,7 +7356,7 @@ func (x *JoinMetaReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinMetaReply.ProtoReflect.Descriptor instead.
 func (*JoinMetaReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{88}
+	return file_msg_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *JoinMetaReply) GetServer() uint32 {
@@ -6897,7 +7406,7 @@ type JournalRead struct {
 
 func (x *JournalRead) Reset() {
 	*x = JournalRead{}
-	mi := &file_msg_proto_msgTypes[89]
+	mi := &file_msg_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6909,7 +7418,7 @@ func (x *JournalRead) String() string {
 func (*JournalRead) ProtoMessage() {}
 
 func (x *JournalRead) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[89]
+	mi := &file_msg_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6922,7 +7431,7 @@ func (x *JournalRead) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalRead.ProtoReflect.Descriptor instead.
 func (*JournalRead) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{89}
+	return file_msg_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *JournalRead) GetFrom() uint64 {
@@ -6966,7 +7475,7 @@ type JournalReadReply struct {
 
 func (x *JournalReadReply) Reset() {
 	*x = JournalReadReply{}
-	mi := &file_msg_proto_msgTypes[90]
+	mi := &file_msg_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6978,7 +7487,7 @@ func (x *JournalReadReply) String() string {
 func (*JournalReadReply) ProtoMessage() {}
 
 func (x *JournalReadReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[90]
+	mi := &file_msg_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6991,7 +7500,7 @@ func (x *JournalReadReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalReadReply.ProtoReflect.Descriptor instead.
 func (*JournalReadReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{90}
+	return file_msg_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *JournalReadReply) GetNext() uint64 {
@@ -7037,7 +7546,7 @@ type Members struct {
 
 func (x *Members) Reset() {
 	*x = Members{}
-	mi := &file_msg_proto_msgTypes[91]
+	mi := &file_msg_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7049,7 +7558,7 @@ func (x *Members) String() string {
 func (*Members) ProtoMessage() {}
 
 func (x *Members) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[91]
+	mi := &file_msg_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7062,7 +7571,7 @@ func (x *Members) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Members.ProtoReflect.Descriptor instead.
 func (*Members) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{91}
+	return file_msg_proto_rawDescGZIP(), []int{96}
 }
 
 type MembersReply struct {
@@ -7077,7 +7586,7 @@ type MembersReply struct {
 
 func (x *MembersReply) Reset() {
 	*x = MembersReply{}
-	mi := &file_msg_proto_msgTypes[92]
+	mi := &file_msg_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7089,7 +7598,7 @@ func (x *MembersReply) String() string {
 func (*MembersReply) ProtoMessage() {}
 
 func (x *MembersReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[92]
+	mi := &file_msg_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7102,7 +7611,7 @@ func (x *MembersReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MembersReply.ProtoReflect.Descriptor instead.
 func (*MembersReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{92}
+	return file_msg_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *MembersReply) GetAddrs() []string {
@@ -7144,7 +7653,7 @@ type RemoveMeta struct {
 
 func (x *RemoveMeta) Reset() {
 	*x = RemoveMeta{}
-	mi := &file_msg_proto_msgTypes[93]
+	mi := &file_msg_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7156,7 +7665,7 @@ func (x *RemoveMeta) String() string {
 func (*RemoveMeta) ProtoMessage() {}
 
 func (x *RemoveMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[93]
+	mi := &file_msg_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7169,7 +7678,7 @@ func (x *RemoveMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMeta.ProtoReflect.Descriptor instead.
 func (*RemoveMeta) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{93}
+	return file_msg_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *RemoveMeta) GetServer() uint32 {
@@ -7190,7 +7699,7 @@ type AdminReply struct {
 
 func (x *AdminReply) Reset() {
 	*x = AdminReply{}
-	mi := &file_msg_proto_msgTypes[94]
+	mi := &file_msg_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7202,7 +7711,7 @@ func (x *AdminReply) String() string {
 func (*AdminReply) ProtoMessage() {}
 
 func (x *AdminReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[94]
+	mi := &file_msg_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7215,7 +7724,7 @@ func (x *AdminReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminReply.ProtoReflect.Descriptor instead.
 func (*AdminReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{94}
+	return file_msg_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *AdminReply) GetDetail() string {
@@ -7241,7 +7750,7 @@ type TransferLeader struct {
 
 func (x *TransferLeader) Reset() {
 	*x = TransferLeader{}
-	mi := &file_msg_proto_msgTypes[95]
+	mi := &file_msg_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7253,7 +7762,7 @@ func (x *TransferLeader) String() string {
 func (*TransferLeader) ProtoMessage() {}
 
 func (x *TransferLeader) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[95]
+	mi := &file_msg_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7266,7 +7775,7 @@ func (x *TransferLeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeader.ProtoReflect.Descriptor instead.
 func (*TransferLeader) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{95}
+	return file_msg_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *TransferLeader) GetServer() uint32 {
@@ -7287,7 +7796,7 @@ type SetConfig struct {
 
 func (x *SetConfig) Reset() {
 	*x = SetConfig{}
-	mi := &file_msg_proto_msgTypes[96]
+	mi := &file_msg_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7299,7 +7808,7 @@ func (x *SetConfig) String() string {
 func (*SetConfig) ProtoMessage() {}
 
 func (x *SetConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[96]
+	mi := &file_msg_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7312,7 +7821,7 @@ func (x *SetConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetConfig.ProtoReflect.Descriptor instead.
 func (*SetConfig) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{96}
+	return file_msg_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *SetConfig) GetKey() string {
@@ -7337,7 +7846,7 @@ type GetConfig struct {
 
 func (x *GetConfig) Reset() {
 	*x = GetConfig{}
-	mi := &file_msg_proto_msgTypes[97]
+	mi := &file_msg_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7349,7 +7858,7 @@ func (x *GetConfig) String() string {
 func (*GetConfig) ProtoMessage() {}
 
 func (x *GetConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[97]
+	mi := &file_msg_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7362,7 +7871,7 @@ func (x *GetConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConfig.ProtoReflect.Descriptor instead.
 func (*GetConfig) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{97}
+	return file_msg_proto_rawDescGZIP(), []int{102}
 }
 
 type GetConfigReply struct {
@@ -7374,7 +7883,7 @@ type GetConfigReply struct {
 
 func (x *GetConfigReply) Reset() {
 	*x = GetConfigReply{}
-	mi := &file_msg_proto_msgTypes[98]
+	mi := &file_msg_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7386,7 +7895,7 @@ func (x *GetConfigReply) String() string {
 func (*GetConfigReply) ProtoMessage() {}
 
 func (x *GetConfigReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[98]
+	mi := &file_msg_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7399,7 +7908,7 @@ func (x *GetConfigReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConfigReply.ProtoReflect.Descriptor instead.
 func (*GetConfigReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{98}
+	return file_msg_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *GetConfigReply) GetSettings() []*Setting {
@@ -7421,7 +7930,7 @@ type Setting struct {
 
 func (x *Setting) Reset() {
 	*x = Setting{}
-	mi := &file_msg_proto_msgTypes[99]
+	mi := &file_msg_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7433,7 +7942,7 @@ func (x *Setting) String() string {
 func (*Setting) ProtoMessage() {}
 
 func (x *Setting) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[99]
+	mi := &file_msg_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7446,7 +7955,7 @@ func (x *Setting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Setting.ProtoReflect.Descriptor instead.
 func (*Setting) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{99}
+	return file_msg_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *Setting) GetKey() string {
@@ -7488,7 +7997,7 @@ type FenceSession struct {
 
 func (x *FenceSession) Reset() {
 	*x = FenceSession{}
-	mi := &file_msg_proto_msgTypes[100]
+	mi := &file_msg_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7500,7 +8009,7 @@ func (x *FenceSession) String() string {
 func (*FenceSession) ProtoMessage() {}
 
 func (x *FenceSession) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[100]
+	mi := &file_msg_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7513,7 +8022,7 @@ func (x *FenceSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FenceSession.ProtoReflect.Descriptor instead.
 func (*FenceSession) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{100}
+	return file_msg_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *FenceSession) GetSession() uint64 {
@@ -7540,7 +8049,7 @@ type FenceSessionReply struct {
 
 func (x *FenceSessionReply) Reset() {
 	*x = FenceSessionReply{}
-	mi := &file_msg_proto_msgTypes[101]
+	mi := &file_msg_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7552,7 +8061,7 @@ func (x *FenceSessionReply) String() string {
 func (*FenceSessionReply) ProtoMessage() {}
 
 func (x *FenceSessionReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[101]
+	mi := &file_msg_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7565,7 +8074,7 @@ func (x *FenceSessionReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FenceSessionReply.ProtoReflect.Descriptor instead.
 func (*FenceSessionReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{101}
+	return file_msg_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *FenceSessionReply) GetIndex() uint64 {
@@ -7591,7 +8100,7 @@ type LeaseShow struct {
 
 func (x *LeaseShow) Reset() {
 	*x = LeaseShow{}
-	mi := &file_msg_proto_msgTypes[102]
+	mi := &file_msg_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7603,7 +8112,7 @@ func (x *LeaseShow) String() string {
 func (*LeaseShow) ProtoMessage() {}
 
 func (x *LeaseShow) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[102]
+	mi := &file_msg_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7616,7 +8125,7 @@ func (x *LeaseShow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseShow.ProtoReflect.Descriptor instead.
 func (*LeaseShow) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{102}
+	return file_msg_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *LeaseShow) GetIno() uint64 {
@@ -7644,7 +8153,7 @@ type LeaseHolder struct {
 
 func (x *LeaseHolder) Reset() {
 	*x = LeaseHolder{}
-	mi := &file_msg_proto_msgTypes[103]
+	mi := &file_msg_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7656,7 +8165,7 @@ func (x *LeaseHolder) String() string {
 func (*LeaseHolder) ProtoMessage() {}
 
 func (x *LeaseHolder) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[103]
+	mi := &file_msg_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7669,7 +8178,7 @@ func (x *LeaseHolder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseHolder.ProtoReflect.Descriptor instead.
 func (*LeaseHolder) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{103}
+	return file_msg_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *LeaseHolder) GetIno() uint64 {
@@ -7752,7 +8261,7 @@ type LeaseShowReply struct {
 
 func (x *LeaseShowReply) Reset() {
 	*x = LeaseShowReply{}
-	mi := &file_msg_proto_msgTypes[104]
+	mi := &file_msg_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7764,7 +8273,7 @@ func (x *LeaseShowReply) String() string {
 func (*LeaseShowReply) ProtoMessage() {}
 
 func (x *LeaseShowReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[104]
+	mi := &file_msg_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7777,7 +8286,7 @@ func (x *LeaseShowReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseShowReply.ProtoReflect.Descriptor instead.
 func (*LeaseShowReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{104}
+	return file_msg_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *LeaseShowReply) GetHolders() []*LeaseHolder {
@@ -7807,7 +8316,7 @@ type LeaseTake struct {
 
 func (x *LeaseTake) Reset() {
 	*x = LeaseTake{}
-	mi := &file_msg_proto_msgTypes[105]
+	mi := &file_msg_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7819,7 +8328,7 @@ func (x *LeaseTake) String() string {
 func (*LeaseTake) ProtoMessage() {}
 
 func (x *LeaseTake) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[105]
+	mi := &file_msg_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7832,7 +8341,7 @@ func (x *LeaseTake) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseTake.ProtoReflect.Descriptor instead.
 func (*LeaseTake) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{105}
+	return file_msg_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *LeaseTake) GetIno() uint64 {
@@ -7874,7 +8383,7 @@ type LeaseTakeReply struct {
 
 func (x *LeaseTakeReply) Reset() {
 	*x = LeaseTakeReply{}
-	mi := &file_msg_proto_msgTypes[106]
+	mi := &file_msg_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7886,7 +8395,7 @@ func (x *LeaseTakeReply) String() string {
 func (*LeaseTakeReply) ProtoMessage() {}
 
 func (x *LeaseTakeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[106]
+	mi := &file_msg_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7899,7 +8408,7 @@ func (x *LeaseTakeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseTakeReply.ProtoReflect.Descriptor instead.
 func (*LeaseTakeReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{106}
+	return file_msg_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *LeaseTakeReply) GetReleased() []uint64 {
@@ -8291,7 +8800,7 @@ const file_msg_proto_rawDesc = "" +
 	"\ajoining\x18\x04 \x01(\bR\ajoining\"B\n" +
 	"\x10ChunkReportReply\x12\x16\n" +
 	"\x06accept\x18\x01 \x03(\x04R\x06accept\x12\x16\n" +
-	"\x06remove\x18\x02 \x03(\x04R\x06remove\"\xac\x01\n" +
+	"\x06remove\x18\x02 \x03(\x04R\x06remove\"\xff\x02\n" +
 	"\tHeartbeat\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\rR\x06server\x12\x14\n" +
 	"\x05total\x18\x02 \x01(\x04R\x05total\x12\x12\n" +
@@ -8300,7 +8809,17 @@ const file_msg_proto_rawDesc = "" +
 	"\x03ops\x18\x05 \x01(\x04R\x03ops\x12\x1d\n" +
 	"\n" +
 	"latency_us\x18\x06 \x01(\rR\tlatencyUs\x12\x14\n" +
-	"\x05state\x18\a \x01(\tR\x05state\"j\n" +
+	"\x05state\x18\a \x01(\tR\x05state\x12\x1c\n" +
+	"\tallocated\x18\b \x01(\x04R\tallocated\x12\x1a\n" +
+	"\breserved\x18\t \x01(\x04R\breserved\x12\x1d\n" +
+	"\n" +
+	"bad_blocks\x18\n" +
+	" \x01(\x04R\tbadBlocks\x12\x1d\n" +
+	"\n" +
+	"bad_chunks\x18\v \x03(\x04R\tbadChunks\x12\x1a\n" +
+	"\bscrubbed\x18\f \x01(\x03R\bscrubbed\x12%\n" +
+	"\x0escrub_permille\x18\r \x01(\rR\rscrubPermille\x12\x16\n" +
+	"\x06reason\x18\x0e \x01(\tR\x06reason\"j\n" +
 	"\x0eHeartbeatReply\x12\x16\n" +
 	"\x06fenced\x18\x01 \x03(\x04R\x06fenced\x12%\n" +
 	"\x05peers\x18\x02 \x03(\v2\x0f.varve.msg.PeerR\x05peers\x12\x19\n" +
@@ -8365,7 +8884,43 @@ const file_msg_proto_rawDesc = "" +
 	"\x10ChunkVerifyReply\x12\x16\n" +
 	"\x06blocks\x18\x01 \x01(\rR\x06blocks\x12\x10\n" +
 	"\x03bad\x18\x02 \x01(\rR\x03bad\x12\x16\n" +
-	"\x06digest\x18\x03 \x01(\fR\x06digest\"\b\n" +
+	"\x06digest\x18\x03 \x01(\fR\x06digest\"$\n" +
+	"\tStoreStat\x12\x17\n" +
+	"\amax_bad\x18\x01 \x01(\rR\x06maxBad\"\xb4\x02\n" +
+	"\x0eStoreStatReply\x12\x16\n" +
+	"\x06chunks\x18\x01 \x01(\x04R\x06chunks\x12\x14\n" +
+	"\x05total\x18\x02 \x01(\x04R\x05total\x12\x12\n" +
+	"\x04free\x18\x03 \x01(\x04R\x04free\x12\x1a\n" +
+	"\breserved\x18\x04 \x01(\x04R\breserved\x12\x1c\n" +
+	"\tallocated\x18\x05 \x01(\x04R\tallocated\x12\x1c\n" +
+	"\tuncounted\x18\x06 \x01(\x04R\tuncounted\x12\x10\n" +
+	"\x03bad\x18\a \x01(\x04R\x03bad\x122\n" +
+	"\n" +
+	"bad_blocks\x18\b \x03(\v2\x13.varve.msg.BadBlockR\tbadBlocks\x12*\n" +
+	"\x05scrub\x18\t \x01(\v2\x14.varve.msg.ScrubStatR\x05scrub\x12\x16\n" +
+	"\x06failed\x18\n" +
+	" \x01(\tR\x06failed\"b\n" +
+	"\bBadBlock\x12\x14\n" +
+	"\x05chunk\x18\x01 \x01(\x04R\x05chunk\x12\x14\n" +
+	"\x05block\x18\x02 \x01(\rR\x05block\x12\x14\n" +
+	"\x05cause\x18\x03 \x01(\tR\x05cause\x12\x14\n" +
+	"\x05since\x18\x04 \x01(\x03R\x05since\"\xf8\x01\n" +
+	"\tScrubStat\x12\x12\n" +
+	"\x04rate\x18\x01 \x01(\x04R\x04rate\x12\x16\n" +
+	"\x06passes\x18\x02 \x01(\x04R\x06passes\x12\x16\n" +
+	"\x06passed\x18\x03 \x01(\x03R\x06passed\x12\x17\n" +
+	"\atook_ms\x18\x04 \x01(\x03R\x06tookMs\x12\x14\n" +
+	"\x05begun\x18\x05 \x01(\x03R\x05begun\x12\x16\n" +
+	"\x06chunks\x18\x06 \x01(\x04R\x06chunks\x12\x14\n" +
+	"\x05bytes\x18\a \x01(\x04R\x05bytes\x12\x14\n" +
+	"\x05found\x18\b \x01(\x04R\x05found\x12\x1a\n" +
+	"\bpermille\x18\t \x01(\rR\bpermille\x12\x18\n" +
+	"\awaiting\x18\n" +
+	" \x01(\bR\awaiting\"L\n" +
+	"\x05Scrub\x12\x12\n" +
+	"\x04rate\x18\x01 \x01(\x04R\x04rate\x12\x19\n" +
+	"\bset_rate\x18\x02 \x01(\bR\asetRate\x12\x14\n" +
+	"\x05begin\x18\x03 \x01(\bR\x05begin\"\b\n" +
 	"\x06Status\"\x9e\x05\n" +
 	"\vStatusReply\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
@@ -8403,7 +8958,7 @@ const file_msg_proto_rawDesc = "" +
 	"\aapplied\x18\x04 \x01(\x04R\aapplied\x12\x14\n" +
 	"\x05voter\x18\x05 \x01(\bR\x05voter\x12\x12\n" +
 	"\x04disk\x18\x06 \x01(\tR\x04disk\x12\x1b\n" +
-	"\tdisk_free\x18\a \x01(\x04R\bdiskFree\"\xf3\x01\n" +
+	"\tdisk_free\x18\a \x01(\x04R\bdiskFree\"\xa7\x03\n" +
 	"\vChunkServer\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\rR\x06server\x12\x12\n" +
 	"\x04addr\x18\x02 \x01(\tR\x04addr\x12\x12\n" +
@@ -8416,7 +8971,14 @@ const file_msg_proto_rawDesc = "" +
 	"\bheard_ms\x18\t \x01(\x03R\aheardMs\x12\x1d\n" +
 	"\n" +
 	"latency_us\x18\n" +
-	" \x01(\rR\tlatencyUs\"\xb8\x01\n" +
+	" \x01(\rR\tlatencyUs\x12\x1c\n" +
+	"\tallocated\x18\v \x01(\x04R\tallocated\x12\x1a\n" +
+	"\breserved\x18\f \x01(\x04R\breserved\x12\x1d\n" +
+	"\n" +
+	"bad_blocks\x18\r \x01(\x04R\tbadBlocks\x12\x1a\n" +
+	"\bscrubbed\x18\x0e \x01(\x03R\bscrubbed\x12%\n" +
+	"\x0escrub_permille\x18\x0f \x01(\rR\rscrubPermille\x12\x16\n" +
+	"\x06reason\x18\x10 \x01(\tR\x06reason\"\xb8\x01\n" +
 	"\aSession\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x14\n" +
@@ -8558,7 +9120,7 @@ func file_msg_proto_rawDescGZIP() []byte {
 }
 
 var file_msg_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_msg_proto_msgTypes = make([]protoimpl.MessageInfo, 107)
+var file_msg_proto_msgTypes = make([]protoimpl.MessageInfo, 112)
 var file_msg_proto_goTypes = []any{
 	(FileType)(0),               // 0: varve.msg.FileType
 	(Want)(0),                   // 1: varve.msg.Want
@@ -8646,33 +9208,38 @@ var file_msg_proto_goTypes = []any{
 	(*ChunkListReply)(nil),      // 83: varve.msg.ChunkListReply
 	(*ChunkVerify)(nil),         // 84: varve.msg.ChunkVerify
 	(*ChunkVerifyReply)(nil),    // 85: varve.msg.ChunkVerifyReply
-	(*Status)(nil),              // 86: varve.msg.Status
-	(*StatusReply)(nil),         // 87: varve.msg.StatusReply
-	(*MetaServer)(nil),          // 88: varve.msg.MetaServer
-	(*ChunkServer)(nil),         // 89: varve.msg.ChunkServer
-	(*Session)(nil),             // 90: varve.msg.Session
-	(*StateDigest)(nil),         // 91: varve.msg.StateDigest
-	(*StateDigestReply)(nil),    // 92: varve.msg.StateDigestReply
-	(*JoinMeta)(nil),            // 93: varve.msg.JoinMeta
-	(*JoinMetaReply)(nil),       // 94: varve.msg.JoinMetaReply
-	(*JournalRead)(nil),         // 95: varve.msg.JournalRead
-	(*JournalReadReply)(nil),    // 96: varve.msg.JournalReadReply
-	(*Members)(nil),             // 97: varve.msg.Members
-	(*MembersReply)(nil),        // 98: varve.msg.MembersReply
-	(*RemoveMeta)(nil),          // 99: varve.msg.RemoveMeta
-	(*AdminReply)(nil),          // 100: varve.msg.AdminReply
-	(*TransferLeader)(nil),      // 101: varve.msg.TransferLeader
-	(*SetConfig)(nil),           // 102: varve.msg.SetConfig
-	(*GetConfig)(nil),           // 103: varve.msg.GetConfig
-	(*GetConfigReply)(nil),      // 104: varve.msg.GetConfigReply
-	(*Setting)(nil),             // 105: varve.msg.Setting
-	(*FenceSession)(nil),        // 106: varve.msg.FenceSession
-	(*FenceSessionReply)(nil),   // 107: varve.msg.FenceSessionReply
-	(*LeaseShow)(nil),           // 108: varve.msg.LeaseShow
-	(*LeaseHolder)(nil),         // 109: varve.msg.LeaseHolder
-	(*LeaseShowReply)(nil),      // 110: varve.msg.LeaseShowReply
-	(*LeaseTake)(nil),           // 111: varve.msg.LeaseTake
-	(*LeaseTakeReply)(nil),      // 112: varve.msg.LeaseTakeReply
+	(*StoreStat)(nil),           // 86: varve.msg.StoreStat
+	(*StoreStatReply)(nil),      // 87: varve.msg.StoreStatReply
+	(*BadBlock)(nil),            // 88: varve.msg.BadBlock
+	(*ScrubStat)(nil),           // 89: varve.msg.ScrubStat
+	(*Scrub)(nil),               // 90: varve.msg.Scrub
+	(*Status)(nil),              // 91: varve.msg.Status
+	(*StatusReply)(nil),         // 92: varve.msg.StatusReply
+	(*MetaServer)(nil),          // 93: varve.msg.MetaServer
+	(*ChunkServer)(nil),         // 94: varve.msg.ChunkServer
+	(*Session)(nil),             // 95: varve.msg.Session
+	(*StateDigest)(nil),         // 96: varve.msg.StateDigest
+	(*StateDigestReply)(nil),    // 97: varve.msg.StateDigestReply
+	(*JoinMeta)(nil),            // 98: varve.msg.JoinMeta
+	(*JoinMetaReply)(nil),       // 99: varve.msg.JoinMetaReply
+	(*JournalRead)(nil),         // 100: varve.msg.JournalRead
+	(*JournalReadReply)(nil),    // 101: varve.msg.JournalReadReply
+	(*Members)(nil),             // 102: varve.msg.Members
+	(*MembersReply)(nil),        // 103: varve.msg.MembersReply
+	(*RemoveMeta)(nil),          // 104: varve.msg.RemoveMeta
+	(*AdminReply)(nil),          // 105: varve.msg.AdminReply
+	(*TransferLeader)(nil),      // 106: varve.msg.TransferLeader
+	(*SetConfig)(nil),           // 107: varve.msg.SetConfig
+	(*GetConfig)(nil),           // 108: varve.msg.GetConfig
+	(*GetConfigReply)(nil),      // 109: varve.msg.GetConfigReply
+	(*Setting)(nil),             // 110: varve.msg.Setting
+	(*FenceSession)(nil),        // 111: varve.msg.FenceSession
+	(*FenceSessionReply)(nil),   // 112: varve.msg.FenceSessionReply
+	(*LeaseShow)(nil),           // 113: varve.msg.LeaseShow
+	(*LeaseHolder)(nil),         // 114: varve.msg.LeaseHolder
+	(*LeaseShowReply)(nil),      // 115: varve.msg.LeaseShowReply
+	(*LeaseTake)(nil),           // 116: varve.msg.LeaseTake
+	(*LeaseTakeReply)(nil),      // 117: varve.msg.LeaseTakeReply
 }
 var file_msg_proto_depIdxs = []int32{
 	4,   // 0: varve.msg.Hello.role:type_name -> varve.msg.Hello.Role
@@ -8740,18 +9307,20 @@ var file_msg_proto_depIdxs = []int32{
 	63,  // 62: varve.msg.ChunkReport.chunks:type_name -> varve.msg.ChunkInfo
 	61,  // 63: varve.msg.HeartbeatReply.peers:type_name -> varve.msg.Peer
 	63,  // 64: varve.msg.ChunkListReply.chunks:type_name -> varve.msg.ChunkInfo
-	88,  // 65: varve.msg.StatusReply.metas:type_name -> varve.msg.MetaServer
-	89,  // 66: varve.msg.StatusReply.servers:type_name -> varve.msg.ChunkServer
-	90,  // 67: varve.msg.StatusReply.sessions:type_name -> varve.msg.Session
-	105, // 68: varve.msg.GetConfigReply.settings:type_name -> varve.msg.Setting
-	1,   // 69: varve.msg.LeaseHolder.want:type_name -> varve.msg.Want
-	2,   // 70: varve.msg.LeaseHolder.mode:type_name -> varve.msg.Mode
-	109, // 71: varve.msg.LeaseShowReply.holders:type_name -> varve.msg.LeaseHolder
-	72,  // [72:72] is the sub-list for method output_type
-	72,  // [72:72] is the sub-list for method input_type
-	72,  // [72:72] is the sub-list for extension type_name
-	72,  // [72:72] is the sub-list for extension extendee
-	0,   // [0:72] is the sub-list for field type_name
+	88,  // 65: varve.msg.StoreStatReply.bad_blocks:type_name -> varve.msg.BadBlock
+	89,  // 66: varve.msg.StoreStatReply.scrub:type_name -> varve.msg.ScrubStat
+	93,  // 67: varve.msg.StatusReply.metas:type_name -> varve.msg.MetaServer
+	94,  // 68: varve.msg.StatusReply.servers:type_name -> varve.msg.ChunkServer
+	95,  // 69: varve.msg.StatusReply.sessions:type_name -> varve.msg.Session
+	110, // 70: varve.msg.GetConfigReply.settings:type_name -> varve.msg.Setting
+	1,   // 71: varve.msg.LeaseHolder.want:type_name -> varve.msg.Want
+	2,   // 72: varve.msg.LeaseHolder.mode:type_name -> varve.msg.Mode
+	114, // 73: varve.msg.LeaseShowReply.holders:type_name -> varve.msg.LeaseHolder
+	74,  // [74:74] is the sub-list for method output_type
+	74,  // [74:74] is the sub-list for method input_type
+	74,  // [74:74] is the sub-list for extension type_name
+	74,  // [74:74] is the sub-list for extension extendee
+	0,   // [0:74] is the sub-list for field type_name
 }
 
 func init() { file_msg_proto_init() }
@@ -8806,7 +9375,7 @@ func file_msg_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_msg_proto_rawDesc), len(file_msg_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   107,
+			NumMessages:   112,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
