@@ -59,6 +59,8 @@ var rooms = []room{
 	{dir: "mds/raftlog", may: []string{"internal/disk", "internal/id"}},
 	{dir: "mds", may: []string{"mds/...", "journal", "internal/..."}, not: clientSide},
 	{dir: "cs/repl", pure: true, may: pureInternal},
+	{dir: "cs/admit", pure: true, may: pureInternal},
+	{dir: "cs/arena", may: []string{"internal/invariant"}},
 	{dir: "cs/store", may: []string{"cs/repl", "internal/id", "internal/fserr", "internal/invariant", "internal/chunk", "internal/disk"}},
 	{dir: "cs", may: []string{"cs/...", "internal/...", "iouring"}, not: clientSide},
 	{dir: "fuse", may: []string{"fuse/...", "internal/...", "iouring"}},
