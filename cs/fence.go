@@ -13,6 +13,7 @@ const maxFenced = 1 << 20
 
 // fences counts the requests under way of each session and refuses those of fenced ones.
 type fences struct {
+	locals   *locals // what the sessions read by themselves; nil for none
 	mu       sync.Mutex
 	inflight map[id.SessionID]int
 	fenced   map[id.SessionID]struct{}
@@ -71,6 +72,7 @@ func (f *fences) block(sessions []uint64) ([]chan struct{}, error) {
 			return nil, fserr.NoSpace
 		}
 		f.fenced[s] = struct{}{}
+		f.locals.fence(s)
 		if f.inflight[s] == 0 {
 			continue
 		}
@@ -98,6 +100,14 @@ func (f *fences) fence(ctx context.Context, sessions []uint64) error {
 		}
 	}
 	return nil
+}
+
+// fences reports whether a session is fenced.
+func (f *fences) fences(s id.SessionID) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	_, fenced := f.fenced[s]
+	return fenced
 }
 
 func (f *fences) count() int {

@@ -29,6 +29,7 @@ const (
 func (s *Server) followLeader(ctx context.Context) error {
 	var b backoff
 	lost := false // said that there is no leader
+	s.locals.settle(ctx)
 	for ctx.Err() == nil {
 		reg := s.whoami().register(s.Addr())
 		reg.Total, reg.Free, _ = s.store.Space()

@@ -32,8 +32,7 @@ type identity struct {
 	Host    string      `json:"host"`
 	Rack    string      `json:"rack,omitempty"`
 	Tier    uint32      `json:"tier"`
-	Memory  int64       `json:"memory,omitempty"` // bytes; 0: DefaultMemory
-	Metas   []string    `json:"metas"`            // as last known
+	Metas   []string    `json:"metas"` // as last known
 }
 
 // clone returns a copy that shares nothing.

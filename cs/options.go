@@ -12,6 +12,8 @@ import (
 	"varve/cs/store"
 	"varve/internal/disk"
 	"varve/internal/id"
+	"varve/internal/local"
+	"varve/internal/wire"
 )
 
 // Options of Init and Open. Dir is required, and for Init also Metas and Addr; every other field has a default.
@@ -39,27 +41,27 @@ type Options struct {
 	// Logger takes state transitions and failures. Default: slog.Default().
 	Logger *slog.Logger
 
-	// Memory is what a process that is this server may take up, in bytes: half of it is payload, fixed at start; tables of open chunks,
-	// staging buffers and connections are bounded accordingly; see HeapLimit for the rest. Default: what Init was given, else
-	// DefaultMemory. At least MinMemory.
-	Memory int64
-	// Populate has all payload memory taken up at start, so that the kernel cannot run out of it later.
-	Populate bool
+	// ClientMemory and PeerMemory bound the payload in memory, in bytes. Default: 256 MiB and 128 MiB.
+	ClientMemory, PeerMemory int64
 	// ForwardTimeout is how long another server may take to apply a forwarded write before it counts as failed.
 	// Default: 5 s.
 	ForwardTimeout time.Duration
 	// Rebuilds is the number of chunks rebuilt at once. Default: 2.
 	Rebuilds int
-	// Store is passed to store.Open; FS, Dir, Cluster and Logger are filled in.
+	// LocalChunks is the number of chunks that clients on this host may read by themselves at once, at 128 KiB of memory each.
+	// Default: 256. Negative: none.
+	LocalChunks int
+	// Store is passed to store.Open; FS, Dir, Cluster, Logger and Board are filled in.
 	Store store.Options
-
-	trace bool // of the arenas
 }
 
 // Defaults of Options.
 const (
+	defaultClientMemory   = 256 << 20
+	defaultPeerMemory     = 128 << 20
 	defaultForwardTimeout = 5 * time.Second
 	defaultRebuilds       = 2
+	defaultLocalChunks    = 256
 
 	maxTier  = 3
 	maxMetas = 16
@@ -75,11 +77,20 @@ func (o Options) withDefaults() (Options, error) {
 	if o.Host == "" {
 		o.Host, _ = os.Hostname()
 	}
+	if o.ClientMemory == 0 {
+		o.ClientMemory = defaultClientMemory
+	}
+	if o.PeerMemory == 0 {
+		o.PeerMemory = defaultPeerMemory
+	}
 	if o.ForwardTimeout == 0 {
 		o.ForwardTimeout = defaultForwardTimeout
 	}
 	if o.Rebuilds == 0 {
 		o.Rebuilds = defaultRebuilds
+	}
+	if o.LocalChunks == 0 {
+		o.LocalChunks = defaultLocalChunks
 	}
 	var faults []error
 	fault := func(format string, args ...any) {
@@ -99,11 +110,14 @@ func (o Options) withDefaults() (Options, error) {
 	if o.Tier > maxTier {
 		fault("tier %d, want 0 to %d", o.Tier, maxTier)
 	}
-	if o.Memory != 0 && o.Memory < MinMemory {
-		fault("memory of %d bytes, want at least %d", o.Memory, MinMemory)
+	if o.ClientMemory < wire.MaxData || o.PeerMemory < wire.MaxData {
+		fault("ClientMemory %d, PeerMemory %d: want at least %d each", o.ClientMemory, o.PeerMemory, wire.MaxData)
 	}
 	if o.ForwardTimeout < 0 {
 		fault("ForwardTimeout %v is negative", o.ForwardTimeout)
+	}
+	if o.LocalChunks > local.MaxSlots {
+		fault("LocalChunks %d, limit %d", o.LocalChunks, local.MaxSlots)
 	}
 	if o.Rebuilds < 0 {
 		fault("Rebuilds %d is negative", o.Rebuilds)

@@ -35,15 +35,15 @@ type Server struct {
 	scratch  scratch
 	lease    lease
 	fences   *fences
+	locals   *locals
 	stats    stats
 	health   health
 	accepted atomic.Bool // the leader has heard the whole report of this process once
 
-	gate     *gate
-	own      flow // of what the server does by itself
-	payload  payload
-	rebuilds *semaphore.Weighted
-	verifies *semaphore.Weighted
+	clientMemory *semaphore.Weighted
+	peerMemory   *semaphore.Weighted
+	rebuilds     *semaphore.Weighted
+	verifies     *semaphore.Weighted
 
 	identityMu sync.Mutex
 	identity   identity
@@ -80,16 +80,9 @@ func Open(o Options) (*Server, error) {
 	if o.Addr != "" {
 		d.Addr = o.Addr
 	}
-	if o.Memory != 0 {
-		d.Memory = o.Memory
-	} else if o.Memory = d.Memory; o.Memory == 0 {
-		o.Memory = DefaultMemory
-	}
-	div := divide(o.Memory)
+	locals := newLocals(&o)
 	so := o.Store
-	if so.MaxOpen == 0 {
-		so.MaxOpen = div.tables
-	}
+	so.Board = locals.board
 	so.FS, so.Dir, so.Cluster, so.Logger = o.FS, o.Dir, d.cluster(), o.Logger.With("cs", d.Server)
 	st, err := store.Open(so)
 	if err != nil {
@@ -99,28 +92,21 @@ func Open(o Options) (*Server, error) {
 	if err != nil {
 		return nil, errors.Join(err, st.Close())
 	}
-	pay, err := newPayload(&o)
-	if err != nil {
-		return nil, errors.Join(err, l.Close(), st.Close())
-	}
-	g, err := newGate(maxOps, div.clients+div.peers)
-	if err != nil {
-		return nil, errors.Join(err, l.Close(), st.Close(), pay.close())
-	}
 	s := &Server{
 		o: o, id: d.Server, cluster: d.cluster(), name: d.Name, log: so.Logger, store: st, listener: l, identity: d,
-		fences: newFences(), ended: make(chan struct{}),
-		gate: g, payload: pay,
+		fences: newFences(), locals: locals, ended: make(chan struct{}),
+		clientMemory: semaphore.NewWeighted(o.ClientMemory), peerMemory: semaphore.NewWeighted(o.PeerMemory),
 		rebuilds: semaphore.NewWeighted(int64(o.Rebuilds)), verifies: semaphore.NewWeighted(maxVerifies),
 	}
+	s.fences.locals = locals
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.lanes.conns = make(map[laneKey]*wire.Conn)
 	s.peers = newPeers(s.cluster, s.id, o.Version)
-	s.wire = &wire.Server{Accept: s.accept, Logger: s.log, MaxConns: div.conns}
+	s.wire = &wire.Server{Accept: s.accept, Logger: s.log}
 	s.finder = &finder{cluster: s.cluster, version: o.Version, logger: s.log}
 	s.finder.learn(o.Metas)
 	s.finder.learn(d.Metas)
-	if err := s.sweepAll(); err != nil {
+	if err := errors.Join(locals.open(s), s.sweepAll()); err != nil {
 		return nil, errors.Join(err, l.Close(), st.Close())
 	}
 	return s, nil
@@ -138,7 +124,11 @@ func (s *Server) Run(ctx context.Context) error {
 	s.log.Warn("serving without authentication: whoever reaches the address may read and write", "addr", s.Addr())
 	failed := make(chan error, 2)
 	// Both are counted before the server can end, and end with it.
-	s.work.Add(2)
+	s.work.Add(3)
+	go func() {
+		defer s.work.Done()
+		s.locals.run(s.ctx)
+	}()
 	go func() {
 		defer s.work.Done()
 		if err := s.wire.Serve(s.listener); err != nil {
@@ -188,6 +178,7 @@ func (s *Server) stop(orderly bool) {
 	s.end.Do(func() {
 		s.closing.Store(true)
 		s.listener.Close()
+		s.locals.stop(orderly)
 		go func() {
 			defer close(s.ended)
 			if orderly {
@@ -199,10 +190,9 @@ func (s *Server) stop(orderly bool) {
 			s.wire.Close()
 			s.peers.close()
 			s.work.Wait()
-			s.gate.close()
-			s.endErr = s.payload.close()
 			if orderly {
-				s.endErr = errors.Join(s.endErr, s.store.Close())
+				s.endErr = s.store.Close()
+				s.locals.unmark()
 				s.log.Info("chunk server stopped", "clean", s.endErr == nil)
 			}
 		}()

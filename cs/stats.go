@@ -21,6 +21,7 @@ type Stats struct {
 	Chunks                        int
 	Total, Free                   uint64 // bytes of the filesystem
 	Fenced, Connections, UnderWay int    // sessions; lanes of clients and peers; data requests
+	Locals, LocalChunks           int    // clients on this host that read by themselves; chunks that they may read
 	Registered, Serving, Failed   bool   // Failed: the disk is out of service
 }
 
@@ -56,6 +57,9 @@ func (s *Server) Stats() Stats {
 		Rebuilds: t.rebuilds.Load(), RebuildBytes: t.rebuildBytes.Load(),
 		Latency: time.Duration(t.latency.Load()), Chunks: s.store.Count(), Fenced: s.fences.count(),
 		UnderWay: int(s.lease.inflight.Load()), Registered: s.accepted.Load(), Serving: s.lease.held(), Failed: s.health.failed(),
+	}
+	if b := s.locals.board; b != nil {
+		st.Locals, st.LocalChunks = s.locals.count(), b.Taken()
 	}
 	st.Total, st.Free, _ = s.store.Space()
 	s.lanes.mu.Lock()

@@ -13,6 +13,7 @@ import (
 	"varve/internal/disk"
 	"varve/internal/fserr"
 	"varve/internal/id"
+	"varve/internal/local"
 )
 
 // entry is a chunk that the store holds. It stays in memory; its image comes and goes.
@@ -50,6 +51,7 @@ type image struct {
 	last     [chunk.Extents]int64 // Store.now at the last write
 	held     []hold
 	ticket   uint64
+	slot     *local.Slot // what readers outside the process see of the chunk; nil, or it may have ended
 
 	flushMu   sync.Mutex
 	flushCond sync.Cond
@@ -76,6 +78,7 @@ func (e *entry) lock(first, end uint32, exclusive bool) uint64 {
 	for im.blocked(t) {
 		im.cond.Wait()
 	}
+	im.announce(first, end, exclusive)
 	return t
 }
 
@@ -101,6 +104,7 @@ func (im *image) tryHold(first, end uint32, exclusive bool) (ticket uint64, ok b
 	}
 	im.ticket++
 	im.held = append(im.held, hold{ticket: im.ticket, first: first, end: end, exclusive: exclusive})
+	im.announce(first, end, exclusive)
 	return im.ticket, true
 }
 
@@ -116,6 +120,7 @@ func (e *entry) unlock(t uint64) {
 	e.mu.Lock()
 	im := e.img
 	i := im.place(t)
+	im.conclude(im.held[i])
 	im.held = append(im.held[:i], im.held[i+1:]...)
 	if len(im.held) > 0 {
 		im.cond.Broadcast()
@@ -378,6 +383,7 @@ func (s *Store) evict() {
 
 // closeImage closes the file. Preconditions: the gate is held exclusively and nothing is dirty.
 func (s *Store) closeImage(e *entry) {
+	e.unshare()
 	if err := e.img.f.Close(); err != nil {
 		s.fail("close", e.id, err)
 	}

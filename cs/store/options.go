@@ -8,6 +8,7 @@ import (
 
 	"varve/internal/disk"
 	"varve/internal/id"
+	"varve/internal/local"
 )
 
 // Options of a Store. FS, Dir and Cluster are required; every other field has a default.
@@ -37,6 +38,9 @@ type Options struct {
 	// lives on the disk, a metadata server's journal above all, go on to find room. Default: a 32nd of the disk, at least
 	// 16 MiB and at most 1 GiB, but not over a quarter of the disk. Negative: none.
 	Reserve int64
+	// Board is where Share shows the checksums of chunks to readers on this host. It ends with the store, and when the store goes out
+	// of service. Default: none.
+	Board *local.Board
 }
 
 // Defaults of Options.

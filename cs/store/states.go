@@ -30,6 +30,7 @@ func (s *Store) change(e *entry, in repl.Input) error {
 	if v != repl.Persist {
 		return refuse(e, in, v)
 	}
+	e.unshare()
 	if err := s.writeHeader(e, next.Record()); err != nil {
 		return err
 	}
@@ -190,6 +191,7 @@ func (s *Store) Delete(c id.ChunkID) error {
 	if e.gone {
 		return nil
 	}
+	e.unshare()
 	if err := s.o.FS.Remove(s.pathOf(c)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return s.fail("remove", c, err)
 	}

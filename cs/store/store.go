@@ -115,6 +115,7 @@ func (s *Store) Close() error {
 		return nil
 	}
 	s.closed = true
+	s.stopSharing()
 	s.life.Unlock()
 	close(s.stop)
 	s.settler.Wait()
@@ -156,6 +157,7 @@ func (s *Store) failure() error {
 // fail takes the store out of service.
 func (s *Store) fail(op string, c id.ChunkID, cause error) error {
 	err := fmt.Errorf("store %s: out of service: %s: chunk %v: %w: %w", s.o.Dir, op, c, fserr.IO, cause)
+	s.stopSharing()
 	if s.failed.CompareAndSwap(nil, &err) {
 		s.o.Logger.Error("store is out of service", "dir", s.o.Dir, "op", op, "chunk", c, "cause", cause)
 		return err

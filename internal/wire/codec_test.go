@@ -3,6 +3,7 @@ package wire
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"hash/crc32"
 	"reflect"
@@ -21,7 +22,7 @@ func frameBytes(h header, body, data []byte) []byte {
 }
 
 func read(b []byte, maxBody, maxData uint32) (*Frame, bool, error) {
-	return readFrame(nil, bufio.NewReader(bytes.NewReader(b)), nil, maxBody, maxData)
+	return readFrame(context.Background(), bufio.NewReader(bytes.NewReader(b)), nil, maxBody, maxData, nil)
 }
 
 func TestHeaderRoundTrip(t *testing.T) {

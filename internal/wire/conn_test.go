@@ -338,35 +338,15 @@ func TestInFlightIsBounded(t *testing.T) {
 	}
 }
 
-// byBytes admits what fits a number of bytes.
-type byBytes struct{ *semaphore.Weighted }
-
-type byBytesGrant struct {
-	byBytes
-	n int64
-}
-
-func (b byBytes) Admit(ctx context.Context, _ *Conn, _ *Frame, size int) (Grant, []byte, error) {
-	if err := b.Acquire(ctx, int64(size)); err != nil {
-		return nil, nil, err
-	}
-	return byBytesGrant{b, int64(size)}, Buffer(size), nil
-}
-
-func (g byBytesGrant) Release(data []byte) {
-	Recycle(data)
-	g.Weighted.Release(g.n)
-}
-
-func TestAdmission(t *testing.T) {
-	budget := byBytes{semaphore.NewWeighted(MaxData)}
+func TestBudget(t *testing.T) {
+	budget := semaphore.NewWeighted(MaxData)
 	release, entered := make(chan struct{}), make(chan struct{}, 8)
 	l, err := Listen(context.Background(), "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := &Server{Logger: slog.New(slog.DiscardHandler), Accept: func(c *Conn, _ *msg.Hello) (Handler, *msg.HelloReply, fserr.Code) {
-		c.Admission = budget
+		c.Budget = budget
 		return handlerFunc(func(ctx context.Context, c *Conn, req *Frame) {
 			entered <- struct{}{}
 			<-release
@@ -414,8 +394,7 @@ func TestHalfAFrameEndsItsConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		here, there := net.Pipe()
 		c := newConn(here, bufio.NewReaderSize(here, readBuffer), Options{})
-		budget := byBytes{semaphore.NewWeighted(MaxData)}
-		c.Admission = budget
+		c.Budget = semaphore.NewWeighted(MaxData)
 		c.start(handlerFunc(echo))
 		h := header{typ: Write, id: 1, dataLen: MaxData}
 		b := make([]byte, headerSize, headerSize+100)
@@ -424,14 +403,14 @@ func TestHalfAFrameEndsItsConnection(t *testing.T) {
 			t.Fatal(err)
 		}
 		synctest.Wait()
-		if budget.TryAcquire(1) {
+		if c.Budget.TryAcquire(1) {
 			t.Fatal("the budget is not held")
 		}
 		time.Sleep(frameTimeout + time.Second)
 		if err := c.Err(); !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Fatal("the connection ended with", err)
 		}
-		if !budget.TryAcquire(MaxData) {
+		if !c.Budget.TryAcquire(MaxData) {
 			t.Fatal("the budget is still held")
 		}
 		c.Quiesce()
