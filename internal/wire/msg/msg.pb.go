@@ -4944,7 +4944,10 @@ type Heartbeat struct {
 	BadChunks     []uint64               `protobuf:"varint,11,rep,packed,name=bad_chunks,json=badChunks,proto3" json:"bad_chunks,omitempty"` // quarantined blocks; some of the chunks that have them
 	Scrubbed      int64                  `protobuf:"varint,12,opt,name=scrubbed,proto3" json:"scrubbed,omitempty"`
 	ScrubPermille uint32                 `protobuf:"varint,13,opt,name=scrub_permille,json=scrubPermille,proto3" json:"scrub_permille,omitempty"` // end of the last full pass (ns, 0: none yet); how far this one is
-	Reason        string                 `protobuf:"bytes,14,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason        string                 `protobuf:"bytes,14,opt,name=reason,proto3" json:"reason,omitempty"`                                     // of state failed
+	Memory        uint64                 `protobuf:"varint,15,opt,name=memory,proto3" json:"memory,omitempty"`
+	Resident      uint64                 `protobuf:"varint,16,opt,name=resident,proto3" json:"resident,omitempty"` // bytes: what the process may take up, what it does
+	DataPath      string                 `protobuf:"bytes,17,opt,name=data_path,json=dataPath,proto3" json:"data_path,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5073,6 +5076,27 @@ func (x *Heartbeat) GetScrubPermille() uint32 {
 func (x *Heartbeat) GetReason() string {
 	if x != nil {
 		return x.Reason
+	}
+	return ""
+}
+
+func (x *Heartbeat) GetMemory() uint64 {
+	if x != nil {
+		return x.Memory
+	}
+	return 0
+}
+
+func (x *Heartbeat) GetResident() uint64 {
+	if x != nil {
+		return x.Resident
+	}
+	return 0
+}
+
+func (x *Heartbeat) GetDataPath() string {
+	if x != nil {
+		return x.DataPath
 	}
 	return ""
 }
@@ -6898,6 +6922,9 @@ type ChunkServer struct {
 	Scrubbed      int64                  `protobuf:"varint,14,opt,name=scrubbed,proto3" json:"scrubbed,omitempty"`
 	ScrubPermille uint32                 `protobuf:"varint,15,opt,name=scrub_permille,json=scrubPermille,proto3" json:"scrub_permille,omitempty"`
 	Reason        string                 `protobuf:"bytes,16,opt,name=reason,proto3" json:"reason,omitempty"`
+	Memory        uint64                 `protobuf:"varint,17,opt,name=memory,proto3" json:"memory,omitempty"`
+	Resident      uint64                 `protobuf:"varint,18,opt,name=resident,proto3" json:"resident,omitempty"`
+	DataPath      string                 `protobuf:"bytes,19,opt,name=data_path,json=dataPath,proto3" json:"data_path,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -7040,6 +7067,27 @@ func (x *ChunkServer) GetScrubPermille() uint32 {
 func (x *ChunkServer) GetReason() string {
 	if x != nil {
 		return x.Reason
+	}
+	return ""
+}
+
+func (x *ChunkServer) GetMemory() uint64 {
+	if x != nil {
+		return x.Memory
+	}
+	return 0
+}
+
+func (x *ChunkServer) GetResident() uint64 {
+	if x != nil {
+		return x.Resident
+	}
+	return 0
+}
+
+func (x *ChunkServer) GetDataPath() string {
+	if x != nil {
+		return x.DataPath
 	}
 	return ""
 }
@@ -8800,7 +8848,7 @@ const file_msg_proto_rawDesc = "" +
 	"\ajoining\x18\x04 \x01(\bR\ajoining\"B\n" +
 	"\x10ChunkReportReply\x12\x16\n" +
 	"\x06accept\x18\x01 \x03(\x04R\x06accept\x12\x16\n" +
-	"\x06remove\x18\x02 \x03(\x04R\x06remove\"\xff\x02\n" +
+	"\x06remove\x18\x02 \x03(\x04R\x06remove\"\xd0\x03\n" +
 	"\tHeartbeat\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\rR\x06server\x12\x14\n" +
 	"\x05total\x18\x02 \x01(\x04R\x05total\x12\x12\n" +
@@ -8819,7 +8867,10 @@ const file_msg_proto_rawDesc = "" +
 	"bad_chunks\x18\v \x03(\x04R\tbadChunks\x12\x1a\n" +
 	"\bscrubbed\x18\f \x01(\x03R\bscrubbed\x12%\n" +
 	"\x0escrub_permille\x18\r \x01(\rR\rscrubPermille\x12\x16\n" +
-	"\x06reason\x18\x0e \x01(\tR\x06reason\"j\n" +
+	"\x06reason\x18\x0e \x01(\tR\x06reason\x12\x16\n" +
+	"\x06memory\x18\x0f \x01(\x04R\x06memory\x12\x1a\n" +
+	"\bresident\x18\x10 \x01(\x04R\bresident\x12\x1b\n" +
+	"\tdata_path\x18\x11 \x01(\tR\bdataPath\"j\n" +
 	"\x0eHeartbeatReply\x12\x16\n" +
 	"\x06fenced\x18\x01 \x03(\x04R\x06fenced\x12%\n" +
 	"\x05peers\x18\x02 \x03(\v2\x0f.varve.msg.PeerR\x05peers\x12\x19\n" +
@@ -8958,7 +9009,7 @@ const file_msg_proto_rawDesc = "" +
 	"\aapplied\x18\x04 \x01(\x04R\aapplied\x12\x14\n" +
 	"\x05voter\x18\x05 \x01(\bR\x05voter\x12\x12\n" +
 	"\x04disk\x18\x06 \x01(\tR\x04disk\x12\x1b\n" +
-	"\tdisk_free\x18\a \x01(\x04R\bdiskFree\"\xa7\x03\n" +
+	"\tdisk_free\x18\a \x01(\x04R\bdiskFree\"\xf8\x03\n" +
 	"\vChunkServer\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\rR\x06server\x12\x12\n" +
 	"\x04addr\x18\x02 \x01(\tR\x04addr\x12\x12\n" +
@@ -8978,7 +9029,10 @@ const file_msg_proto_rawDesc = "" +
 	"bad_blocks\x18\r \x01(\x04R\tbadBlocks\x12\x1a\n" +
 	"\bscrubbed\x18\x0e \x01(\x03R\bscrubbed\x12%\n" +
 	"\x0escrub_permille\x18\x0f \x01(\rR\rscrubPermille\x12\x16\n" +
-	"\x06reason\x18\x10 \x01(\tR\x06reason\"\xb8\x01\n" +
+	"\x06reason\x18\x10 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06memory\x18\x11 \x01(\x04R\x06memory\x12\x1a\n" +
+	"\bresident\x18\x12 \x01(\x04R\bresident\x12\x1b\n" +
+	"\tdata_path\x18\x13 \x01(\tR\bdataPath\"\xb8\x01\n" +
 	"\aSession\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x14\n" +
