@@ -193,7 +193,9 @@ func (s *State) remember(ev *event.Event) {
 		return // the session is over, nobody will ask
 	}
 	if r.owner != s.owner {
-		r = &results{session: r.session, owner: s.owner, floor: r.floor, list: slices.Clone(r.list)}
+		own := *r
+		own.owner, own.list, own.sums = s.owner, slices.Clone(r.list), slices.Clone(r.sums)
+		r = &own
 		s.results.Put(c.Session, r)
 	}
 	s.forget(r, c.Acked)
@@ -204,16 +206,16 @@ func (s *State) remember(ev *event.Event) {
 	if dup {
 		s.misfit("session %d, seq %d: done before, by event %v", c.Session, c.Seq, r.list[i].Index)
 	}
-	v := ResultOf(ev)
-	r.list = slices.Insert(r.list, i, v)
-	s.plus(sumResult(s.scratch, r.session, v))
+	s.addResult(r, i, ResultOf(ev))
 	if len(r.list) > MaxResults {
 		s.forget(r, r.list[0].Seq)
 	}
 }
 
 // drop drops the first n outcomes.
-func (r *results) drop(n int) { r.list = slices.Delete(r.list, 0, n) }
+func (r *results) drop(n int) {
+	r.list, r.sums = slices.Delete(r.list, 0, n), slices.Delete(r.sums, 0, n)
+}
 
 func (r *results) find(seq uint64) (int, bool) {
 	if n := len(r.list); n == 0 || r.list[n-1].Seq < seq {

@@ -1,6 +1,8 @@
 package state
 
 import (
+	"slices"
+
 	"varve/internal/id"
 
 	"github.com/zeebo/xxh3"
@@ -18,19 +20,46 @@ func (s *State) minus(b []byte) {
 	s.total.sub(xxh3.Hash128(b))
 }
 
+// knownSums is the number of inodes whose hash is kept for their next change: the directories in use, and the files that were
+// made or changed last, which have most of the changes.
+const knownSums = 1024
+
+// knownSum is the hash of one inode's record.
+type knownSum struct {
+	of   *Inode
+	hash xxh3.Uint128
+}
+
 // putInode puts n in the place of the inode with its number, which it returns.
 func (s *State) putInode(n *Inode) (*Inode, bool) {
 	old, ok := s.inodes.Put(uint64(n.Ino), n)
 	if ok {
-		s.minus(sumInode(s.scratch, old))
+		s.total.sub(s.inodeHash(old))
 	}
-	s.plus(sumInode(s.scratch, n))
+	s.scratch = sumInode(s.scratch, n)
+	if s.known == nil {
+		s.known = new([knownSums]knownSum)
+	}
+	k := &s.known[n.Ino%knownSums]
+	k.of, k.hash = n, xxh3.Hash128(s.scratch)
+	s.total.add(k.hash)
 	return old, ok
+}
+
+// inodeHash returns the hash of a record. One that is known is that of the same record, since records do not change.
+func (s *State) inodeHash(n *Inode) xxh3.Uint128 {
+	if s.known != nil {
+		if k := &s.known[n.Ino%knownSums]; k.of == n {
+			return k.hash
+		}
+	}
+	s.scratch = sumInode(s.scratch, n)
+	return xxh3.Hash128(s.scratch)
 }
 
 func (s *State) dropInode(n *Inode) {
 	if old, ok := s.inodes.Delete(uint64(n.Ino)); ok {
-		s.minus(sumInode(s.scratch, old))
+		s.total.sub(s.inodeHash(old))
 	}
 }
 
@@ -39,13 +68,17 @@ func (s *State) addName(d *Dentry) {
 	if old, ok := s.dentries.ReplaceOrInsert(nameOf(d)); ok {
 		s.misfit("%q in %v for inode %v: the name is there, for inode %v", d.Name, d.Parent, d.Ino, old.d.Ino)
 	}
-	s.cookies.ReplaceOrInsert(d)
+	if !s.cookies.Insert(d) {
+		s.misfit("%q in %v for inode %v: cookie %d is used", d.Name, d.Parent, d.Ino, d.Cookie)
+	}
 	s.plus(sumDentry(s.scratch, d))
 }
 
 func (s *State) dropName(d *Dentry) {
 	s.dentries.Delete(nameOf(d))
-	s.cookies.Delete(d)
+	if !s.cookies.Delete(d) {
+		s.misfit("%q in %v for inode %v: cookie %d is not in the listing", d.Name, d.Parent, d.Ino, d.Cookie)
+	}
 	s.minus(sumDentry(s.scratch, d))
 }
 
@@ -135,7 +168,22 @@ func (s *State) dropSession(x *Session) {
 
 func (s *State) addResults(r *results) {
 	s.results.Put(uint64(r.session), r)
-	s.plus(sumFloor(s.scratch, r))
+	s.countFloor(r)
+}
+
+// countFloor adds the record of the floor of r.
+func (s *State) countFloor(r *results) {
+	s.scratch = sumFloor(s.scratch, r)
+	r.floorSum = xxh3.Hash128(s.scratch)
+	s.total.add(r.floorSum)
+}
+
+// addResult adds an outcome as the i-th of r, which must be owned.
+func (s *State) addResult(r *results, i int, v Result) {
+	s.scratch = sumResult(s.scratch, r.session, v)
+	h := xxh3.Hash128(s.scratch)
+	r.list, r.sums = slices.Insert(r.list, i, v), slices.Insert(r.sums, i, h)
+	s.total.add(h)
 }
 
 func (s *State) dropResults(session id.SessionID) {
@@ -143,9 +191,9 @@ func (s *State) dropResults(session id.SessionID) {
 	if !ok {
 		return
 	}
-	s.minus(sumFloor(s.scratch, old))
-	for _, v := range old.list {
-		s.minus(sumResult(s.scratch, old.session, v))
+	s.total.sub(old.floorSum)
+	for _, h := range old.sums {
+		s.total.sub(h)
 	}
 }
 
@@ -154,15 +202,15 @@ func (s *State) forget(r *results, seq uint64) {
 	if seq <= r.floor {
 		return
 	}
-	s.minus(sumFloor(s.scratch, r))
+	s.total.sub(r.floorSum)
 	r.floor = seq
-	s.plus(sumFloor(s.scratch, r))
+	s.countFloor(r)
 	i, found := r.find(seq)
 	if found {
 		i++
 	}
-	for _, v := range r.list[:i] {
-		s.minus(sumResult(s.scratch, r.session, v))
+	for _, h := range r.sums[:i] {
+		s.total.sub(h)
 	}
 	r.drop(i)
 }

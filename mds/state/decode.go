@@ -263,13 +263,13 @@ func (d *decoder) dentry() {
 	if d.version == 1 {
 		d.runs.dentries.next(d, v, func(a, b *Dentry) bool { return compareNames(a, b.Parent, b.Name) < 0 })
 	} else {
-		d.runs.dentries.next(d, v, lessCookie)
+		d.runs.dentries.next(d, v, func(a, b *Dentry) bool { return placeOf(a).below(placeOf(b)) })
 	}
 	if d.bad != "" {
 		return
 	}
 	_, twice := d.s.dentries.ReplaceOrInsert(nameOf(v))
-	if _, too := d.s.cookies.ReplaceOrInsert(v); twice || too {
+	if !d.s.cookies.Insert(v) || twice {
 		d.fail("name or cookie twice")
 		return
 	}
@@ -370,15 +370,12 @@ func (d *decoder) results() {
 			d.fail("results out of order")
 			return
 		}
-		r.list = append(r.list, v)
+		d.s.addResult(r, len(r.list), v)
 	}
 	if !rises(d, r.session, &d.runs.results) {
 		return
 	}
 	d.s.addResults(r)
-	for _, v := range r.list {
-		d.s.plus(sumResult(d.s.scratch, r.session, v))
-	}
 }
 
 func (d *decoder) locks() []Lock {

@@ -25,6 +25,8 @@ import (
 	"varve/internal/id"
 	"varve/internal/invariant"
 	"varve/internal/wire/msg"
+
+	"github.com/zeebo/xxh3"
 )
 
 // MaxResults is the number of outcomes that are remembered for one session; the oldest are forgotten.
@@ -62,6 +64,9 @@ type results struct {
 	owner   *owned
 	floor   uint64 // outcomes up to it are forgotten
 	list    []Result
+	// What the digest counts of this: of the floor, and of each outcome. It is here so that to forget costs no hash.
+	floorSum xxh3.Uint128
+	sums     []xxh3.Uint128
 }
 
 // State is the metadata at one index.
@@ -71,10 +76,10 @@ type State struct {
 	name    string
 
 	inodes   *table[Inode]
-	dentries *tree[name]    // by directory and hash of the name
-	cookies  *tree[*Dentry] // by (parent, cookie)
-	heads    *table[Chunk]  // first chunks of files, by ino
-	chunks   *tree[*Chunk]  // the others, by (ino, index)
+	dentries *tree[name]   // by directory and hash of the name
+	cookies  *listing      // of dentries, by (parent, cookie)
+	heads    *table[Chunk] // first chunks of files, by ino
+	chunks   *tree[*Chunk] // the others, by (ino, index)
 	byID     *table[Chunk]
 	leases   *tree[Lease] // by (ino, session)
 	sessions *table[Session]
@@ -102,6 +107,7 @@ type State struct {
 	lastMeta    id.MetaID
 
 	total   total    // of the digest, without the cluster's record
+	known   *[knownSums]knownSum
 	scratch []byte   // where change.go encodes records
 	freed   []*Chunk // room for those that one event frees
 
@@ -113,7 +119,7 @@ func New() *State {
 	return &State{
 		inodes:   newTable[Inode](),
 		dentries: newTree(lessName),
-		cookies:  newTree(lessCookie),
+		cookies:  newListing(),
 		heads:    newTable[Chunk](),
 		chunks:   newTree(lessAt),
 		byID:     newTable[Chunk](),
@@ -143,10 +149,6 @@ func New() *State {
 	}
 }
 
-func lessCookie(a, b *Dentry) bool {
-	return a.Parent < b.Parent || a.Parent == b.Parent && a.Cookie < b.Cookie
-}
-
 func lessAt(a, b *Chunk) bool {
 	return a.Ino < b.Ino || a.Ino == b.Ino && a.at&indexMask < b.at&indexMask
 }
@@ -162,7 +164,7 @@ func (s *State) Clone() *State {
 	c.config, c.held, c.orphans = s.config.Clone(), s.held.Clone(), s.orphans.Clone()
 	c.unsettled, c.punching, c.degraded = s.unsettled.Clone(), s.punching.Clone(), s.degraded.Clone()
 	s.owner, c.owner = new(owned), new(owned)
-	c.scratch, c.freed = nil, nil // s goes on writing there
+	c.scratch, c.freed, c.known = nil, nil, nil // s goes on writing there
 	return &c
 }
 
@@ -200,7 +202,7 @@ func (s *State) Dentries(parent id.Ino, after uint64, fn func(*Dentry) bool) {
 	if after+1 == 0 {
 		return
 	}
-	s.cookies.AscendGreaterOrEqual(&Dentry{Parent: parent, Cookie: after + 1}, func(d *Dentry) bool {
+	s.cookies.From(parent, after+1, func(d *Dentry) bool {
 		return d.Parent == parent && fn(d)
 	})
 }
