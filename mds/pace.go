@@ -8,7 +8,7 @@ import (
 
 const (
 	// paceRest is how many times longer a checkpoint rests than it works.
-	paceRest = 1
+	paceRest = 2
 	// paceLimit is the longest rest between two blocks of a checkpoint.
 	paceLimit = 100 * time.Millisecond
 )

@@ -9,7 +9,7 @@ const heapSlack = 64 << 20
 
 var slack []byte
 
-// slackenGC is called by what runs for long.
+// slackenGC is called by what runs for long, and by what replays a journal.
 func slackenGC() {
 	slack = make([]byte, heapSlack)
 	runtime.KeepAlive(slack)

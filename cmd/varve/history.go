@@ -54,6 +54,7 @@ func (a *app) withHistory(ctx context.Context, f journalFlags, run func(history.
 		return err
 	}
 	defer src.Close()
+	slackenGC()
 	if err = run(src); errors.Is(err, syscall.EPIPE) {
 		return nil
 	}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"syscall"
 	"testing"
 	"time"
 
@@ -28,6 +29,7 @@ type generator struct {
 	chunk uint64
 	seq   uint64
 	freed map[uint32][]uint64 // chunks that servers have still to delete
+	most  int                 // files at once
 }
 
 type file struct {
@@ -40,8 +42,25 @@ type file struct {
 
 const (
 	genDirs  = 64
-	genFiles = 20000 // at most at once
+	genFiles = 20000 // at most at once, unless VARVE_REPLAY_FILES says otherwise
 )
+
+func newGenerator(seed uint64) *generator {
+	return &generator{s: state.New(), rng: rand.New(rand.NewPCG(seed, seed+1)), freed: map[uint32][]uint64{}, most: genFiles}
+}
+
+// envInt returns the number that the environment has under the name, or the default.
+func envInt(tb testing.TB, name string, or int) int {
+	v := os.Getenv(name)
+	if v == "" {
+		return or
+	}
+	n, err := strconv.Atoi(v)
+	if err != nil {
+		tb.Fatalf("%s: %v", name, err)
+	}
+	return n
+}
 
 func (g *generator) cause() *event.Cause {
 	g.seq++
@@ -73,7 +92,7 @@ func (g *generator) next() *event.Event {
 		}
 	}
 	ev := &event.Event{Cause: g.cause()}
-	if len(g.files) == 0 || len(g.files) < genFiles && g.rng.IntN(4) == 0 {
+	if len(g.files) == 0 || len(g.files) < g.most && g.rng.IntN(4) == 0 {
 		g.ino++
 		f := file{ino: g.ino, parent: 2 + g.rng.Uint64N(genDirs), name: fmt.Sprintf("vm-%08d.img", g.ino)}
 		g.files = append(g.files, f)
@@ -158,6 +177,16 @@ func (g *generator) write(tb testing.TB, dir string, n int) {
 	}
 }
 
+const rusageThread = 1 // RUSAGE_THREAD
+
+func cpuTime(tb testing.TB, who int) time.Duration {
+	var ru syscall.Rusage
+	if err := syscall.Getrusage(who, &ru); err != nil {
+		tb.Fatal(err)
+	}
+	return time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
+}
+
 // source hides checkpoints above a limit.
 type source struct {
 	*Dir
@@ -170,15 +199,10 @@ func (s source) Checkpoint(ctx context.Context, at id.Index) (*state.State, erro
 
 // BenchmarkReplay replays a journal of VARVE_REPLAY_EVENTS events (200,000): all of it, and from the nearest checkpoint to its end.
 func BenchmarkReplay(b *testing.B) {
-	n := 200000
-	if v := os.Getenv("VARVE_REPLAY_EVENTS"); v != "" {
-		var err error
-		if n, err = strconv.Atoi(v); err != nil {
-			b.Fatal(err)
-		}
-	}
+	n := envInt(b, "VARVE_REPLAY_EVENTS", 200000)
 	dir := filepath.Join(b.TempDir(), "journal")
-	g := &generator{s: state.New(), rng: rand.New(rand.NewPCG(1, 2)), freed: map[uint32][]uint64{}}
+	g := newGenerator(1)
+	g.most = envInt(b, "VARVE_REPLAY_FILES", genFiles)
 	g.write(b, dir, n)
 	want := g.s.Sum()
 	*g = generator{}
@@ -187,17 +211,25 @@ func BenchmarkReplay(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer d.Close()
+	slack := make([]byte, 64<<20) // as the verbs have it, which replay (slackenGC in cmd/varve)
+	defer runtime.KeepAlive(slack)
 	for _, tc := range []struct {
 		name   string
 		limit  id.Index
 		events int
 	}{{"all", 0, n}, {"checkpoint", id.Index(n), n - n*3/4}} {
 		b.Run(tc.name, func(b *testing.B) {
+			runtime.LockOSThread() // the events are applied on this thread
+			defer runtime.UnlockOSThread()
+			var all, applying time.Duration
 			for b.Loop() {
+				all0, applying0 := cpuTime(b, syscall.RUSAGE_SELF), cpuTime(b, rusageThread)
 				s, err := At(context.Background(), source{d, tc.limit}, id.Index(n), Hooks{})
 				if err != nil {
 					b.Fatal(err)
 				}
+				all += cpuTime(b, syscall.RUSAGE_SELF) - all0
+				applying += cpuTime(b, rusageThread) - applying0
 				if s.Sum() != want {
 					b.Fatal("another state than the one that was recorded")
 				}
@@ -206,6 +238,10 @@ func BenchmarkReplay(b *testing.B) {
 				b.ReportMetric(float64(m.Sys)/(1<<20), "MiB-sys")
 			}
 			b.ReportMetric(float64(tc.events)*float64(b.N)/b.Elapsed().Seconds(), "events/s")
+			// What a busy machine does not change: the CPU of everything, and of the thread that applies, which is what two free cores wait for.
+			n := float64(tc.events) * float64(b.N)
+			b.ReportMetric(float64(all.Nanoseconds())/n, "cpu-ns/event")
+			b.ReportMetric(float64(applying.Nanoseconds())/n, "apply-ns/event")
 		})
 	}
 }
@@ -213,7 +249,7 @@ func BenchmarkReplay(b *testing.B) {
 // Replay of a generated journal gives the state that was recorded, from the start and from the checkpoint, at any index.
 func TestReplayGenerated(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "journal")
-	g := &generator{s: state.New(), rng: rand.New(rand.NewPCG(3, 4)), freed: map[uint32][]uint64{}}
+	g := newGenerator(3)
 	const n = 20000
 	g.write(t, dir, n)
 	d, err := OpenDir(dir)

@@ -23,8 +23,9 @@ type batch struct {
 	arena   []byte
 	records []record
 	events  []*event.Event
-	err     error         // of decoding; the events before it are good
-	decoded chan struct{} // one item when it is done
+	memory  event.Recycler // of the events
+	err     error          // of decoding; the events before it are good
+	decoded chan struct{}  // one item when it is done
 }
 
 type record struct {
@@ -35,9 +36,10 @@ type record struct {
 // decode fills events.
 func (b *batch) decode() {
 	b.events, b.err = b.events[:0], nil
+	b.memory.Recycle()
 	for _, r := range b.records {
-		ev := new(event.Event)
-		if err := ev.UnmarshalVT(b.arena[r.from:r.to]); err != nil {
+		ev, err := b.memory.Decode(b.arena[r.from:r.to])
+		if err != nil {
 			b.err = fmt.Errorf("record %d is no event: %w", r.index, err)
 			return
 		}
@@ -46,7 +48,8 @@ func (b *batch) decode() {
 	}
 }
 
-// stream calls fn for each event from index from to index to. An event is valid until fn returns. ErrStop of fn ends it; a hole is a
+// stream calls fn for each event from index from to index to. An event is valid until fn returns: its memory
+// is used for others then. ErrStop of fn ends it; a hole is a
 // *journal.GapError, after all events before it.
 func stream(ctx context.Context, src Source, from, to id.Index, fn func(*event.Event) error) error {
 	ctx, cancel := context.WithCancel(ctx)

@@ -106,7 +106,7 @@ type State struct {
 	lastServer  id.ServerID
 	lastMeta    id.MetaID
 
-	total   total    // of the digest, without the cluster's record
+	total   total // of the digest, without the cluster's record
 	known   *[knownSums]knownSum
 	scratch []byte   // where change.go encodes records
 	freed   []*Chunk // room for those that one event frees
