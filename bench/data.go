@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -100,7 +101,10 @@ func unit(bytes bool) string {
 // fio runs one job on a target's file, with direct I/O.
 func fio(ctx context.Context, o options, tg target, args ...string) (*result, error) {
 	all := append([]string{"--name=bench", "--filename=" + filepath.Join(tg.dir, "fio.data"), "--size=" + o.size,
-		"--direct=1", "--ioengine=libaio", "--randrepeat=0", "--output-format=json"}, args...)
+		"--direct=1", "--randrepeat=0", "--output-format=json"}, args...)
+	if !slices.ContainsFunc(args, func(a string) bool { return strings.HasPrefix(a, "--ioengine=") }) {
+		all = append(all, "--ioengine=libaio")
+	}
 	cmd := exec.CommandContext(ctx, "fio", all...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()

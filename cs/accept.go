@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync"
 
+	"varve/cs/arena"
 	"varve/internal/fserr"
 	"varve/internal/id"
 	"varve/internal/wire"
@@ -14,6 +15,8 @@ import (
 type peer struct {
 	role    msg.Hello_Role
 	session id.SessionID // of a client
+	flow    *flow        // its place in the gate
+	memory  *arena.Arena // for its data
 }
 
 // laneKey names a connection that a new hello replaces.
@@ -59,35 +62,46 @@ func (s *Server) accept(c *wire.Conn, hello *msg.Hello) (wire.Handler, *msg.Hell
 	if s.closing.Load() {
 		return nil, nil, fserr.Unavailable
 	}
-	p := peer{role: hello.Role}
-	c.Budget = s.clientMemory
+	p := peer{role: hello.Role, memory: s.payload.clients}
+	key := flowKey{role: hello.Role, conn: c}
 	switch hello.Role {
 	case msg.Hello_CLIENT:
 		p.session = id.SessionID(hello.Session)
 		if p.session != 0 {
+			key = flowKey{role: hello.Role, who: hello.Session}
 			s.lanes.take(laneKey{hello.Role, hello.Session, hello.Lane}, c)
 		}
 	case msg.Hello_CHUNK_SERVER:
 		if hello.Server == 0 {
 			return nil, nil, fserr.Protocol
 		}
-		c.Budget = s.peerMemory
+		p.memory = s.payload.peers
+		key = flowKey{role: hello.Role, who: uint64(hello.Server)}
 		s.lanes.take(laneKey{hello.Role, uint64(hello.Server), hello.Lane}, c)
 	case msg.Hello_METADATA_SERVER, msg.Hello_ADMIN:
 	default:
 		return nil, nil, fserr.Protocol
 	}
-	c.Value = p
 	if asking {
 		return nil, reply, fserr.OK // it gets its answer and nothing more
 	}
+	p.flow = s.gate.join(key)
+	go func() {
+		<-c.Done()
+		c.Quiesce()
+		s.gate.leave(p.flow)
+	}()
+	c.Value, c.Admission = p, (*data)(s)
 	return (*data)(s), reply, fserr.OK
 }
 
 // data answers what clients, peers and administrators ask.
 type data Server
 
-var _ wire.Handler = (*data)(nil)
+var (
+	_ wire.Handler   = (*data)(nil)
+	_ wire.Admission = (*data)(nil)
+)
 
 // Serve implements wire.Handler.
 func (h *data) Serve(ctx context.Context, c *wire.Conn, req *wire.Frame) {

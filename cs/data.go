@@ -28,39 +28,35 @@ func (s *Server) serveData(ctx context.Context, c *wire.Conn, p peer, req *wire.
 	start := time.Now()
 	o := ops.Get().(*op)
 	defer ops.Put(o)
-	code, body, data, held := s.data(ctx, p, req, o)
+	code, body, data := s.data(ctx, p, req, o)
 	if code != fserr.OK {
 		s.stats.errors.Add(1)
 	}
 	_ = c.Reply(req, code, body, data) // a lost connection needs no answer
-	wire.Recycle(data)
-	if held > 0 {
-		s.clientMemory.Release(held)
-	}
 	s.stats.observe(time.Since(start))
 }
 
-// data does a data request. held is what the answer's data holds of the clients' memory.
-func (s *Server) data(ctx context.Context, p peer, req *wire.Frame, o *op) (code fserr.Code, body, data []byte, held int64) {
+// data does a data request. The answer's data is of the request's grant.
+func (s *Server) data(ctx context.Context, p peer, req *wire.Frame, o *op) (code fserr.Code, body, data []byte) {
 	r := &o.req
 	if err := r.Decode(req.Body); err != nil {
-		return fserr.Of(err), nil, nil, 0
+		return fserr.Of(err), nil, nil
 	}
 	if code := permit(p, req, r); code != fserr.OK {
-		return code, nil, nil, 0
+		return code, nil, nil
 	}
 	if s.closing.Load() || !s.lease.enter() {
-		return fserr.Unavailable, nil, nil, 0
+		return fserr.Unavailable, nil, nil
 	}
 	defer s.lease.leave()
 	if !s.fences.enter(r.Session) {
-		return fserr.Fenced, nil, nil, 0
+		return fserr.Fenced, nil, nil
 	}
 	defer s.fences.leave(r.Session)
 	var err error
 	switch req.Type {
 	case wire.Read:
-		body, data, held, err = s.read(ctx, p, req.Epoch, o)
+		body, data, err = s.read(ctx, req, o)
 	case wire.Write:
 		s.stats.writes.Add(1)
 		s.stats.writeBytes.Add(uint64(len(req.Data)))
@@ -72,7 +68,7 @@ func (s *Server) data(ctx context.Context, p peer, req *wire.Frame, o *op) (code
 		s.stats.flushes.Add(1)
 		err = s.store.Flush(r.Chunk, req.Epoch)
 	}
-	return s.code(err), body, data, held
+	return s.code(err), body, data
 }
 
 // permit refuses what a peer of its kind may not ask, and what contradicts itself.
@@ -103,33 +99,24 @@ func permit(p peer, req *wire.Frame, r *wire.DataRequest) fserr.Code {
 	return fserr.OK
 }
 
-func (s *Server) read(ctx context.Context, p peer, e id.Epoch, o *op) (body, data []byte, held int64, err error) {
+func (s *Server) read(ctx context.Context, req *wire.Frame, o *op) (body, data []byte, err error) {
 	r := &o.req
-	n := int64(r.Length)
-	if p.role != msg.Hello_CHUNK_SERVER {
-		// Peers read for rebuilds, of which each has a limit of its own, and never wait for guests.
-		if err := s.clientMemory.Acquire(ctx, n); err != nil {
-			return nil, nil, 0, fserr.Unavailable
-		}
-		held = n
-	}
 	blocks := int(r.Length / chunk.BlockSize)
 	if cap(o.sums) < blocks {
 		o.sums = make([]uint32, blocks)
 	}
 	o.sums = o.sums[:blocks]
-	data = wire.Buffer(int(r.Length))
-	if err := s.store.Read(r.Chunk, e, r.Offset, r.Length, data, o.sums); err != nil {
-		wire.Recycle(data)
-		if held > 0 {
-			s.clientMemory.Release(held)
-		}
-		return nil, nil, 0, s.rot(r.Chunk, err)
+	g := req.Grant.(*grant)
+	if g.answer, err = g.memory.Wait(ctx, int(r.Length)); err != nil {
+		return nil, nil, fserr.Unavailable
+	}
+	if err := s.store.Read(r.Chunk, req.Epoch, r.Offset, r.Length, g.answer, o.sums); err != nil {
+		return nil, nil, s.rot(r.Chunk, err)
 	}
 	s.stats.reads.Add(1)
-	s.stats.readBytes.Add(uint64(n))
+	s.stats.readBytes.Add(uint64(r.Length))
 	o.body = wire.AppendSums(o.body[:0], o.sums)
-	return o.body, data, held, nil
+	return o.body, g.answer, nil
 }
 
 // rot turns a checksum that is wrong on the disk into IO: the peer reads elsewhere.

@@ -11,8 +11,10 @@
 //   - A (peer, lane) pair has one connection: a new one is greeted when all requests of the older one have ended.
 //   - An ordered write holds its blocks until every server of its forward list has answered, or the connection to it is
 //     closed; so what a forward list's server applies to a block is in the order of the first replica.
-//   - Memory for payload is bounded: Options.ClientMemory and PeerMemory. They are apart, since a client's request may wait
-//     for a peer, and a peer's request never waits for another server.
+//   - Memory for payload is fixed at start, a part of Options.Memory. That for clients and for peers is apart, since a client's
+//     request may wait for a peer, and a peer's request never waits for another server.
+//   - Which data request goes on next is decided by class and fairly among clients (cs/admit), before any memory is taken for it;
+//     a connection whose request has to wait is not read.
 //
 // There is no authentication: whoever reaches the address and knows the cluster's UUID may read and write.
 //

@@ -89,8 +89,8 @@ func TestInit(t *testing.T) {
 	if _, err := Open(o); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("open of a directory without identity: %v", err)
 	}
-	_, err = Init(ctx, Options{Addr: "0.0.0.0:1", Tier: 9, ClientMemory: 5, Rebuilds: -1})
-	for _, want := range []string{"no directory", "0.0.0.0", "tier 9", "ClientMemory 5", "Rebuilds -1", "no metadata servers"} {
+	_, err = Init(ctx, Options{Addr: "0.0.0.0:1", Tier: 9, Memory: 5, Rebuilds: -1})
+	for _, want := range []string{"no directory", "0.0.0.0", "tier 9", "memory of 5 bytes", "Rebuilds -1", "no metadata servers"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("options: %q is missing in %v", want, err)
 		}

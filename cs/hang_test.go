@@ -10,11 +10,11 @@ import (
 // hangFS is a disk on which writes to chunk files can be made to hang.
 type hangFS struct {
 	disk.FS
-	gate atomic.Pointer[gate]
+	sluice atomic.Pointer[sluice]
 }
 
-// gate holds what comes until open is closed.
-type gate struct {
+// sluice holds what comes until open is closed.
+type sluice struct {
 	open    chan struct{}
 	arrived chan struct{}
 }
@@ -25,14 +25,14 @@ type hangFile struct {
 }
 
 // hang makes writes hang from now on.
-func (h *hangFS) hang() *gate {
-	g := &gate{open: make(chan struct{}), arrived: make(chan struct{}, 64)}
-	h.gate.Store(g)
+func (h *hangFS) hang() *sluice {
+	g := &sluice{open: make(chan struct{}), arrived: make(chan struct{}, 64)}
+	h.sluice.Store(g)
 	return g
 }
 
 // release lets everything go on.
-func (h *hangFS) release() { close(h.gate.Swap(nil).open) }
+func (h *hangFS) release() { close(h.sluice.Swap(nil).open) }
 
 func (h *hangFS) Open(path string, flag disk.Flag) (disk.File, error) {
 	f, err := h.FS.Open(path, flag)
@@ -43,7 +43,7 @@ func (h *hangFS) Open(path string, flag disk.Flag) (disk.File, error) {
 }
 
 func (f *hangFile) WriteAt(p []byte, off int64) (int, error) {
-	if g := f.fs.gate.Load(); g != nil {
+	if g := f.fs.sluice.Load(); g != nil {
 		g.arrived <- struct{}{}
 		<-g.open
 	}

@@ -32,7 +32,8 @@ type identity struct {
 	Host    string      `json:"host"`
 	Rack    string      `json:"rack,omitempty"`
 	Tier    uint32      `json:"tier"`
-	Metas   []string    `json:"metas"` // as last known
+	Memory  int64       `json:"memory,omitempty"` // bytes; 0: DefaultMemory
+	Metas   []string    `json:"metas"`            // as last known
 }
 
 // clone returns a copy that shares nothing.

@@ -72,7 +72,7 @@ func (o Options) prepare(ctx context.Context) (identity, error) {
 	case err == nil && d.Server != 0:
 		return d, fmt.Errorf("%s is the directory of %v of cluster %s already: %w", o.Dir, d.Server, d.Name, fserr.Exist)
 	case err == nil:
-		d.Addr, d.Host, d.Rack, d.Tier, d.Metas = o.Addr, o.Host, o.Rack, o.Tier, o.Metas
+		d.Addr, d.Host, d.Rack, d.Tier, d.Memory, d.Metas = o.Addr, o.Host, o.Rack, o.Tier, o.Memory, o.Metas
 		return d, d.write(o.FS, o.Dir)
 	case !errors.Is(err, fs.ErrNotExist):
 		return d, err
@@ -90,7 +90,7 @@ func (o Options) prepare(ctx context.Context) (identity, error) {
 	rand.Read(uuid)
 	d = identity{
 		Version: identityVersion, Cluster: cluster.String(), Name: name, UUID: hex.EncodeToString(uuid),
-		Addr: o.Addr, Host: o.Host, Rack: o.Rack, Tier: o.Tier, Metas: o.Metas,
+		Addr: o.Addr, Host: o.Host, Rack: o.Rack, Tier: o.Tier, Memory: o.Memory, Metas: o.Metas,
 	}
 	return d, d.write(o.FS, o.Dir)
 }

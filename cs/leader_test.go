@@ -189,7 +189,7 @@ type testServer struct {
 func testOptions(f *fakeLeader) Options {
 	return Options{
 		Dir: "/cs", Metas: []string{f.addr()}, Addr: "127.0.0.1:0", Host: "h", Logger: quiet(),
-		ForwardTimeout: 2 * time.Second, Store: store.Options{SettleEvery: -1},
+		ForwardTimeout: 2 * time.Second, Store: store.Options{SettleEvery: -1}, Memory: MinMemory, trace: true,
 	}
 }
 
@@ -206,7 +206,13 @@ func newTestServer(t testing.TB, f *fakeLeader) *testServer {
 	}
 	s.start(t)
 	s.waitServing(t)
-	t.Cleanup(func() { s.Kill(); s.disk.Kill() })
+	t.Cleanup(func() {
+		s.Kill()
+		if s.endErr != nil {
+			t.Error(s.endErr)
+		}
+		s.disk.Kill()
+	})
 	return s
 }
 

@@ -13,7 +13,6 @@ import (
 	"varve/internal/disk"
 	"varve/internal/id"
 	"varve/internal/local"
-	"varve/internal/wire"
 )
 
 // Options of Init and Open. Dir is required, and for Init also Metas and Addr; every other field has a default.
@@ -41,8 +40,12 @@ type Options struct {
 	// Logger takes state transitions and failures. Default: slog.Default().
 	Logger *slog.Logger
 
-	// ClientMemory and PeerMemory bound the payload in memory, in bytes. Default: 256 MiB and 128 MiB.
-	ClientMemory, PeerMemory int64
+	// Memory is what a process that is this server may take up, in bytes: half of it is payload, fixed at start; tables of open chunks,
+	// staging buffers and connections are bounded accordingly; see HeapLimit for the rest. Default: what Init was given, else
+	// DefaultMemory. At least MinMemory.
+	Memory int64
+	// Populate has all payload memory taken up at start, so that the kernel cannot run out of it later.
+	Populate bool
 	// ForwardTimeout is how long another server may take to apply a forwarded write before it counts as failed.
 	// Default: 5 s.
 	ForwardTimeout time.Duration
@@ -53,12 +56,12 @@ type Options struct {
 	LocalChunks int
 	// Store is passed to store.Open; FS, Dir, Cluster, Logger and Board are filled in.
 	Store store.Options
+
+	trace bool // of the arenas
 }
 
 // Defaults of Options.
 const (
-	defaultClientMemory   = 256 << 20
-	defaultPeerMemory     = 128 << 20
 	defaultForwardTimeout = 5 * time.Second
 	defaultRebuilds       = 2
 	defaultLocalChunks    = 256
@@ -76,12 +79,6 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.Host == "" {
 		o.Host, _ = os.Hostname()
-	}
-	if o.ClientMemory == 0 {
-		o.ClientMemory = defaultClientMemory
-	}
-	if o.PeerMemory == 0 {
-		o.PeerMemory = defaultPeerMemory
 	}
 	if o.ForwardTimeout == 0 {
 		o.ForwardTimeout = defaultForwardTimeout
@@ -110,8 +107,8 @@ func (o Options) withDefaults() (Options, error) {
 	if o.Tier > maxTier {
 		fault("tier %d, want 0 to %d", o.Tier, maxTier)
 	}
-	if o.ClientMemory < wire.MaxData || o.PeerMemory < wire.MaxData {
-		fault("ClientMemory %d, PeerMemory %d: want at least %d each", o.ClientMemory, o.PeerMemory, wire.MaxData)
+	if o.Memory != 0 && o.Memory < MinMemory {
+		fault("memory of %d bytes, want at least %d", o.Memory, MinMemory)
 	}
 	if o.ForwardTimeout < 0 {
 		fault("ForwardTimeout %v is negative", o.ForwardTimeout)

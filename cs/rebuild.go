@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"varve/cs/admit"
 	"varve/cs/repl"
 	"varve/internal/chunk"
 	"varve/internal/fserr"
@@ -204,6 +205,12 @@ func (r *rebuild) copyRun(ctx context.Context, run run) error {
 	if len(f.Data) != int(req.Length) || len(f.Body) != 4*int(run.count) {
 		return fmt.Errorf("read of %d blocks answered with %d bytes: %w", run.count, len(f.Data), fserr.Protocol)
 	}
+	// Only now: who waits for another server must not hold what that one's rebuild may wait for.
+	g, err := r.s.admitOwn(ctx, admit.Repair, int64(req.Length))
+	if err != nil {
+		return err
+	}
+	defer g.Release(nil)
 	// RepairWrite verifies the data.
 	n, err := r.s.store.RepairWrite(r.chunk, r.epoch, run.block, f.Data, wire.DecodeSums(nil, f.Body))
 	r.written.Add(int64(n))

@@ -40,10 +40,11 @@ type Server struct {
 	health   health
 	accepted atomic.Bool // the leader has heard the whole report of this process once
 
-	clientMemory *semaphore.Weighted
-	peerMemory   *semaphore.Weighted
-	rebuilds     *semaphore.Weighted
-	verifies     *semaphore.Weighted
+	gate     *gate
+	own      flow // of what the server does by itself
+	payload  payload
+	rebuilds *semaphore.Weighted
+	verifies *semaphore.Weighted
 
 	identityMu sync.Mutex
 	identity   identity
@@ -80,9 +81,18 @@ func Open(o Options) (*Server, error) {
 	if o.Addr != "" {
 		d.Addr = o.Addr
 	}
+	if o.Memory != 0 {
+		d.Memory = o.Memory
+	} else if o.Memory = d.Memory; o.Memory == 0 {
+		o.Memory = DefaultMemory
+	}
+	div := divide(o.Memory)
 	locals := newLocals(&o)
 	so := o.Store
 	so.Board = locals.board
+	if so.MaxOpen == 0 {
+		so.MaxOpen = div.tables
+	}
 	so.FS, so.Dir, so.Cluster, so.Logger = o.FS, o.Dir, d.cluster(), o.Logger.With("cs", d.Server)
 	st, err := store.Open(so)
 	if err != nil {
@@ -92,17 +102,25 @@ func Open(o Options) (*Server, error) {
 	if err != nil {
 		return nil, errors.Join(err, st.Close())
 	}
+	pay, err := newPayload(&o)
+	if err != nil {
+		return nil, errors.Join(err, l.Close(), st.Close())
+	}
+	g, err := newGate(maxOps, div.clients+div.peers)
+	if err != nil {
+		return nil, errors.Join(err, l.Close(), st.Close(), pay.close())
+	}
 	s := &Server{
 		o: o, id: d.Server, cluster: d.cluster(), name: d.Name, log: so.Logger, store: st, listener: l, identity: d,
 		fences: newFences(), locals: locals, ended: make(chan struct{}),
-		clientMemory: semaphore.NewWeighted(o.ClientMemory), peerMemory: semaphore.NewWeighted(o.PeerMemory),
+		gate: g, payload: pay,
 		rebuilds: semaphore.NewWeighted(int64(o.Rebuilds)), verifies: semaphore.NewWeighted(maxVerifies),
 	}
 	s.fences.locals = locals
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.lanes.conns = make(map[laneKey]*wire.Conn)
 	s.peers = newPeers(s.cluster, s.id, o.Version)
-	s.wire = &wire.Server{Accept: s.accept, Logger: s.log}
+	s.wire = &wire.Server{Accept: s.accept, Logger: s.log, MaxConns: div.conns}
 	s.finder = &finder{cluster: s.cluster, version: o.Version, logger: s.log}
 	s.finder.learn(o.Metas)
 	s.finder.learn(d.Metas)
@@ -190,8 +208,10 @@ func (s *Server) stop(orderly bool) {
 			s.wire.Close()
 			s.peers.close()
 			s.work.Wait()
+			s.gate.close()
+			s.endErr = s.payload.close()
 			if orderly {
-				s.endErr = s.store.Close()
+				s.endErr = errors.Join(s.endErr, s.store.Close())
 				s.locals.unmark()
 				s.log.Info("chunk server stopped", "clean", s.endErr == nil)
 			}

@@ -3,7 +3,6 @@ package wire
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"errors"
 	"hash/crc32"
 	"reflect"
@@ -22,7 +21,7 @@ func frameBytes(h header, body, data []byte) []byte {
 }
 
 func read(b []byte, maxBody, maxData uint32) (*Frame, bool, error) {
-	return readFrame(context.Background(), bufio.NewReader(bytes.NewReader(b)), nil, maxBody, maxData, nil)
+	return readFrame(nil, bufio.NewReader(bytes.NewReader(b)), nil, maxBody, maxData)
 }
 
 func TestHeaderRoundTrip(t *testing.T) {

@@ -24,8 +24,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/semaphore"
-
 	"varve/internal/fserr"
 	"varve/internal/id"
 )
@@ -42,10 +40,11 @@ type Frame struct {
 	Body  []byte
 	Data  []byte
 
+	// Grant is what Conn.Admission gave a received request, or nil.
+	Grant Grant
+
 	id     uint64
 	pooled bool
-	budget *semaphore.Weighted // holds len(Data), or nil
-	held   int64
 }
 
 // Release gives the buffers of a received frame back. The frame must not be used afterwards.
@@ -56,19 +55,26 @@ func (f *Frame) Release() {
 	}
 	f.pooled = false
 	Recycle(f.Body)
-	Recycle(f.Data)
-	f.Body, f.Data = nil, nil
-	if f.budget != nil {
-		f.budget.Release(f.held)
-		f.budget = nil
+	if f.Grant != nil {
+		f.Grant.Release(f.Data)
+	} else {
+		Recycle(f.Data)
 	}
+	f.Body, f.Data, f.Grant = nil, nil, nil
 }
 
-// TakeData hands the data buffer over to the caller, who recycles it with Recycle.
-func (f *Frame) TakeData() []byte {
-	d := f.Data
-	f.Data = nil
-	return d
+// Admission decides when requests go on, and gives them memory for their data.
+type Admission interface {
+	// Admit is called by the connection's reader for each request, when its header and body are there, and returns when the request may
+	// go on. The connection is not read meanwhile. data is memory for size bytes, nil if size is 0. The request's Release calls Release of
+	// the grant, unless that is nil, with data. An error ends the connection; ctx ends with it.
+	Admit(ctx context.Context, c *Conn, f *Frame, size int) (grant Grant, data []byte, err error)
+}
+
+// Grant is what a request was given.
+type Grant interface {
+	// Release takes it back, and the memory for the request's data with it.
+	Release(data []byte)
 }
 
 // Handler answers requests. Serve calls Reply or ReplyMessage exactly once for req before it returns: then the frame's
@@ -114,9 +120,9 @@ type Conn struct {
 
 	// Value is the server's own data about the peer, set in the handshake and not changed afterwards.
 	Value any
-	// Budget, if set in the handshake, bounds the bytes of data of requests in memory: while it is used up the connection
-	// is not read. It is shared by connections. Its size must be at least MaxData.
-	Budget *semaphore.Weighted
+	// Admission, if set in the handshake, is asked about each request. It is shared by connections. Default: all go on at once, with
+	// memory from Buffer.
+	Admission Admission
 }
 
 func newConn(nc net.Conn, br *bufio.Reader, o Options) *Conn {
@@ -304,7 +310,7 @@ func (f *Frame) checkSize() error {
 func (c *Conn) readLoop() {
 	defer close(c.readEnd)
 	for {
-		f, answer, err := readFrame(c.ctx, c.br, c.nc, MaxBody, MaxData, c.Budget)
+		f, answer, err := readFrame(c, c.br, c.nc, MaxBody, MaxData)
 		if err != nil {
 			c.fail(err)
 			return
@@ -350,9 +356,9 @@ func (c *Conn) deliver(f *Frame) {
 }
 
 // readFrame reads one frame and whether it is an answer. Nothing is allocated for a length over its limit, nor for the data of a
-// request before it has its share of budget, if that is given. ctx bounds only that wait. nc, unless nil, is where br reads from: what
-// follows the header must come within frameTimeout.
-func readFrame(ctx context.Context, br *bufio.Reader, nc net.Conn, maxBody, maxData uint32, budget *semaphore.Weighted) (*Frame, bool, error) {
+// request before the admission of c, if there is one, let it go on. nc, unless nil, is where br reads from: what follows the header
+// must come within frameTimeout.
+func readFrame(c *Conn, br *bufio.Reader, nc net.Conn, maxBody, maxData uint32) (*Frame, bool, error) {
 	b, err := br.Peek(headerSize)
 	if err != nil {
 		if len(b) > 0 && errors.Is(err, io.EOF) {
@@ -380,14 +386,15 @@ func readFrame(ctx context.Context, br *bufio.Reader, nc net.Conn, maxBody, maxD
 		f.Release()
 		return nil, false, fmt.Errorf("frame type %d: body checksum %08x, want %08x: %w", h.typ, got, h.bodyCRC, fserr.Protocol)
 	}
-	if budget != nil && h.dataLen > 0 && !h.answer {
-		if err := budget.Acquire(ctx, int64(h.dataLen)); err != nil {
+	if c != nil && c.Admission != nil && !h.answer {
+		if f.Grant, f.Data, err = c.Admission.Admit(c.ctx, c, f, int(h.dataLen)); err != nil {
 			f.Release()
 			return nil, false, err
 		}
-		f.budget, f.held = budget, int64(h.dataLen)
 	}
-	f.Data = Buffer(int(h.dataLen))
+	if f.Data == nil {
+		f.Data = Buffer(int(h.dataLen))
+	}
 	if err := readRest(br, nc, f.Data); err != nil {
 		f.Release()
 		return nil, false, err

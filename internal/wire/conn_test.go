@@ -338,15 +338,35 @@ func TestInFlightIsBounded(t *testing.T) {
 	}
 }
 
-func TestBudget(t *testing.T) {
-	budget := semaphore.NewWeighted(MaxData)
+// byBytes admits what fits a number of bytes.
+type byBytes struct{ *semaphore.Weighted }
+
+type byBytesGrant struct {
+	byBytes
+	n int64
+}
+
+func (b byBytes) Admit(ctx context.Context, _ *Conn, _ *Frame, size int) (Grant, []byte, error) {
+	if err := b.Acquire(ctx, int64(size)); err != nil {
+		return nil, nil, err
+	}
+	return byBytesGrant{b, int64(size)}, Buffer(size), nil
+}
+
+func (g byBytesGrant) Release(data []byte) {
+	Recycle(data)
+	g.Weighted.Release(g.n)
+}
+
+func TestAdmission(t *testing.T) {
+	budget := byBytes{semaphore.NewWeighted(MaxData)}
 	release, entered := make(chan struct{}), make(chan struct{}, 8)
 	l, err := Listen(context.Background(), "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := &Server{Logger: slog.New(slog.DiscardHandler), Accept: func(c *Conn, _ *msg.Hello) (Handler, *msg.HelloReply, fserr.Code) {
-		c.Budget = budget
+		c.Admission = budget
 		return handlerFunc(func(ctx context.Context, c *Conn, req *Frame) {
 			entered <- struct{}{}
 			<-release
@@ -394,7 +414,8 @@ func TestHalfAFrameEndsItsConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		here, there := net.Pipe()
 		c := newConn(here, bufio.NewReaderSize(here, readBuffer), Options{})
-		c.Budget = semaphore.NewWeighted(MaxData)
+		budget := byBytes{semaphore.NewWeighted(MaxData)}
+		c.Admission = budget
 		c.start(handlerFunc(echo))
 		h := header{typ: Write, id: 1, dataLen: MaxData}
 		b := make([]byte, headerSize, headerSize+100)
@@ -403,14 +424,14 @@ func TestHalfAFrameEndsItsConnection(t *testing.T) {
 			t.Fatal(err)
 		}
 		synctest.Wait()
-		if c.Budget.TryAcquire(1) {
+		if budget.TryAcquire(1) {
 			t.Fatal("the budget is not held")
 		}
 		time.Sleep(frameTimeout + time.Second)
 		if err := c.Err(); !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Fatal("the connection ended with", err)
 		}
-		if !c.Budget.TryAcquire(MaxData) {
+		if !budget.TryAcquire(MaxData) {
 			t.Fatal("the budget is still held")
 		}
 		c.Quiesce()

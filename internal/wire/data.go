@@ -123,3 +123,11 @@ func DecodeReplicaFailed(b []byte) (id.ServerID, fserr.Code, error) {
 	}
 	return id.ServerID(binary.LittleEndian.Uint32(b)), fserr.Code(binary.LittleEndian.Uint16(b[4:])), nil
 }
+
+// DataLength returns the length in the body of a data request that is not decoded yet, 0 if there is none.
+func DataLength(body []byte) uint32 {
+	if len(body) < dataHeaderSize {
+		return 0
+	}
+	return binary.LittleEndian.Uint32(body[20:])
+}

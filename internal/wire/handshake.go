@@ -2,6 +2,7 @@ package wire
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -83,7 +84,7 @@ func (c *Conn) sayHello(ctx context.Context, hello *msg.Hello) (*msg.HelloReply,
 	if err := c.write(&Frame{Type: Hello, Body: body}, 0, false); err != nil {
 		return nil, fmt.Errorf("%w: %w", fserr.Unavailable, err)
 	}
-	f, answer, err := readFrame(ctx, c.br, nil, maxHello, 0, nil)
+	f, answer, err := readFrame(nil, c.br, nil, maxHello, 0)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", fserr.Unavailable, err)
 	}
@@ -102,7 +103,7 @@ func (c *Conn) sayHello(ctx context.Context, hello *msg.Hello) (*msg.HelloReply,
 }
 
 // Acceptor decides about a connection by its hello. It returns what will answer its requests, or an
-// outcome other than OK to refuse it. It may set c.Value and c.Budget. It may block (to quiesce an older connection).
+// outcome other than OK to refuse it. It may set c.Value and c.Admission. It may block (to quiesce an older connection).
 type Acceptor func(c *Conn, hello *msg.Hello) (Handler, *msg.HelloReply, fserr.Code)
 
 // Server accepts connections on a listener.
@@ -113,6 +114,8 @@ type Server struct {
 	Started func(*Conn)
 	Options Options
 	Logger  *slog.Logger // default slog.Default()
+	// MaxConns bounds the connections, handshakes included. Default: 8,192.
+	MaxConns int
 
 	mu     sync.Mutex
 	conns  map[*Conn]struct{}
@@ -120,7 +123,7 @@ type Server struct {
 	wg     sync.WaitGroup
 }
 
-// maxConns bounds the connections of a server, handshakes included.
+// maxConns is the default of Server.MaxConns.
 const maxConns = 8192
 
 // Serve accepts connections until l is closed. Garbage on a connection ends that connection only.
@@ -153,7 +156,7 @@ func (s *Server) Serve(l net.Listener) error {
 func (s *Server) add(c *Conn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed || len(s.conns) >= maxConns {
+	if s.closed || len(s.conns) >= cmp.Or(s.MaxConns, maxConns) {
 		return false
 	}
 	if s.conns == nil {
@@ -195,7 +198,7 @@ func (s *Server) greet(c *Conn) (Handler, error) {
 	if err := c.nc.SetReadDeadline(time.Now().Add(handshakeTimeout)); err != nil {
 		return nil, err
 	}
-	f, answer, err := readFrame(c.ctx, c.br, nil, maxHello, 0, nil)
+	f, answer, err := readFrame(nil, c.br, nil, maxHello, 0)
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,134 @@
+package cs
+
+import (
+	"context"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"varve/cs/admit"
+	"varve/internal/fserr"
+	"varve/internal/id"
+	"varve/internal/wire"
+	"varve/internal/wire/msg"
+)
+
+// TestGate has many clients of all classes wait for little, some of which give up: the bounds hold, and all is given back.
+func TestGate(t *testing.T) {
+	g, err := newGate(8, 16<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.close()
+	s := &Server{gate: g}
+	var under, bytes atomic.Int64
+	var gaveUp, done atomic.Int64
+	var wg sync.WaitGroup
+	for w := range uint64(24) {
+		wg.Go(func() {
+			rng := rand.New(rand.NewPCG(w, 3))
+			f := g.join(flowKey{role: msg.Hello_CLIENT, who: w % 5})
+			defer g.leave(f)
+			for range 60 {
+				ctx, cancel := context.WithCancel(t.Context())
+				if rng.IntN(4) == 0 {
+					time.AfterFunc(time.Duration(rng.IntN(300))*time.Microsecond, cancel)
+				}
+				r := grants.Get().(*grant)
+				r.s = s
+				r.Class, r.Bytes, r.Owner = admit.Class(1+w%5), int64(rng.IntN(wire.MaxData)), r
+				if err := g.wait(ctx, r, f); err != nil {
+					gaveUp.Add(1)
+				} else {
+					if n, b := under.Add(1), bytes.Add(r.Bytes); n > 8 || b > 16<<20 {
+						t.Errorf("%d requests with %d bytes are under way", n, b)
+					}
+					time.Sleep(time.Duration(rng.IntN(100)) * time.Microsecond)
+					under.Add(-1)
+					bytes.Add(-r.Bytes)
+					r.Release(nil)
+					done.Add(1)
+				}
+				cancel()
+			}
+		})
+	}
+	wg.Wait()
+	if waiting, n := g.use(); waiting != 0 || n != 0 || len(g.flows) != 0 {
+		t.Errorf("%d wait, %d under way, %d flows at the end", waiting, n, len(g.flows))
+	}
+	if done.Load() == 0 || gaveUp.Load() == 0 {
+		t.Errorf("%d done, %d gave up", done.Load(), gaveUp.Load())
+	}
+}
+
+// TestGateWakes has a request that waits for nothing but time go on by itself.
+func TestGateWakes(t *testing.T) {
+	g, err := newGate(8, 16<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.close()
+	s := &Server{gate: g}
+	f := g.join(flowKey{who: 1})
+	guest := &grant{s: s, ready: make(chan struct{}, 1)}
+	guest.Class, guest.Bytes, guest.Owner = admit.Guest, 4096, guest
+	if err := g.wait(t.Context(), guest, f); err != nil { // stays under way, so that guests are active
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
+	defer cancel()
+	for range 3 {
+		repair := &grant{s: s, ready: make(chan struct{}, 1)}
+		repair.Class, repair.Bytes, repair.Owner = admit.Repair, 1<<20, repair
+		if err := g.wait(ctx, repair, f); err != nil {
+			t.Fatal("repair never goes on beside an active guest: ", err)
+		}
+		g.done(&repair.Request)
+	}
+	g.done(&guest.Request)
+}
+
+// TestMemoryIsGivenBack has clients that vanish, ask nonsense and are slow leave no payload behind. newTestServer's cleanup finds leaks.
+func TestMemoryIsGivenBack(t *testing.T) {
+	f := newFakeLeader(t)
+	s := newTestServer(t, f)
+	f.create(7, 1, s)
+	var wg sync.WaitGroup
+	for i := range id.SessionID(6) {
+		wg.Go(func() {
+			for n := range 5 {
+				c := dial(t, s, 10+i)
+				p := pattern(uint64(i), 64<<10)
+				done := make(chan *wire.Call, 200)
+				for range 30 {
+					w := writeRequest(7, 0, p)
+					w.Session = c.session
+					c.c.Start(&wire.Frame{Type: wire.Write, Class: wire.ClassGuest, Epoch: 1, Body: w.Append(nil), Data: p}, done)
+					r := wire.DataRequest{Chunk: 7, Length: 1 << 20, Session: c.session}
+					c.c.Start(&wire.Frame{Type: wire.Read, Class: wire.Class(n % 7), Epoch: 1, Body: r.Append(nil)}, done)
+					c.c.Start(&wire.Frame{Type: wire.Read, Epoch: 1, Body: []byte{1, 2, 3}}, done)
+					c.c.Start(&wire.Frame{Type: wire.ChunkSeek, Epoch: 1, Data: p}, done)
+					c.c.Start(&wire.Frame{Type: wire.ChunkTable, Body: []byte{1, 2, 3}}, done)
+				}
+				if n%2 == 0 {
+					<-done
+				}
+				c.c.Close()
+			}
+		})
+	}
+	wg.Wait()
+	deadline := time.Now().Add(testTimeout)
+	for s.payload.used() > 0 {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d bytes of payload memory are out, nobody is connected", s.payload.used())
+		}
+		time.Sleep(time.Millisecond)
+	}
+	c := dial(t, s, 99)
+	code, _ := c.read(7, 1, 0, 1<<20)
+	c.want(code, fserr.OK, "read")
+}

@@ -1,0 +1,85 @@
+package cs
+
+import (
+	"errors"
+	"fmt"
+
+	"varve/cs/arena"
+	"varve/internal/chunk"
+	"varve/internal/wire"
+)
+
+// Data buffers must fit the arena.
+const _ = uint(arena.MaxBuffer - wire.MaxData)
+
+const (
+	// DefaultMemory is Options.Memory if it is not given, MinMemory the least that a server can do with, in bytes.
+	DefaultMemory = 768 << 20
+	MinMemory     = 128 << 20
+
+	// besides is what a process takes up besides the arenas and the Go heap: its program, the kernel's part of rings and mappings.
+	besides = 24 << 20
+	// maxOps is the number of requests under way: enough to keep any disk busy, few enough for those that come next.
+	maxOps = 128
+	// tableBytes is what an answer to ChunkTable holds.
+	tableBytes = 4 * chunk.Blocks
+)
+
+// division is how a server's memory is divided.
+type division struct {
+	clients, peers int64 // arenas
+	tables         int   // chunks with their table in memory (store.Options.MaxOpen)
+	stages         int   // staging buffers of the store
+	conns          int   // connections
+}
+
+// divide divides the memory of a server.
+func divide(memory int64) division {
+	payload := memory / 2
+	peers := max(payload/3, arena.MinSize(1))
+	mib := int(memory >> 20)
+	return division{
+		clients: payload - peers,
+		peers:   peers,
+		tables:  min(max(mib*4/3, 64), 4096),
+		stages:  min(max(mib/24, 4), 64),
+		conns:   min(max(mib, 128), 8192),
+	}
+}
+
+// HeapLimit returns how much of Options.Memory is for the Go runtime (debug.SetMemoryLimit), so that a process that is one chunk
+// server and nothing else stays within memory.
+func HeapLimit(memory int64) int64 {
+	if memory == 0 {
+		memory = DefaultMemory
+	}
+	d := divide(memory)
+	return memory - d.clients - d.peers - besides
+}
+
+// payload is the memory for data of requests and answers. That of clients and of peers is apart: a client's request may wait for a peer
+// that waits here, and a peer's never waits.
+type payload struct{ clients, peers *arena.Arena }
+
+func newPayload(o *Options) (p payload, err error) {
+	d := divide(o.Memory)
+	ao := arena.Options{Size: d.clients, Populate: o.Populate, Trace: o.trace}
+	if p.clients, err = arena.New(ao); err != nil {
+		return p, err
+	}
+	ao.Size = d.peers
+	if p.peers, err = arena.New(ao); err != nil {
+		return p, errors.Join(err, p.clients.Close())
+	}
+	return p, nil
+}
+
+// used returns the bytes that are out.
+func (p *payload) used() int64 { return p.clients.Used() + p.peers.Used() }
+
+func (p *payload) close() error {
+	if err := errors.Join(p.clients.Close(), p.peers.Close()); err != nil {
+		return fmt.Errorf("payload memory: %w", err)
+	}
+	return nil
+}
