@@ -88,16 +88,7 @@ func Open(o Options) (*Server, error) {
 	}
 	div := divide(o.Memory)
 	locals := newLocals(&o)
-	if o.Memory != 0 {
-		d.Memory = o.Memory
-	} else if o.Memory = d.Memory; o.Memory == 0 {
-		o.Memory = DefaultMemory
-	}
-	div := divide(o.Memory)
 	so := o.Store
-	if so.MaxOpen == 0 {
-		so.MaxOpen = div.tables
-	}
 	so.Board = locals.board
 	if so.MaxOpen == 0 {
 		so.MaxOpen = div.tables
