@@ -90,9 +90,6 @@ func Open(o Options) (*Server, error) {
 	locals := newLocals(&o)
 	so := o.Store
 	so.Board = locals.board
-	if so.MaxOpen == 0 {
-		so.MaxOpen = div.tables
-	}
 	so.FS, so.Dir, so.Cluster, so.Logger = o.FS, o.Dir, d.cluster(), o.Logger.With("cs", d.Server)
 	st, err := store.Open(so)
 	if err != nil {
@@ -125,7 +122,7 @@ func Open(o Options) (*Server, error) {
 	s.finder.learn(o.Metas)
 	s.finder.learn(d.Metas)
 	if err := errors.Join(locals.open(s), s.sweepAll()); err != nil {
-		return nil, errors.Join(err, l.Close(), st.Close())
+		return nil, errors.Join(err, l.Close(), st.Close(), pay.close())
 	}
 	return s, nil
 }
