@@ -63,6 +63,7 @@ var rooms = []room{
 	{dir: "cs/admit", pure: true, may: pureInternal},
 	{dir: "cs/arena", may: []string{"internal/invariant"}},
 	{dir: "cs/store", may: []string{"cs/repl", "internal/id", "internal/fserr", "internal/invariant", "internal/chunk", "internal/disk", "internal/local"}},
+	{dir: "cs/ssd", may: []string{"internal/id", "internal/fserr", "internal/invariant", "internal/chunk", "internal/disk"}},
 	{dir: "cs", may: []string{"cs/...", "internal/...", "iouring"}, not: clientSide},
 	{dir: "fuse", may: []string{"fuse/...", "internal/...", "iouring"}},
 	{dir: "iouring", may: []string{"iouring/..."}},
