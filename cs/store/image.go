@@ -19,7 +19,8 @@ import (
 // entry is a chunk that the store holds. It stays in memory; its image comes and goes.
 type entry struct {
 	id   id.ChunkID
-	used atomic.Bool // since the evictor last came by
+	used atomic.Bool  // since the evictor last came by
+	bad  atomic.Int32 // blocks in quarantine
 
 	// gate is held shared by operations and exclusively by what changes the fields below.
 	gate    sync.RWMutex
@@ -186,6 +187,9 @@ func (s *Store) peek(e *entry) error {
 		return nil
 	}
 	f, err := s.openFile(s.pathOf(e.id), disk.ReadOnly)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !disk.Medium(err) {
+		return s.opening(e.id, err)
+	}
 	if err != nil {
 		return s.unreadable(e, err)
 	}
@@ -240,7 +244,7 @@ func (s *Store) load(e *entry) error {
 		return s.unreadable(e, ErrCorrupt)
 	}
 	if err != nil {
-		return s.outcome("open", e.id, err)
+		return s.opening(e.id, err)
 	}
 	im := &image{f: f, fd: -1}
 	if d, ok := f.(disk.Descriptor); ok {
@@ -283,13 +287,13 @@ func (s *Store) fill(e *entry, im *image) error {
 	for i := range uint32(chunk.Extents) {
 		switch {
 		case replay.has(i):
-			err = im.recompute(st, i)
+			err = s.recompute(e, im, st, i)
 		case bad.has(i):
 			s.o.Logger.Error("table page does not match the header", "chunk", e.id, "extent", i)
-			err = im.mistrust(st, i)
+			err = s.mistrust(e, im, st, i)
 		}
 		if err != nil {
-			return fmt.Errorf("chunk %v: extent %d: %w: %w", e.id, i, fserr.IO, err)
+			return fmt.Errorf("chunk %v: extent %d: %w", e.id, i, err)
 		}
 	}
 	now := s.now()
@@ -303,11 +307,13 @@ func (s *Store) fill(e *entry, im *image) error {
 	return nil
 }
 
-// recompute makes the checksums of an extent from the data on the disk.
-func (im *image) recompute(st *stage, extent uint32) error {
-	return im.each(st, extent, func(block uint32, data []byte) {
+// recompute makes the checksums of an extent from the data on the disk. What is in quarantine keeps the checksum that it does not
+// match.
+func (s *Store) recompute(e *entry, im *image, st *stage, extent uint32) error {
+	listed := s.listed(e)
+	return s.each(e, im, st, extent, func(block uint32, data []byte) {
 		switch sum := chunk.Sum(data); {
-		case sum == im.sums[block]:
+		case listed[block] || sum == im.sums[block]:
 		case chunk.IsZero(data):
 			im.sums[block] = chunk.Hole
 		default:
@@ -319,8 +325,8 @@ func (im *image) recompute(st *stage, extent uint32) error {
 // mistrust goes through an extent whose table page is damaged. A checksum in it that agrees with the
 // data is right and one that does not makes reads fail, but a false hole would read as zeros: it
 // gets a checksum that no read accepts.
-func (im *image) mistrust(st *stage, extent uint32) error {
-	return im.each(st, extent, func(block uint32, data []byte) {
+func (s *Store) mistrust(e *entry, im *image, st *stage, extent uint32) error {
+	return s.each(e, im, st, extent, func(block uint32, data []byte) {
 		if im.sums[block] == chunk.Hole && !chunk.IsZero(data) {
 			if im.sums[block] = ^chunk.Sum(data); im.sums[block] == chunk.Hole {
 				im.sums[block] = 1
@@ -329,16 +335,33 @@ func (im *image) mistrust(st *stage, extent uint32) error {
 	})
 }
 
-func (im *image) each(st *stage, extent uint32, do func(block uint32, data []byte)) error {
+// each gives every block of an extent that can be read to do. Those that the medium does not give go into quarantine.
+func (s *Store) each(e *entry, im *image, st *stage, extent uint32, do func(block uint32, data []byte)) error {
 	for off := extent * chunk.ExtentSize; off < (extent+1)*chunk.ExtentSize; off += stageSize {
-		if _, err := im.f.ReadAt(st.buf, dataOffset+int64(off)); err != nil {
-			return err
+		first, bad := off/chunk.BlockSize, map[uint32]bool(nil)
+		if _, err := im.f.ReadAt(st.buf, place(first)); err != nil {
+			err = s.misread(e, im.f, first, st.buf, err)
+			if errors.Is(err, ErrBadBlock) {
+				bad = s.bad.of(e.id)
+			} else if err != nil {
+				return err
+			}
 		}
 		for i := uint32(0); i < stageSize; i += chunk.BlockSize {
-			do((off+i)/chunk.BlockSize, st.buf[i:i+chunk.BlockSize])
+			if b := first + i/chunk.BlockSize; !bad[b] {
+				do(b, st.buf[i:i+chunk.BlockSize])
+			}
 		}
 	}
 	return nil
+}
+
+// listed returns the blocks of a chunk that are in quarantine, nil if there are none.
+func (s *Store) listed(e *entry) map[uint32]bool {
+	if e.bad.Load() == 0 {
+		return nil
+	}
+	return s.bad.of(e.id)
 }
 
 // writeHeader writes the header with rec to the slot that is not the newest. The caller syncs before

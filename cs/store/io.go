@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"fmt"
 
 	"varve/cs/repl"
@@ -225,7 +226,7 @@ func (s *Store) old(e *entry, block uint32, dst []byte) error {
 	stale := e.rep.State == repl.Tracking && !e.rep.Fresh.Whole(block) && e.rep.Fresh.Spans(block) == nil
 	e.mu.Unlock()
 	err := s.get(e, block, dst, []uint32{sum})
-	if stale && fserr.Of(err) == fserr.BadChecksum {
+	if stale && errors.Is(err, ErrBadBlock) {
 		clear(dst)
 		return nil
 	}
@@ -234,6 +235,9 @@ func (s *Store) old(e *entry, block uint32, dst []byte) error {
 
 // get reads whole blocks into dst, which is aligned, and verifies them.
 func (s *Store) get(e *entry, block uint32, dst []byte, sums []uint32) error {
+	if err := s.refuseBad(e, block, len(sums)); err != nil {
+		return err
+	}
 	for i := 0; i < len(sums); {
 		j := i + 1
 		for j < len(sums) && (sums[j] == chunk.Hole) == (sums[i] == chunk.Hole) {
@@ -243,7 +247,9 @@ func (s *Store) get(e *entry, block uint32, dst []byte, sums []uint32) error {
 		if sums[i] == chunk.Hole {
 			clear(part)
 		} else if _, err := e.img.f.ReadAt(part, place(block+uint32(i))); err != nil {
-			return fmt.Errorf("read: chunk %v: block %d: %w: %w", e.id, block+uint32(i), fserr.IO, err)
+			if err := s.misread(e, e.img.f, block+uint32(i), part, err); err != nil {
+				return err
+			}
 		}
 		i = j
 	}
@@ -256,9 +262,8 @@ func (s *Store) match(e *entry, block uint32, dst []byte, sums []uint32) error {
 		if want == chunk.Hole {
 			continue
 		}
-		if got := chunk.Sum(dst[i*chunk.BlockSize:][:chunk.BlockSize]); got != want {
-			return fmt.Errorf("%s: chunk %v: block %d: checksum want %08x, got %08x: %w",
-				s.pathOf(e.id), e.id, block+uint32(i), want, got, fserr.BadChecksum)
+		if chunk.Sum(dst[i*chunk.BlockSize:][:chunk.BlockSize]) != want {
+			return s.mismatch(e, e.img.f, block, dst, sums)
 		}
 	}
 	return nil
@@ -283,8 +288,9 @@ func (s *Store) put(e *entry, block uint32, data []byte, sums []uint32) error {
 func (s *Store) wrote(e *entry, block uint32, sums []uint32, err error) error {
 	switch {
 	case err == nil:
+		err := s.heal(e, block, len(sums), sums)
 		e.record(block, sums)
-		return nil
+		return err
 	case full(err):
 		return s.reconcile(e, block, sums, err)
 	}
@@ -361,7 +367,7 @@ func (s *Store) wipe(e *entry, block, from, to uint32) error {
 	e.mu.Lock()
 	hole := e.img.sums[block] == chunk.Hole
 	e.mu.Unlock()
-	if hole {
+	if hole && e.bad.Load() == 0 {
 		return nil
 	}
 	st := s.getStage()
@@ -380,11 +386,12 @@ func (s *Store) wipe(e *entry, block, from, to uint32) error {
 
 // dig makes holes of the blocks [first, end).
 func (s *Store) dig(e *entry, first, end uint32) error {
+	worn := e.bad.Load() > 0 // what is listed is a hole only when it was dug
 	e.mu.Lock()
-	for first < end && e.img.sums[first] == chunk.Hole {
+	for !worn && first < end && e.img.sums[first] == chunk.Hole {
 		first++
 	}
-	for first < end && e.img.sums[end-1] == chunk.Hole {
+	for !worn && first < end && e.img.sums[end-1] == chunk.Hole {
 		end--
 	}
 	e.mu.Unlock()
@@ -404,10 +411,11 @@ func (s *Store) dig(e *entry, first, end uint32) error {
 		}
 		return nil
 	}
+	err := s.heal(e, first, int(count), nil)
 	for b := first; b < end; b += uint32(len(holes)) {
 		e.record(b, holes[:min(end-b, uint32(len(holes)))])
 	}
-	return nil
+	return err
 }
 
 // holes are the checksums of as many holes as fit a stage.
@@ -500,7 +508,8 @@ func (s *Store) flush(e *entry) error {
 	return nil
 }
 
-// Table returns a copy of the checksums of all blocks, in any state of the replica.
+// Table returns a copy of the checksums of all blocks, in any state of the replica. That of a block in quarantine is one that the block
+// does not have, so that a comparison finds it.
 func (s *Store) Table(c id.ChunkID) (sums []uint32, epoch id.Epoch, st repl.State, err error) {
 	if err := s.begin(); err != nil {
 		return nil, 0, 0, err
@@ -515,6 +524,13 @@ func (s *Store) Table(c id.ChunkID) (sums []uint32, epoch id.Epoch, st repl.Stat
 	e.mu.Lock()
 	copy(sums, e.img.sums[:])
 	e.mu.Unlock()
+	if e.bad.Load() > 0 {
+		for b := range s.bad.of(e.id) {
+			if sums[b] = ^sums[b]; sums[b] == chunk.Hole {
+				sums[b] = 1
+			}
+		}
+	}
 	return sums, e.rep.Epoch, e.rep.State, nil
 }
 

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"varve/internal/chunk"
@@ -17,18 +19,19 @@ import (
 
 // recover lists the chunks and reads which extents of them a crash left active.
 func (s *Store) recover() error {
+	var err error
+	if s.label, err = openLabel(&s.o); err != nil {
+		return err
+	}
 	if err := s.makeDirs(); err != nil {
 		return err
 	}
 	if err := s.probe(); err != nil {
 		return err
 	}
-	for i := range 256 {
-		if err := s.list(filepath.Join(s.o.Dir, "chunks", fmt.Sprintf("%02x", i))); err != nil {
-			return err
-		}
+	if err := s.list(); err != nil {
+		return err
 	}
-	slices.Sort(s.ids)
 	log, rebuilt, err := openActivity(s.o.FS, s.o.Dir, s.o.Cluster, s.ids)
 	if err != nil {
 		return err
@@ -46,8 +49,34 @@ func (s *Store) recover() error {
 		e.marked, e.replay = x, x
 		s.active.Add(1)
 	}
+	if err := s.recoverBad(); err != nil {
+		return err
+	}
 	if n := s.active.Load(); n > 0 {
 		s.o.Logger.Info("store was not stopped cleanly", "dir", s.o.Dir, "chunks", len(s.ids), "unclean", n)
+	}
+	return nil
+}
+
+// recoverBad reads which blocks are in quarantine.
+func (s *Store) recoverBad() error {
+	q, damaged, err := openQuarantine(s.o.FS, s.o.Dir, s.o.Cluster)
+	if err != nil {
+		return err
+	}
+	s.bad = q
+	if damaged {
+		s.o.Logger.Error("the list of bad blocks was damaged and is empty now: they are found again when they are read", "dir", s.o.Dir)
+	}
+	counts, err := q.keep(func(c id.ChunkID) bool { return s.chunks[c] != nil })
+	if err != nil {
+		return err
+	}
+	for c, n := range counts {
+		s.chunks[c].bad.Store(n)
+	}
+	if n, _ := q.counts(); n > 0 {
+		s.o.Logger.Warn("the disk has bad blocks", "dir", s.o.Dir, "blocks", n, "chunks", len(counts))
 	}
 	return nil
 }
@@ -60,7 +89,7 @@ func (s *Store) makeDirs() error {
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	for i := range 256 {
+	for i := range fanout {
 		if err := s.o.FS.MkdirAll(filepath.Join(root, fmt.Sprintf("%02x", i))); err != nil {
 			return err
 		}
@@ -104,28 +133,66 @@ func (s *Store) probe() error {
 	return nil
 }
 
-// list adds the chunks in one directory.
-func (s *Store) list(dir string) error {
-	files, err := s.o.FS.ReadDir(dir)
+// list finds the chunks, and removes what was being made when the server died.
+func (s *Store) list() error {
+	ids, strays, err := listChunks(s.o.FS, s.o.Dir)
 	if err != nil {
 		return err
 	}
-	for _, f := range files {
-		name := f.Name()
-		if strings.HasSuffix(name, ".new") {
-			if err := s.o.FS.Remove(filepath.Join(dir, name)); err != nil {
-				return err
-			}
-			continue
-		}
-		digits, ok := strings.CutSuffix(name, ".chk")
-		n, err := strconv.ParseUint(digits, 16, 64)
-		if c := id.ChunkID(n); ok && err == nil && s.pathOf(c) == filepath.Join(dir, name) {
-			s.chunks[c] = &entry{id: c}
-			s.ids = append(s.ids, c)
-		} else {
-			s.o.Logger.Warn("not a chunk file: left alone", "path", filepath.Join(dir, name))
+	for _, path := range strays {
+		if !strings.HasSuffix(path, ".new") {
+			s.o.Logger.Warn("not a chunk file: left alone", "path", path)
+		} else if err := s.o.FS.Remove(path); err != nil {
+			return err
 		}
 	}
+	s.ids = ids
+	entries := make([]entry, len(ids)) // together: one allocation instead of 100,000
+	for i, c := range ids {
+		entries[i].id = c
+		s.chunks[c] = &entries[i]
+	}
 	return nil
+}
+
+// readers is the number of directories that are listed at once.
+const readers = 8
+
+// listChunks returns the ids of the chunk files below a store's directory, in order, and the paths of what else is there.
+func listChunks(fsys disk.FS, dir string) (ids []id.ChunkID, strays []string, err error) {
+	var next atomic.Int64
+	var mu sync.Mutex
+	var work sync.WaitGroup
+	for range readers {
+		work.Go(func() {
+			for i := next.Add(1) - 1; i < fanout; i = next.Add(1) - 1 {
+				found, rest, e := listDir(fsys, filepath.Join(dir, "chunks", fmt.Sprintf("%02x", i)), uint8(i))
+				mu.Lock()
+				ids, strays, err = append(ids, found...), append(strays, rest...), errors.Join(err, e)
+				mu.Unlock()
+			}
+		})
+	}
+	work.Wait()
+	slices.Sort(ids)
+	slices.Sort(strays)
+	return ids, strays, err
+}
+
+// fanout is the number of directories that the chunks are spread over, by the last byte of their ids.
+const fanout = 256
+
+func listDir(fsys disk.FS, dir string, last uint8) (ids []id.ChunkID, strays []string, err error) {
+	files, err := fsys.ReadDir(dir)
+	for _, f := range files {
+		name := f.Name()
+		digits, ok := strings.CutSuffix(name, ".chk")
+		n, err := strconv.ParseUint(digits, 16, 64)
+		if c := id.ChunkID(n); ok && err == nil && c != 0 && uint8(n) == last && c.String() == digits {
+			ids = append(ids, c)
+		} else {
+			strays = append(strays, filepath.Join(dir, name))
+		}
+	}
+	return ids, strays, err
 }

@@ -19,6 +19,10 @@ type Options struct {
 	Dir string
 	// Cluster is written into every file; a directory of another cluster is refused.
 	Cluster id.Cluster
+	// Server is the UUID of the server that owns the store; a store of another one is refused. Default: any.
+	Server [16]byte
+	// Existing refuses a directory that holds no store, and so the empty one below a filesystem that is not mounted. Default: one is made.
+	Existing bool
 	// Logger takes state transitions and failures. Default: nothing is logged.
 	Logger *slog.Logger
 	// MaxOpen is the number of chunks of which the file is open and the table in memory (64 KiB
@@ -41,6 +45,8 @@ type Options struct {
 	// Board is where Share shows the checksums of chunks to readers on this host. It ends with the store, and when the store goes out
 	// of service. Default: none.
 	Board *local.Board
+	// MaxUnreadable is the number of blocks that the disk may fail to read; with one more it is retired. Default: 256.
+	MaxUnreadable int
 }
 
 // Defaults of Options.
@@ -48,6 +54,8 @@ const (
 	defaultMaxOpen     = 1024
 	defaultSettleAfter = 5 * time.Second
 	defaultSettleEvery = time.Second
+
+	defaultMaxUnreadable = 256
 )
 
 // Bounds of the default reserve in bytes, and its share of the disk.
@@ -88,6 +96,9 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.SettleEvery == 0 {
 		o.SettleEvery = defaultSettleEvery
+	}
+	if o.MaxUnreadable == 0 {
+		o.MaxUnreadable = defaultMaxUnreadable
 	}
 	var faults []error
 	if o.Dir == "" {

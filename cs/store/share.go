@@ -36,6 +36,9 @@ func (s *Store) Share(c id.ChunkID, epoch id.Epoch) (Shared, error) {
 		return Shared{}, err
 	}
 	defer e.gate.RUnlock()
+	if e.bad.Load() > 0 {
+		return Shared{}, fmt.Errorf("chunk %v: it has bad blocks: %w", c, fserr.NotSupported)
+	}
 	// The file under this name is the image's: it is only replaced with the gate held exclusively.
 	f, err := s.openFile(s.pathOf(c), disk.ReadOnly)
 	if err != nil {
@@ -61,6 +64,9 @@ func (e *entry) share(b *local.Board) (*local.Slot, error) {
 	im := e.img
 	if im.slot != nil && im.slot.Live() {
 		return im.slot, nil
+	}
+	if e.bad.Load() > 0 {
+		return nil, fserr.NotSupported
 	}
 	slot, err := b.Take(im.sums[:], func(mark func(first, end uint32)) {
 		for _, h := range im.held {

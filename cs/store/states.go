@@ -53,6 +53,9 @@ func (s *Store) remake(e *entry, in repl.Input) error {
 	if err := s.make(e.id, next.Record()); err != nil {
 		return err
 	}
+	if err := s.pardon(e); err != nil {
+		return err
+	}
 	e.corrupt, e.rep = false, next
 	return nil
 }
@@ -197,6 +200,9 @@ func (s *Store) Delete(c id.ChunkID) error {
 	}
 	if err := s.o.FS.SyncDir(s.dirOf(c)); err != nil {
 		return s.fail("sync directory", c, err)
+	}
+	if err := s.pardon(e); err != nil {
+		return err
 	}
 	if e.img != nil {
 		s.forget(e)

@@ -34,6 +34,7 @@ import (
 
 	"varve/cs/repl"
 	"varve/internal/chunk"
+	"varve/internal/disk"
 	"varve/internal/fserr"
 	"varve/internal/id"
 )
@@ -50,6 +51,9 @@ type Store struct {
 	log      *activity
 	failed   atomic.Pointer[error]
 	active   atomic.Int64 // chunks with active extents
+	label    disk.File
+	bad      *quarantine
+	found    atomic.Uint64 // blocks put in quarantine by this process
 	stages   chan *stage
 	stop     chan struct{}
 	settler  sync.WaitGroup
@@ -83,7 +87,11 @@ func Open(o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := o.FS.MkdirAll(o.Dir); err != nil {
+	if o.Existing {
+		if _, err := o.FS.Stat(o.Dir); err != nil {
+			return nil, fmt.Errorf("%s is not there: is its filesystem mounted? %w", o.Dir, err)
+		}
+	} else if err := o.FS.MkdirAll(o.Dir); err != nil {
 		return nil, err
 	}
 	unlock, err := o.FS.Lock(filepath.Join(o.Dir, "lock"))
@@ -95,9 +103,7 @@ func Open(o Options) (*Store, error) {
 		stop: make(chan struct{}), chunks: make(map[id.ChunkID]*entry),
 	}
 	if err := s.recover(); err != nil {
-		if s.log != nil {
-			s.log.close()
-		}
+		s.closeFiles()
 		return nil, errors.Join(fmt.Errorf("store %s: %w", o.Dir, err), unlock())
 	}
 	if o.SettleEvery > 0 {
@@ -129,7 +135,21 @@ func (s *Store) Close() error {
 	for _, e := range s.open {
 		err = errors.Join(err, e.img.f.Close())
 	}
-	return errors.Join(err, s.log.close(), s.unlock())
+	return errors.Join(err, s.closeFiles(), s.unlock())
+}
+
+// closeFiles closes what recover opened.
+func (s *Store) closeFiles() (err error) {
+	if s.log != nil {
+		err = s.log.close()
+	}
+	if s.bad != nil {
+		err = errors.Join(err, s.bad.f.Close())
+	}
+	if s.label != nil {
+		err = errors.Join(err, s.label.Close())
+	}
+	return err
 }
 
 // begin must come first in every operation, end last.
@@ -160,9 +180,20 @@ func (s *Store) fail(op string, c id.ChunkID, cause error) error {
 	s.stopSharing()
 	if s.failed.CompareAndSwap(nil, &err) {
 		s.o.Logger.Error("store is out of service", "dir", s.o.Dir, "op", op, "chunk", c, "cause", cause)
+		if disk.Medium(cause) || errors.Is(cause, errDiskWorn) {
+			s.retire(fmt.Errorf("%s: chunk %v: %w", op, c, cause))
+		}
 		return err
 	}
 	return s.failure()
+}
+
+// opening turns the failure to open a chunk file: a shortage passes, what the disk answers does not.
+func (s *Store) opening(c id.ChunkID, err error) error {
+	if disk.Medium(err) {
+		return s.fail("open", c, err)
+	}
+	return fmt.Errorf("open: chunk %v: %w: %w", c, fserr.Unavailable, err)
 }
 
 // outcome turns the failure of a write: a full disk is an outcome, anything else the end of the store.
@@ -284,8 +315,12 @@ func (s *Store) List(after id.ChunkID, max int) (infos []Info, more bool) {
 	s.peekAll(page)
 	for _, e := range page {
 		e.gate.RLock()
-		if !e.gone {
+		switch {
+		case e.gone:
+		case e.known:
 			infos = append(infos, Info{ID: e.id, Epoch: e.rep.Epoch, State: e.rep.State})
+		default: // it could not be opened just now
+			infos = append(infos, Info{ID: e.id, State: repl.Lost})
 		}
 		e.gate.RUnlock()
 	}

@@ -75,7 +75,7 @@ func (s *Store) tryEnter(h *held, c id.ChunkID, in repl.Input) (repl.Verdict, bo
 		return 0, false
 	}
 	if e := s.find(c); e != nil && !s.closed && s.failed.Load() == nil && e.gate.TryRLock() {
-		if e.img != nil && e.img.fd >= 0 {
+		if e.img != nil && e.img.fd >= 0 && e.bad.Load() == 0 {
 			if _, v := e.rep.Step(in); v == repl.Do || v == repl.DoNote {
 				if !e.used.Load() {
 					e.used.Store(true)

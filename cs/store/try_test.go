@@ -375,11 +375,30 @@ func TestTryRefuses(t *testing.T) {
 	if s.TryRead(&r, 1, 1, chunk.Size-4096, 8192, make([]uint32, 2)) || s.TryRead(&r, 1, 1, 1, 4096, make([]uint32, 1)) {
 		t.Error("a read out of bounds begins")
 	}
-	// Bad on the disk.
+	// What does not match is read again.
 	if !s.TryRead(&r, 1, 1, 0, 4096, make([]uint32, 1)) {
 		t.Fatal("read does not begin")
 	}
-	wantCode(t, r.Finish(p[4096:8192]), fserr.BadChecksum)
+	other := disk.AlignedBuffer(4096)
+	copy(other, p[4096:8192])
+	must(t, r.Finish(other))
+	if !bytes.Equal(other, q) {
+		t.Error("a block that did not match was not read again")
+	}
+	// Bad on the disk.
+	must(t, s.Create(2, 1))
+	must(t, write(s, 2, 1, 0, p[:8<<10]))
+	flip(t, s.o, 2, 0, 17)
+	if !s.TryRead(&r, 2, 1, 0, 4096, make([]uint32, 1)) {
+		t.Fatal("read does not begin")
+	}
+	if _, err := unix.Pread(r.FD, other, r.Offset); err != nil {
+		t.Fatal(err)
+	}
+	wantCode(t, r.Finish(other), fserr.BadChecksum)
+	if s.TryRead(&r, 2, 1, 4096, 4096, make([]uint32, 1)) || s.TryWrite(&w, 2, 1, 0, q, sums) {
+		t.Error("an operation on a chunk with a bad block begins")
+	}
 	// Holes are cleared, around data and in between.
 	must(t, s.Punch(1, 1, 4096, 8192))
 	got, hs := disk.AlignedBuffer(4*4096), make([]uint32, 4)
