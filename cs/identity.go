@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"varve/cs/store"
 	"varve/internal/disk"
 	"varve/internal/id"
 )
@@ -50,6 +51,17 @@ func (d identity) cluster() id.Cluster {
 func (d identity) uuid() []byte {
 	b, _ := hex.DecodeString(d.UUID)
 	return b
+}
+
+// storeOptions returns the options of the server's store.
+func (d identity) storeOptions(o Options) store.Options {
+	so := o.Store
+	so.FS, so.Dir, so.Cluster, so.Logger = o.FS, o.Dir, d.cluster(), o.Logger
+	if d.Server != 0 {
+		so.Logger = o.Logger.With("cs", d.Server)
+	}
+	so.Server, so.Existing = [16]byte(d.uuid()), true
+	return so
 }
 
 // readIdentity returns fs.ErrNotExist, wrapped, if there is none.

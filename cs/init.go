@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"varve/cs/store"
 	"varve/internal/fserr"
 	"varve/internal/id"
 	"varve/internal/wire"
@@ -41,6 +42,11 @@ func Init(ctx context.Context, o Options) (id.ServerID, error) {
 	d, err := o.prepare(ctx)
 	if err != nil {
 		return 0, err
+	}
+	so := d.storeOptions(o)
+	so.Existing = false
+	if err := store.Init(so); err != nil {
+		return 0, fmt.Errorf("make the store in %s: %w", o.Dir, err)
 	}
 	total, free, err := space(o)
 	if err != nil {

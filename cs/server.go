@@ -88,9 +88,11 @@ func Open(o Options) (*Server, error) {
 	}
 	div := divide(o.Memory)
 	locals := newLocals(&o)
-	so := o.Store
+	so := d.storeOptions(o)
 	so.Board = locals.board
-	so.FS, so.Dir, so.Cluster, so.Logger = o.FS, o.Dir, d.cluster(), o.Logger.With("cs", d.Server)
+	if so.MaxOpen == 0 {
+		so.MaxOpen = div.tables
+	}
 	st, err := store.Open(so)
 	if err != nil {
 		return nil, fmt.Errorf("open the chunks in %s: %w", o.Dir, err)

@@ -17,6 +17,23 @@ import (
 	"varve/internal/id"
 )
 
+// Init makes an empty store. What an interrupted Init has made is used. Preconditions: the caller holds the lock of the directory.
+func Init(o Options) error {
+	o, err := o.withDefaults()
+	if err != nil {
+		return err
+	}
+	s := &Store{o: o}
+	if s.label, err = openLabel(&s.o); err == nil {
+		if err = s.makeDirs(); err == nil {
+			if s.log, _, err = openActivity(o.FS, o.Dir, o.Cluster, nil); err == nil {
+				s.bad, _, err = openQuarantine(o.FS, o.Dir, o.Cluster)
+			}
+		}
+	}
+	return errors.Join(err, s.closeFiles())
+}
+
 // recover lists the chunks and reads which extents of them a crash left active.
 func (s *Store) recover() error {
 	var err error
