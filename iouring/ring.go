@@ -1,235 +1,328 @@
-// Package iouring is a thin binding to the kernel's io_uring for files: a Ring owned by one goroutine, to which
-// reads, writes, syncs and hole punches are submitted in batches and from which completions are reaped.
-//
-// Use: New, then Read, Write, Sync, Punch or Nop to queue operations, Submit to hand them to the kernel, Reap to take
-// completions, Close. Every operation carries a value of the caller's that comes back in its Completion.
-//
-// A Ring belongs to one goroutine, which must be locked to its thread (runtime.LockOSThread) from New to Close: the best modes
-// of the kernel (SINGLE_ISSUER, DEFER_TASKRUN) allow one submitting thread only. New chooses the best mode that the kernel has
-// and Mode says which. The package knows nothing of varve.
-//
-// Buffers. The kernel uses a buffer from Submit until its completion was reaped. The ring keeps each buffer
-// reachable until then, so a caller may forget it; it must not change or reuse it. Close waits for what is under way.
-//
-// Source: the kernel's include/uapi/linux/io_uring.h and the manual pages of liburing.
 package iouring
 
 import (
 	"errors"
 	"fmt"
+	"runtime"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// ErrFull means that the submission queue, or the table of operations under way, has no room: Submit and Reap first.
-var ErrFull = errors.New("io_uring: queue is full")
+// Ring is one io_uring. See the package comment for who may use it.
+type Ring struct {
+	shared // what is mapped together with the kernel
+	slots  slotTable
 
-// ErrUnavailable means that the kernel has no io_uring or does not let this process use it.
-var ErrUnavailable = errors.New("io_uring is not available")
+	o       Options
+	has     Feature
+	fd      int
+	enterFD int    // fd, or its place among the thread's registered rings
+	enterFl uint32 // flags of every enter
 
-// Options of a ring. The zero value works.
-type Options struct {
-	Entries uint32 // submissions that fit between two Submits, a power of two; default 128. Twice as many may be under way.
-	// Plain asks for the ring without newer modes, as on kernels before 5.19.
-	Plain bool
+	queued   int // entries that the kernel did not take yet
+	internal int // operations of the ring's own that have not completed
+	last     *SQE
+	disabled bool
+	closed   bool
+	chores   bool // a waker is to be armed, or buffers are to be given back
+
+	wakers []*Waker
+	groups map[uint16]*BufferGroup
+	bufs   [][]byte // the table of registered buffers
+	files  int      // places in the table of files
+
+	// Arguments of system calls: they are here since what a call points to must not be on a stack.
+	arg    eventsArg
+	ts     unix.Timespec
+	fdArg  [1]int32
+	iovArg [1]unix.Iovec
+	update rsrcUpdate2
 }
 
-// Mode is how a ring was set up, best first.
-type Mode int
-
-// Modes.
-const (
-	DeferTaskrun Mode = iota // SINGLE_ISSUER and DEFER_TASKRUN, kernel 6.1
-	CoopTaskrun              // COOP_TASKRUN, kernel 5.19
-	Plain
-)
-
-func (m Mode) String() string {
-	return [...]string{"single issuer, deferred task work", "cooperative task work", "plain"}[m]
-}
-
-var modeFlags = [...]uint32{
-	DeferTaskrun: setupSingleIssuer | setupDeferTaskrun,
-	CoopTaskrun:  setupCoopTaskrun | setupTaskrunFlag,
-	Plain:        0,
-}
-
-// Completion is the end of one operation.
-type Completion struct {
-	Data uint64 // the caller's value
-	N    int    // bytes, if Err is nil
-	Err  error  // a unix.Errno
-}
-
-// slot keeps what an operation under way uses.
-type slot struct {
-	data uint64
-	buf  []byte
-	next int32 // of the free list
-}
-
-// New sets a ring up in the best mode that the kernel has. Errors wrap ErrUnavailable where io_uring cannot be used at all.
+// New sets a ring up in the best way that the kernel has. Errors wrap ErrUnavailable where io_uring cannot be used at all.
 func New(o Options) (*Ring, error) {
-	if o.Entries == 0 {
-		o.Entries = 128
+	if err := o.check(); err != nil {
+		return nil, err
 	}
-	if o.Entries > 4096 || o.Entries&(o.Entries-1) != 0 {
-		return nil, fmt.Errorf("io_uring: %d entries: want a power of two up to 4096", o.Entries)
+	has, err := Probe()
+	if err != nil {
+		return nil, err
 	}
-	first := DeferTaskrun
-	if o.Plain {
-		first = Plain
+	has &^= o.Without
+	if !has.Has(SingleIssuer) {
+		has &^= DeferTaskrun // the kernel wants both
 	}
-	var last error
-	for mode := first; mode <= Plain; mode++ {
-		r, err := setup(o.Entries, modeFlags[mode])
-		if err == nil {
-			r.mode = mode
-			return r, nil
-		}
-		last = err
-		if !errors.Is(err, unix.EINVAL) {
-			break // not a question of flags
-		}
+	if o.SQE128 && !has.Has(SQE128) || o.CQE32 && !has.Has(CQE32) {
+		return nil, fmt.Errorf("SQE128 or CQE32: %w", ErrUnsupported)
 	}
-	if errors.Is(last, unix.ENOSYS) || errors.Is(last, unix.EPERM) {
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, last)
+	r, err := setup(o, has)
+	if err != nil {
+		return nil, err
 	}
-	return nil, fmt.Errorf("io_uring: set up %d entries: %w", o.Entries, last)
+	if err := r.tables(); err != nil {
+		return nil, errors.Join(err, r.release())
+	}
+	hold(r)
+	if o.Disabled {
+		r.disabled = true
+		return r, nil
+	}
+	r.registerSelf()
+	return r, nil
 }
 
-// Mode tells how the ring was set up.
-func (r *Ring) Mode() Mode { return r.mode }
+// setupFlags are the flags of io_uring_setup for a ring with these features.
+func setupFlags(o Options, has Feature) uint32 {
+	f := uint32(setupClamp | setupCQSize)
+	for _, t := range []struct {
+		on   bool
+		flag uint32
+	}{
+		{has.Has(SubmitAll), setupSubmitAll},
+		{has.Has(NoSQArray), setupNoSQArray},
+		{has.Has(SingleIssuer), setupSingleIssuer},
+		{has.Has(DeferTaskrun), setupDeferTaskrun},
+		{has.Has(CoopTaskrun) && !has.Has(DeferTaskrun), setupCoopTaskrun | setupTaskrunFlag},
+		{o.SQE128, setupSQE128},
+		{o.CQE32, setupCQE32},
+		{o.Disabled, setupDisabled},
+	} {
+		if t.on {
+			f |= t.flag
+		}
+	}
+	return f
+}
+
+// Enable lets a ring that was made with Options.Disabled work. The calling thread owns it from now on.
+func (r *Ring) Enable() error {
+	if !r.disabled {
+		return nil
+	}
+	if err := r.register(regEnableRings, nil, 0); err != nil {
+		return fmt.Errorf("io_uring: enable: %w", err)
+	}
+	r.disabled = false
+	r.registerSelf()
+	for _, w := range r.wakers {
+		if w.direct && w.set.Load() {
+			if err := syncMessage(&w.sqe); err != nil {
+				return fmt.Errorf("io_uring: enable: wake-up that came before: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// Mode tells in words how completions reach the owner, for people.
+func (r *Ring) Mode() string {
+	switch {
+	case r.has.Has(DeferTaskrun):
+		return "single issuer, deferred task work"
+	case r.has.Has(SingleIssuer | CoopTaskrun):
+		return "single issuer, cooperative task work"
+	case r.has.Has(CoopTaskrun):
+		return "cooperative task work"
+	}
+	return "plain"
+}
+
+// Features are those that the kernel has and Options.Without did not take away.
+func (r *Ring) Features() Feature { return r.has }
+
+// Has tells whether the ring has all of these features.
+func (r *Ring) Has(f Feature) bool { return r.has.Has(f) }
+
+// FD is the ring's descriptor, for Message of another process's ring or for poll. It stays the ring's.
+func (r *Ring) FD() int { return r.fd }
 
 // Pending is the number of operations queued or under way.
-func (r *Ring) Pending() int { return r.pending }
+func (r *Ring) Pending() int { return r.slots.used }
 
-// take reserves a slot and an entry of the submission queue.
-func (r *Ring) take(data uint64, buf []byte) (*sqe, error) {
+// Queued is the number of entries that Submit would hand over.
+func (r *Ring) Queued() int { return int(r.tail - atomic.LoadUint32(r.sqHead)) }
+
+// Reserve makes room for n operations in the queue, handing over what stands in it if need be. A chain of linked operations
+// must be handed over at once, so reserve its length before its first. ErrFull says that there is no room.
+func (r *Ring) Reserve(n int) error {
 	if r.closed {
-		return nil, unix.EBADF
+		return ErrClosed
 	}
-	e := r.nextSQE()
-	if e == nil || r.free < 0 {
-		return nil, ErrFull
+	if n > r.slots.left() {
+		return ErrFull
 	}
-	n := r.free
-	s := &r.slots[n]
-	r.free = s.next
-	s.data, s.buf = data, buf
-	*e = sqe{userData: uint64(n)}
-	r.pending++
-	r.queued++
-	return e, nil
-}
-
-// Read queues a read of len(p) bytes at off.
-func (r *Ring) Read(fd int, p []byte, off int64, data uint64) error {
-	return r.transfer(opRead, fd, p, off, data)
-}
-
-// Write queues a write of p at off.
-func (r *Ring) Write(fd int, p []byte, off int64, data uint64) error {
-	return r.transfer(opWrite, fd, p, off, data)
-}
-
-func (r *Ring) transfer(op Opcode, fd int, p []byte, off int64, data uint64) error {
-	if len(p) == 0 || off < 0 {
-		return unix.EINVAL
+	if r.room() < n {
+		if err := r.flush(); err != nil {
+			return err
+		}
+		if r.room() < n {
+			return ErrFull
+		}
 	}
-	e, err := r.take(data, p)
-	if err != nil {
-		return err
-	}
-	e.opcode, e.fd, e.off, e.len = op, int32(fd), uint64(off), uint32(len(p))
-	e.addr = address(p)
 	return nil
 }
 
-// Sync queues an fdatasync. It does not wait for writes queued before it: reap those first.
-func (r *Ring) Sync(fd int, data uint64) error {
-	e, err := r.take(data, nil)
-	if err != nil {
-		return err
+// flush hands over what is queued without waiting.
+func (r *Ring) flush() error {
+	r.publish()
+	for tries := 0; r.queued > 0; {
+		if err := r.enter(0, 0, 0); err != nil {
+			if again, err := r.retry(err, &tries); err != nil || !again {
+				return err
+			}
+		}
 	}
-	e.opcode, e.fd, e.opFlags = opFsync, int32(fd), fsyncDatasync
 	return nil
 }
 
-// Punch queues a hole punch of [off, off+n) that keeps the file's size.
-func (r *Ring) Punch(fd int, off, n int64, data uint64) error {
-	e, err := r.take(data, nil)
-	if err != nil {
-		return err
+// retries bounds how often the kernel may say that it has no memory just now before the owner is told.
+const retries = 1000
+
+// retry sorts the errors of io_uring_enter. It returns true if the call is to be made again, false without an error if the
+// owner has to reap first.
+func (r *Ring) retry(err error, tries *int) (bool, error) {
+	switch err {
+	case unix.EINTR:
+		return true, nil
+	case unix.EAGAIN, unix.EBUSY, unix.ENOMEM:
+		if r.ready() > 0 || r.overflown() {
+			return false, nil
+		}
+		if *tries++; *tries < retries {
+			runtime.Gosched()
+			return true, nil
+		}
+	case unix.EBADR:
+		return false, ErrLost
+	case unix.EEXIST:
+		return false, fmt.Errorf("io_uring: enter: %w: called by another thread than the ring's owner", err)
+	case unix.EBADFD:
+		return false, fmt.Errorf("io_uring: enter: %w: the ring was not enabled", err)
 	}
-	e.opcode, e.fd, e.off = opFallocate, int32(fd), uint64(off)
-	e.addr, e.len = uint64(n), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE
-	return nil
+	return false, fmt.Errorf("io_uring: enter: %w", err)
 }
 
-// Nop queues nothing at all, which completes.
-func (r *Ring) Nop(data uint64) error {
-	e, err := r.take(data, nil)
-	if err == nil {
-		e.opcode = opNop
-	}
-	return err
-}
+// Submit hands what is queued to the kernel and waits until at least wait completions are there (0: does not wait). It also makes
+// the kernel deliver what is ready, which the deferred mode does in here only. If it returns with an entry still queued, the kernel was
+// short of memory or of room for completions: reap and call again.
+func (r *Ring) Submit(wait int) error { return r.SubmitWait(wait, -1) }
 
-// Submit hands what is queued to the kernel and waits until at least wait operations have completed (0: does not wait).
-func (r *Ring) Submit(wait int) error {
+// SubmitWait is Submit that waits for d at most, if d is not negative. That the time is over is not an error.
+func (r *Ring) SubmitWait(wait int, d time.Duration) error {
 	if r.closed {
-		return unix.EBADF
+		return ErrClosed
 	}
-	if wait > r.pending {
-		return fmt.Errorf("io_uring: wait for %d of %d operations: %w", wait, r.pending, unix.EINVAL)
+	if r.chores {
+		r.doChores()
 	}
 	r.publish()
-	for r.queued > 0 || r.ready() < wait {
-		n, err := r.enter(r.queued, wait)
-		switch {
-		case err == unix.EINTR || err == unix.EAGAIN:
-			continue
-		case err != nil:
-			return fmt.Errorf("io_uring: enter: %w", err)
+	if r.queued == 0 {
+		if ready := r.ready(); wait > 0 && ready >= wait || wait <= 0 && ready == 0 && !r.kernelHasWork() {
+			return nil
 		}
-		r.queued -= n
 	}
-	return nil
+	limit := uint32(0)
+	var end time.Time
+	if d >= 0 && wait > 0 {
+		limit, end = enterExtArg, time.Now().Add(d)
+	}
+	for tries := 0; ; {
+		err := r.enter(wait, enterGetEvents|limit, d)
+		if err == unix.ETIME {
+			return nil
+		}
+		if err != nil {
+			if again, err := r.retry(err, &tries); err != nil || !again {
+				return err
+			}
+		}
+		if r.queued == 0 && r.ready() >= wait {
+			return nil
+		}
+		if limit != 0 {
+			if d = time.Until(end); d <= 0 {
+				wait, limit, d = 0, 0, -1 // only what is still queued
+				if r.queued == 0 {
+					return nil
+				}
+			}
+		}
+	}
 }
 
-// Reap appends the completions that are there to dst, at most max, without waiting. The deferred mode delivers completions
-// only inside Submit.
-func (r *Ring) Reap(dst []Completion, max int) []Completion {
-	for ; max > 0; max-- {
-		c, ok := r.nextCQE()
-		if !ok {
-			break
-		}
-		s := &r.slots[c.userData]
-		done := Completion{Data: s.data, N: int(c.res)}
-		if c.res < 0 {
-			done.N, done.Err = 0, unix.Errno(-c.res)
-		}
-		s.buf = nil
-		s.next, r.free = r.free, int32(c.userData)
-		r.pending--
-		dst = append(dst, done)
-	}
-	return dst
+// kernelHasWork tells whether a call without anything to submit can make completions appear.
+func (r *Ring) kernelHasWork() bool {
+	return r.has.Has(DeferTaskrun) || atomic.LoadUint32(r.sqFlags)&(sqOverflow|sqTaskrun) != 0
 }
 
-// Close waits for what is under way and frees the ring. Completions that were not reaped are lost.
+func (r *Ring) overflown() bool { return atomic.LoadUint32(r.sqFlags)&sqOverflow != 0 }
+
+// Close ends all operations: what was not handed to the kernel is dropped, what is under way is cancelled and waited for, then
+// everything is freed. Completions that were not reaped are lost. Only the owner may call it.
+//
+// If operations do not end within Options.CloseWithin, Close returns an error that wraps ErrStuck, and all that the kernel may still
+// write to stays allocated for the rest of the process.
 func (r *Ring) Close() error {
 	if r.closed {
 		return nil
 	}
-	var err error
-	for r.pending > 0 && err == nil {
-		if err = r.Submit(1); err == nil {
-			r.Reap(nil, r.pending)
+	r.closed = true
+	for _, w := range r.wakers {
+		w.close()
+	}
+	if r.disabled {
+		release(r)
+		return r.release()
+	}
+	r.drop()
+	if err := r.drain(); err != nil {
+		return errors.Join(err, unix.Close(r.fd)) // and stays held
+	}
+	err := r.unregister()
+	release(r)
+	return errors.Join(err, r.release())
+}
+
+// drop takes back what the kernel was not shown yet, or did not take.
+func (r *Ring) drop() {
+	head := atomic.LoadUint32(r.sqHead)
+	for t := head; t != r.tail; t++ {
+		if e := r.sqe(t); e.UserData&tagMask == tagSlot {
+			r.slots.put(uint32(e.UserData))
+		} else {
+			r.internal--
 		}
 	}
-	r.closed = true
-	return errors.Join(err, r.release())
+	r.tail, r.queued, r.last = head, 0, nil
+	atomic.StoreUint32(r.sqTail, head)
+}
+
+// drain cancels what is under way until nothing is.
+func (r *Ring) drain() error {
+	end := time.Now().Add(r.o.CloseWithin)
+	var done [64]Completion
+	for step := 10 * time.Millisecond; r.slots.used > 0 || r.internal > 0; step = min(2*step, time.Second) {
+		if err := r.cancelEverything(); err != nil {
+			return err
+		}
+		for next := time.Now().Add(step); r.slots.used > 0 || r.internal > 0; {
+			left := time.Until(next)
+			if left <= 0 {
+				break
+			}
+			r.closed = false // for this one call
+			err := r.SubmitWait(1, left)
+			r.closed = true
+			if err != nil {
+				return fmt.Errorf("close: %w", err)
+			}
+			r.Reap(done[:0], len(done))
+		}
+		if time.Now().After(end) && (r.slots.used > 0 || r.internal > 0) {
+			return fmt.Errorf("close: %d after %v: %w", r.slots.used, r.o.CloseWithin, ErrStuck)
+		}
+	}
+	return nil
 }

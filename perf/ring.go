@@ -160,7 +160,8 @@ func (w *ringWorker) wait(d time.Duration) error {
 		return nil
 	}
 	w.ticking = true
-	return w.ring.Read(w.timer, w.tick, 0, timerData)
+	_, err := w.ring.Read(iouring.FD(w.timer), w.tick, 0, timerData)
+	return err
 }
 
 func setTimer(fd int, d time.Duration) error {
@@ -171,15 +172,19 @@ func setTimer(fd int, d time.Duration) error {
 func (w *ringWorker) queue(n int) error {
 	s, f := &w.slots[n], w.j.file
 	off := f.base + s.x.op.block*w.l.o.BlockSize + int64(s.done)
+	fd := iouring.FD(f.fd)
+	var err error
 	switch {
 	case f.fd < 0:
-		return w.ring.Nop(uint64(n))
+		_, err = w.ring.Nop(uint64(n))
 	case s.x.op.kind == opSync:
-		return w.ring.Sync(f.fd, uint64(n))
+		_, err = w.ring.Sync(fd, uint64(n))
 	case s.x.op.kind == opWrite:
-		return w.ring.Write(f.fd, s.p[s.done:], off, uint64(n))
+		_, err = w.ring.Write(fd, s.p[s.done:], off, uint64(n))
+	default:
+		_, err = w.ring.Read(fd, s.p[s.done:], off, uint64(n))
 	}
-	return w.ring.Read(f.fd, s.p[s.done:], off, uint64(n))
+	return err
 }
 
 // completed takes what the ring says of a slot's operation, which goes on if it was done in part.

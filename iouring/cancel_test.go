@@ -1,0 +1,63 @@
+package iouring_test
+
+import (
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"varve/iouring"
+)
+
+func TestCancel(t *testing.T) {
+	inModes(t, func(t *testing.T, without iouring.Feature) {
+		r := newRing(t, iouring.Options{Files: 2, Without: without})
+		a, _ := pair(t, unix.AF_UNIX)
+		c, _ := pair(t, unix.AF_UNIX)
+		e, _ := pair(t, unix.AF_UNIX)
+		if err := r.SetFile(1, e); err != nil {
+			t.Fatal(err)
+		}
+		recv := func(fd iouring.FD, data uint64) iouring.Op {
+			return r.ok(r.Recv(fd, make([]byte, 8), 0, data))
+		}
+		o := recv(iouring.FD(a), 1)
+		r.ok(r.Cancel(o, 2))
+		if m := r.all(2); m[1].Err != unix.ECANCELED || m[2].Err != nil {
+			t.Errorf("cancelled by handle: %+v", m)
+		}
+		recv(iouring.FD(a), 1) // has the slot of the first, which the old handle must not reach
+		r.ok(r.Cancel(o, 2))
+		r.wantErr(2, unix.ENOENT)
+
+		recv(iouring.FD(a), 3)
+		recv(iouring.FD(c), 4)
+		recv(iouring.Fixed(1), 5)
+		recv(iouring.Fixed(1), 6)
+		r.ok(r.CancelFD(iouring.FD(a), 10))
+		if m := r.all(3); m[1].Err != unix.ECANCELED || m[3].Err != unix.ECANCELED || m[10].Err != nil {
+			t.Errorf("cancelled by descriptor: %+v", m)
+		}
+		r.ok(r.CancelFD(iouring.FD(a), 10))
+		if c := r.want(10); c.Err != unix.ENOENT && c.N != 0 {
+			t.Errorf("nothing to cancel: %+v", c)
+		}
+		r.ok(r.CancelFD(iouring.Fixed(1), 10))
+		if m := r.all(3); m[5].Err != unix.ECANCELED || m[6].Err != unix.ECANCELED || m[10].Err != nil {
+			t.Errorf("cancelled by place: %+v", m)
+		}
+		recv(iouring.FD(a), 7)
+		r.ok(r.Timeout(1<<40, 0, 8))
+		r.ok(r.CancelAll(10))
+		m := r.all(4)
+		for _, d := range []uint64{4, 7, 8} {
+			if m[d].Err != unix.ECANCELED {
+				t.Errorf("all cancelled: %+v", m)
+			}
+		}
+		r.ok(r.CancelAll(10))
+		if c := r.want(10); c.Err != unix.ENOENT && c.N != 0 {
+			t.Errorf("cancel of nothing: %+v", c)
+		}
+		r.idle()
+	})
+}
