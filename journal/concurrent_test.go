@@ -10,16 +10,11 @@ import (
 	"varve/internal/id"
 )
 
-// TestConcurrent appends, syncs, seals and checkpoints while others read, each from several goroutines. TestConcurrentRetain drops.
-func TestConcurrent(t *testing.T) {
-	o := testOptions(t.TempDir())
-	o.SegmentBytes = 64 << 10
-	o.NoSeal = false
-	j := mustOpen(t, o)
-	const last = 8000
+// loops returns what runs a function again and again beside the test, until it fails or wait is called, which ends all of them.
+func loops(t *testing.T) (background func(func() error), wait func()) {
 	var wg sync.WaitGroup
 	done := make(chan struct{})
-	background := func(f func() error) {
+	background = func(f func() error) {
 		wg.Go(func() {
 			for {
 				select {
@@ -34,10 +29,25 @@ func TestConcurrent(t *testing.T) {
 			}
 		})
 	}
+	return background, func() {
+		close(done)
+		wg.Wait()
+	}
+}
+
+// TestConcurrent appends, syncs, seals and checkpoints while others read, each from several goroutines. TestConcurrentRetain drops.
+func TestConcurrent(t *testing.T) {
+	o := testOptions(t.TempDir())
+	o.SegmentBytes = 64 << 10
+	o.NoSeal = false
+	j := mustOpen(t, o)
+	const last = 8000
+	background, wait := loops(t)
+	var readers sync.WaitGroup
 	for range 2 { // readers that follow from the start
 		r, err := j.Reader(1)
 		ok(t, err)
-		wg.Go(func() {
+		readers.Go(func() {
 			defer r.Close()
 			for want := id.Index(1); want <= last; {
 				rec, err := r.Next()
@@ -75,8 +85,8 @@ func TestConcurrent(t *testing.T) {
 	for i := id.Index(1); i <= last; i += 20 {
 		mustAppend(t, j, records(i, i+19))
 	}
-	close(done)
-	wg.Wait()
+	wait()
+	readers.Wait()
 	ok(t, j.Close())
 	if rep, err := Verify(o, nil); err != nil || rep.Records != last {
 		t.Fatalf("verify: got %+v, %v", rep, err)
@@ -91,23 +101,7 @@ func TestConcurrentRetain(t *testing.T) {
 	o.NoSeal = false
 	j := mustOpen(t, o)
 	const last = 6000
-	var wg sync.WaitGroup
-	done := make(chan struct{})
-	background := func(f func() error) {
-		wg.Go(func() {
-			for {
-				select {
-				case <-done:
-					return
-				default:
-				}
-				if err := f(); err != nil {
-					t.Error(err)
-					return
-				}
-			}
-		})
-	}
+	background, wait := loops(t)
 	background(func() error {
 		_, err := j.Retain(Retention{Raft: uint64(j.Last().Index) * 3, Bytes: 60_000, Every: 500})
 		return err
@@ -159,8 +153,7 @@ func TestConcurrentRetain(t *testing.T) {
 			ok(t, j.WriteCheckpoint(j.Last(), writeState(64)))
 		}
 	}
-	close(done)
-	wg.Wait()
+	wait()
 	d, err := j.Retain(Retention{Raft: uint64(j.Last().Index) * 3, Bytes: 60_000})
 	ok(t, err)
 	if d.Left > 60_000 {

@@ -20,9 +20,9 @@ type pool[T any] struct {
 	used int
 }
 
-func (p *pool[T]) get() *T {
+func (p *pool[T]) get(make func() *T) *T {
 	if p.used == len(p.list) {
-		p.list = append(p.list, new(T))
+		p.list = append(p.list, make())
 	}
 	p.used++
 	return p.list[p.used-1]
@@ -48,80 +48,87 @@ const (
 
 // Decode returns the event of which b is the encoding, as UnmarshalVT does. It is valid until Recycle.
 func (r *Recycler) Decode(b []byte) (*Event, error) {
-	ev := r.events.get()
+	ev := r.events.get(func() *Event { return new(Event) })
 	ev.Reset()
 	cause, body := outline(b)
 	if cause {
-		ev.Cause = r.causes.get()
+		ev.Cause = r.causes.get(func() *Cause { return new(Cause) })
 		ev.Cause.Reset()
 	}
 	switch body {
 	case fieldCreate:
-		w := r.creates.get()
-		if w.Create == nil {
-			w.Create = new(Create)
-		}
-		name, target := w.Create.Name, w.Create.Target
-		w.Create.Reset()
-		w.Create.Name, w.Create.Target = name[:0], target[:0]
+		w := r.creates.get(func() *Event_Create { return &Event_Create{Create: new(Create)} })
+		w.Create.empty()
 		ev.Body = w
 	case fieldRemove:
-		w := r.removes.get()
-		if w.Remove == nil {
-			w.Remove = new(Remove)
-		}
-		name := w.Remove.Name
-		w.Remove.Reset()
-		w.Remove.Name = name[:0]
+		w := r.removes.get(func() *Event_Remove { return &Event_Remove{Remove: new(Remove)} })
+		w.Remove.empty()
 		ev.Body = w
 	case fieldRename:
-		w := r.renames.get()
-		if w.Rename == nil {
-			w.Rename = new(Rename)
-		}
-		name, to := w.Rename.Name, w.Rename.NewName
-		w.Rename.Reset()
-		w.Rename.Name, w.Rename.NewName = name[:0], to[:0]
+		w := r.renames.get(func() *Event_Rename { return &Event_Rename{Rename: new(Rename)} })
+		w.Rename.empty()
 		ev.Body = w
 	case fieldSetAttr:
-		w := r.attrs.get()
-		if w.SetAttr == nil {
-			w.SetAttr = new(SetAttr)
-		}
-		w.SetAttr.Reset()
+		w := r.attrs.get(func() *Event_SetAttr { return &Event_SetAttr{SetAttr: new(SetAttr)} })
+		w.SetAttr.empty()
 		ev.Body = w
 	case fieldLease:
-		w := r.leases.get()
-		if w.LeaseSet == nil {
-			w.LeaseSet = new(LeaseSet)
-		}
-		entries := w.LeaseSet.Entries
-		w.LeaseSet.Reset()
-		w.LeaseSet.Entries = entries[:0]
+		w := r.leases.get(func() *Event_LeaseSet { return &Event_LeaseSet{LeaseSet: new(LeaseSet)} })
+		w.LeaseSet.empty()
 		ev.Body = w
 	case fieldAlloc:
-		w := r.allocs.get()
-		if w.ChunkAlloc == nil {
-			w.ChunkAlloc = new(ChunkAlloc)
-		}
-		chunks := w.ChunkAlloc.Chunks
-		w.ChunkAlloc.Reset()
-		w.ChunkAlloc.Chunks = chunks[:0]
+		w := r.allocs.get(func() *Event_ChunkAlloc { return &Event_ChunkAlloc{ChunkAlloc: new(ChunkAlloc)} })
+		w.ChunkAlloc.empty()
 		ev.Body = w
 	case fieldPurged:
-		w := r.purges.get()
-		if w.Purged == nil {
-			w.Purged = new(Purged)
-		}
-		chunks := w.Purged.Chunks
-		w.Purged.Reset()
-		w.Purged.Chunks = chunks[:0]
+		w := r.purges.get(func() *Event_Purged { return &Event_Purged{Purged: new(Purged)} })
+		w.Purged.empty()
 		ev.Body = w
 	}
 	if err := ev.UnmarshalVT(b); err != nil {
 		return nil, err
 	}
 	return ev, nil
+}
+
+// The bodies without what they hold, but with room for it.
+
+func (x *Create) empty() {
+	name, target := x.Name[:0], x.Target[:0]
+	x.Reset()
+	x.Name, x.Target = name, target
+}
+
+func (x *Remove) empty() {
+	name := x.Name[:0]
+	x.Reset()
+	x.Name = name
+}
+
+func (x *Rename) empty() {
+	name, newName := x.Name[:0], x.NewName[:0]
+	x.Reset()
+	x.Name, x.NewName = name, newName
+}
+
+func (x *SetAttr) empty() { x.Reset() }
+
+func (x *LeaseSet) empty() {
+	entries := x.Entries[:0]
+	x.Reset()
+	x.Entries = entries
+}
+
+func (x *ChunkAlloc) empty() {
+	chunks := x.Chunks[:0]
+	x.Reset()
+	x.Chunks = chunks
+}
+
+func (x *Purged) empty() {
+	chunks := x.Chunks[:0]
+	x.Reset()
+	x.Chunks = chunks
 }
 
 // outline returns whether an encoded event has a cause, and the field of its body, 0 if it is none of those above. It need not be
