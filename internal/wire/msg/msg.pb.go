@@ -4946,8 +4946,9 @@ type Heartbeat struct {
 	ScrubPermille uint32                 `protobuf:"varint,13,opt,name=scrub_permille,json=scrubPermille,proto3" json:"scrub_permille,omitempty"` // end of the last full pass (ns, 0: none yet); how far this one is
 	Reason        string                 `protobuf:"bytes,14,opt,name=reason,proto3" json:"reason,omitempty"`                                     // of state failed
 	Memory        uint64                 `protobuf:"varint,15,opt,name=memory,proto3" json:"memory,omitempty"`
-	Resident      uint64                 `protobuf:"varint,16,opt,name=resident,proto3" json:"resident,omitempty"` // bytes: what the process may take up, what it does
-	DataPath      string                 `protobuf:"bytes,17,opt,name=data_path,json=dataPath,proto3" json:"data_path,omitempty"`
+	Resident      uint64                 `protobuf:"varint,16,opt,name=resident,proto3" json:"resident,omitempty"`                // bytes: what the process may take up, what it does
+	DataPath      string                 `protobuf:"bytes,17,opt,name=data_path,json=dataPath,proto3" json:"data_path,omitempty"` // how requests are served: io_uring or plain, and why
+	Journal       *SSDJournal            `protobuf:"bytes,18,opt,name=journal,proto3" json:"journal,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5101,6 +5102,154 @@ func (x *Heartbeat) GetDataPath() string {
 	return ""
 }
 
+func (x *Heartbeat) GetJournal() *SSDJournal {
+	if x != nil {
+		return x.Journal
+	}
+	return nil
+}
+
+// The write journal of a chunk server on a slow disk. Counters count pages of 4 KiB, of the process.
+type SSDJournal struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Size          uint64                 `protobuf:"varint,1,opt,name=size,proto3" json:"size,omitempty"`
+	Used          uint64                 `protobuf:"varint,2,opt,name=used,proto3" json:"used,omitempty"`
+	Dirty         uint64                 `protobuf:"varint,3,opt,name=dirty,proto3" json:"dirty,omitempty"` // bytes; dirty: in the journal only
+	Journaled     uint64                 `protobuf:"varint,4,opt,name=journaled,proto3" json:"journaled,omitempty"`
+	Bypassed      uint64                 `protobuf:"varint,5,opt,name=bypassed,proto3" json:"bypassed,omitempty"`
+	Overflowed    uint64                 `protobuf:"varint,6,opt,name=overflowed,proto3" json:"overflowed,omitempty"` // written to the journal; past it, in long sequences; past it, since it was full
+	Hits          uint64                 `protobuf:"varint,7,opt,name=hits,proto3" json:"hits,omitempty"`
+	Misses        uint64                 `protobuf:"varint,8,opt,name=misses,proto3" json:"misses,omitempty"` // read from it; read from the disk, of files that have something in it
+	Destaged      uint64                 `protobuf:"varint,9,opt,name=destaged,proto3" json:"destaged,omitempty"`
+	DestageRate   uint64                 `protobuf:"varint,10,opt,name=destage_rate,json=destageRate,proto3" json:"destage_rate,omitempty"` // pages; bytes/s while it works
+	SlowSyncs     uint64                 `protobuf:"varint,11,opt,name=slow_syncs,json=slowSyncs,proto3" json:"slow_syncs,omitempty"`
+	PacedMs       uint64                 `protobuf:"varint,12,opt,name=paced_ms,json=pacedMs,proto3" json:"paced_ms,omitempty"`
+	Full          bool                   `protobuf:"varint,13,opt,name=full,proto3" json:"full,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SSDJournal) Reset() {
+	*x = SSDJournal{}
+	mi := &file_msg_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SSDJournal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SSDJournal) ProtoMessage() {}
+
+func (x *SSDJournal) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SSDJournal.ProtoReflect.Descriptor instead.
+func (*SSDJournal) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *SSDJournal) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *SSDJournal) GetUsed() uint64 {
+	if x != nil {
+		return x.Used
+	}
+	return 0
+}
+
+func (x *SSDJournal) GetDirty() uint64 {
+	if x != nil {
+		return x.Dirty
+	}
+	return 0
+}
+
+func (x *SSDJournal) GetJournaled() uint64 {
+	if x != nil {
+		return x.Journaled
+	}
+	return 0
+}
+
+func (x *SSDJournal) GetBypassed() uint64 {
+	if x != nil {
+		return x.Bypassed
+	}
+	return 0
+}
+
+func (x *SSDJournal) GetOverflowed() uint64 {
+	if x != nil {
+		return x.Overflowed
+	}
+	return 0
+}
+
+func (x *SSDJournal) GetHits() uint64 {
+	if x != nil {
+		return x.Hits
+	}
+	return 0
+}
+
+func (x *SSDJournal) GetMisses() uint64 {
+	if x != nil {
+		return x.Misses
+	}
+	return 0
+}
+
+func (x *SSDJournal) GetDestaged() uint64 {
+	if x != nil {
+		return x.Destaged
+	}
+	return 0
+}
+
+func (x *SSDJournal) GetDestageRate() uint64 {
+	if x != nil {
+		return x.DestageRate
+	}
+	return 0
+}
+
+func (x *SSDJournal) GetSlowSyncs() uint64 {
+	if x != nil {
+		return x.SlowSyncs
+	}
+	return 0
+}
+
+func (x *SSDJournal) GetPacedMs() uint64 {
+	if x != nil {
+		return x.PacedMs
+	}
+	return 0
+}
+
+func (x *SSDJournal) GetFull() bool {
+	if x != nil {
+		return x.Full
+	}
+	return false
+}
+
 type HeartbeatReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Fenced        []uint64               `protobuf:"varint,1,rep,packed,name=fenced,proto3" json:"fenced,omitempty"`
@@ -5112,7 +5261,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_msg_proto_msgTypes[60]
+	mi := &file_msg_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5124,7 +5273,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[60]
+	mi := &file_msg_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5137,7 +5286,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{60}
+	return file_msg_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *HeartbeatReply) GetFenced() []uint64 {
@@ -5171,7 +5320,7 @@ type ChunkCreate struct {
 
 func (x *ChunkCreate) Reset() {
 	*x = ChunkCreate{}
-	mi := &file_msg_proto_msgTypes[61]
+	mi := &file_msg_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5183,7 +5332,7 @@ func (x *ChunkCreate) String() string {
 func (*ChunkCreate) ProtoMessage() {}
 
 func (x *ChunkCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[61]
+	mi := &file_msg_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5196,7 +5345,7 @@ func (x *ChunkCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkCreate.ProtoReflect.Descriptor instead.
 func (*ChunkCreate) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{61}
+	return file_msg_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ChunkCreate) GetChunk() uint64 {
@@ -5222,7 +5371,7 @@ type ChunkDelete struct {
 
 func (x *ChunkDelete) Reset() {
 	*x = ChunkDelete{}
-	mi := &file_msg_proto_msgTypes[62]
+	mi := &file_msg_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5234,7 +5383,7 @@ func (x *ChunkDelete) String() string {
 func (*ChunkDelete) ProtoMessage() {}
 
 func (x *ChunkDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[62]
+	mi := &file_msg_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5247,7 +5396,7 @@ func (x *ChunkDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkDelete.ProtoReflect.Descriptor instead.
 func (*ChunkDelete) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{62}
+	return file_msg_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ChunkDelete) GetChunks() []uint64 {
@@ -5267,7 +5416,7 @@ type ChunkAdopt struct {
 
 func (x *ChunkAdopt) Reset() {
 	*x = ChunkAdopt{}
-	mi := &file_msg_proto_msgTypes[63]
+	mi := &file_msg_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5279,7 +5428,7 @@ func (x *ChunkAdopt) String() string {
 func (*ChunkAdopt) ProtoMessage() {}
 
 func (x *ChunkAdopt) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[63]
+	mi := &file_msg_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5292,7 +5441,7 @@ func (x *ChunkAdopt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkAdopt.ProtoReflect.Descriptor instead.
 func (*ChunkAdopt) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{63}
+	return file_msg_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ChunkAdopt) GetChunk() uint64 {
@@ -5318,7 +5467,7 @@ type ChunkAccept struct {
 
 func (x *ChunkAccept) Reset() {
 	*x = ChunkAccept{}
-	mi := &file_msg_proto_msgTypes[64]
+	mi := &file_msg_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5330,7 +5479,7 @@ func (x *ChunkAccept) String() string {
 func (*ChunkAccept) ProtoMessage() {}
 
 func (x *ChunkAccept) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[64]
+	mi := &file_msg_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5343,7 +5492,7 @@ func (x *ChunkAccept) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkAccept.ProtoReflect.Descriptor instead.
 func (*ChunkAccept) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{64}
+	return file_msg_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ChunkAccept) GetChunks() []uint64 {
@@ -5364,7 +5513,7 @@ type ChunkJoin struct {
 
 func (x *ChunkJoin) Reset() {
 	*x = ChunkJoin{}
-	mi := &file_msg_proto_msgTypes[65]
+	mi := &file_msg_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5376,7 +5525,7 @@ func (x *ChunkJoin) String() string {
 func (*ChunkJoin) ProtoMessage() {}
 
 func (x *ChunkJoin) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[65]
+	mi := &file_msg_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5389,7 +5538,7 @@ func (x *ChunkJoin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkJoin.ProtoReflect.Descriptor instead.
 func (*ChunkJoin) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{65}
+	return file_msg_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ChunkJoin) GetChunk() uint64 {
@@ -5419,7 +5568,7 @@ type ChunkRebuild struct {
 
 func (x *ChunkRebuild) Reset() {
 	*x = ChunkRebuild{}
-	mi := &file_msg_proto_msgTypes[66]
+	mi := &file_msg_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5431,7 +5580,7 @@ func (x *ChunkRebuild) String() string {
 func (*ChunkRebuild) ProtoMessage() {}
 
 func (x *ChunkRebuild) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[66]
+	mi := &file_msg_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5444,7 +5593,7 @@ func (x *ChunkRebuild) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkRebuild.ProtoReflect.Descriptor instead.
 func (*ChunkRebuild) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{66}
+	return file_msg_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ChunkRebuild) GetChunk() uint64 {
@@ -5484,7 +5633,7 @@ type ChunkRebuildReply struct {
 
 func (x *ChunkRebuildReply) Reset() {
 	*x = ChunkRebuildReply{}
-	mi := &file_msg_proto_msgTypes[67]
+	mi := &file_msg_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5496,7 +5645,7 @@ func (x *ChunkRebuildReply) String() string {
 func (*ChunkRebuildReply) ProtoMessage() {}
 
 func (x *ChunkRebuildReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[67]
+	mi := &file_msg_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5509,7 +5658,7 @@ func (x *ChunkRebuildReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkRebuildReply.ProtoReflect.Descriptor instead.
 func (*ChunkRebuildReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{67}
+	return file_msg_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ChunkRebuildReply) GetBytesCopied() uint64 {
@@ -5529,7 +5678,7 @@ type ChunkPromote struct {
 
 func (x *ChunkPromote) Reset() {
 	*x = ChunkPromote{}
-	mi := &file_msg_proto_msgTypes[68]
+	mi := &file_msg_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5541,7 +5690,7 @@ func (x *ChunkPromote) String() string {
 func (*ChunkPromote) ProtoMessage() {}
 
 func (x *ChunkPromote) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[68]
+	mi := &file_msg_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5554,7 +5703,7 @@ func (x *ChunkPromote) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkPromote.ProtoReflect.Descriptor instead.
 func (*ChunkPromote) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{68}
+	return file_msg_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ChunkPromote) GetChunk() uint64 {
@@ -5583,7 +5732,7 @@ type ChunkPunch struct {
 
 func (x *ChunkPunch) Reset() {
 	*x = ChunkPunch{}
-	mi := &file_msg_proto_msgTypes[69]
+	mi := &file_msg_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5595,7 +5744,7 @@ func (x *ChunkPunch) String() string {
 func (*ChunkPunch) ProtoMessage() {}
 
 func (x *ChunkPunch) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[69]
+	mi := &file_msg_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5608,7 +5757,7 @@ func (x *ChunkPunch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkPunch.ProtoReflect.Descriptor instead.
 func (*ChunkPunch) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{69}
+	return file_msg_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ChunkPunch) GetChunk() uint64 {
@@ -5648,7 +5797,7 @@ type Fence struct {
 
 func (x *Fence) Reset() {
 	*x = Fence{}
-	mi := &file_msg_proto_msgTypes[70]
+	mi := &file_msg_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5660,7 +5809,7 @@ func (x *Fence) String() string {
 func (*Fence) ProtoMessage() {}
 
 func (x *Fence) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[70]
+	mi := &file_msg_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5673,7 +5822,7 @@ func (x *Fence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fence.ProtoReflect.Descriptor instead.
 func (*Fence) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{70}
+	return file_msg_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *Fence) GetSessions() []uint64 {
@@ -5691,7 +5840,7 @@ type Empty struct {
 
 func (x *Empty) Reset() {
 	*x = Empty{}
-	mi := &file_msg_proto_msgTypes[71]
+	mi := &file_msg_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5703,7 +5852,7 @@ func (x *Empty) String() string {
 func (*Empty) ProtoMessage() {}
 
 func (x *Empty) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[71]
+	mi := &file_msg_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5716,7 +5865,7 @@ func (x *Empty) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Empty.ProtoReflect.Descriptor instead.
 func (*Empty) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{71}
+	return file_msg_proto_rawDescGZIP(), []int{72}
 }
 
 type ChunkTable struct {
@@ -5729,7 +5878,7 @@ type ChunkTable struct {
 
 func (x *ChunkTable) Reset() {
 	*x = ChunkTable{}
-	mi := &file_msg_proto_msgTypes[72]
+	mi := &file_msg_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5741,7 +5890,7 @@ func (x *ChunkTable) String() string {
 func (*ChunkTable) ProtoMessage() {}
 
 func (x *ChunkTable) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[72]
+	mi := &file_msg_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5754,7 +5903,7 @@ func (x *ChunkTable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkTable.ProtoReflect.Descriptor instead.
 func (*ChunkTable) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{72}
+	return file_msg_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ChunkTable) GetChunk() uint64 {
@@ -5782,7 +5931,7 @@ type ChunkTableReply struct {
 
 func (x *ChunkTableReply) Reset() {
 	*x = ChunkTableReply{}
-	mi := &file_msg_proto_msgTypes[73]
+	mi := &file_msg_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5794,7 +5943,7 @@ func (x *ChunkTableReply) String() string {
 func (*ChunkTableReply) ProtoMessage() {}
 
 func (x *ChunkTableReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[73]
+	mi := &file_msg_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5807,7 +5956,7 @@ func (x *ChunkTableReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkTableReply.ProtoReflect.Descriptor instead.
 func (*ChunkTableReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{73}
+	return file_msg_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ChunkTableReply) GetEpoch() uint64 {
@@ -5842,7 +5991,7 @@ type ChunkSeek struct {
 
 func (x *ChunkSeek) Reset() {
 	*x = ChunkSeek{}
-	mi := &file_msg_proto_msgTypes[74]
+	mi := &file_msg_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5854,7 +6003,7 @@ func (x *ChunkSeek) String() string {
 func (*ChunkSeek) ProtoMessage() {}
 
 func (x *ChunkSeek) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[74]
+	mi := &file_msg_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5867,7 +6016,7 @@ func (x *ChunkSeek) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkSeek.ProtoReflect.Descriptor instead.
 func (*ChunkSeek) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{74}
+	return file_msg_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ChunkSeek) GetChunk() uint64 {
@@ -5901,7 +6050,7 @@ type ChunkSeekReply struct {
 
 func (x *ChunkSeekReply) Reset() {
 	*x = ChunkSeekReply{}
-	mi := &file_msg_proto_msgTypes[75]
+	mi := &file_msg_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5913,7 +6062,7 @@ func (x *ChunkSeekReply) String() string {
 func (*ChunkSeekReply) ProtoMessage() {}
 
 func (x *ChunkSeekReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[75]
+	mi := &file_msg_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5926,7 +6075,7 @@ func (x *ChunkSeekReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkSeekReply.ProtoReflect.Descriptor instead.
 func (*ChunkSeekReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{75}
+	return file_msg_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ChunkSeekReply) GetOffset() uint32 {
@@ -5953,7 +6102,7 @@ type ChunkList struct {
 
 func (x *ChunkList) Reset() {
 	*x = ChunkList{}
-	mi := &file_msg_proto_msgTypes[76]
+	mi := &file_msg_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5965,7 +6114,7 @@ func (x *ChunkList) String() string {
 func (*ChunkList) ProtoMessage() {}
 
 func (x *ChunkList) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[76]
+	mi := &file_msg_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5978,7 +6127,7 @@ func (x *ChunkList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkList.ProtoReflect.Descriptor instead.
 func (*ChunkList) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{76}
+	return file_msg_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ChunkList) GetAfter() uint64 {
@@ -6005,7 +6154,7 @@ type ChunkListReply struct {
 
 func (x *ChunkListReply) Reset() {
 	*x = ChunkListReply{}
-	mi := &file_msg_proto_msgTypes[77]
+	mi := &file_msg_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6017,7 +6166,7 @@ func (x *ChunkListReply) String() string {
 func (*ChunkListReply) ProtoMessage() {}
 
 func (x *ChunkListReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[77]
+	mi := &file_msg_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6030,7 +6179,7 @@ func (x *ChunkListReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkListReply.ProtoReflect.Descriptor instead.
 func (*ChunkListReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{77}
+	return file_msg_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ChunkListReply) GetChunks() []*ChunkInfo {
@@ -6056,7 +6205,7 @@ type ChunkVerify struct {
 
 func (x *ChunkVerify) Reset() {
 	*x = ChunkVerify{}
-	mi := &file_msg_proto_msgTypes[78]
+	mi := &file_msg_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6068,7 +6217,7 @@ func (x *ChunkVerify) String() string {
 func (*ChunkVerify) ProtoMessage() {}
 
 func (x *ChunkVerify) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[78]
+	mi := &file_msg_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6081,7 +6230,7 @@ func (x *ChunkVerify) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkVerify.ProtoReflect.Descriptor instead.
 func (*ChunkVerify) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{78}
+	return file_msg_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ChunkVerify) GetChunk() uint64 {
@@ -6102,7 +6251,7 @@ type ChunkVerifyReply struct {
 
 func (x *ChunkVerifyReply) Reset() {
 	*x = ChunkVerifyReply{}
-	mi := &file_msg_proto_msgTypes[79]
+	mi := &file_msg_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6114,7 +6263,7 @@ func (x *ChunkVerifyReply) String() string {
 func (*ChunkVerifyReply) ProtoMessage() {}
 
 func (x *ChunkVerifyReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[79]
+	mi := &file_msg_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6127,7 +6276,7 @@ func (x *ChunkVerifyReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkVerifyReply.ProtoReflect.Descriptor instead.
 func (*ChunkVerifyReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{79}
+	return file_msg_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ChunkVerifyReply) GetBlocks() uint32 {
@@ -6161,7 +6310,7 @@ type StoreStat struct {
 
 func (x *StoreStat) Reset() {
 	*x = StoreStat{}
-	mi := &file_msg_proto_msgTypes[80]
+	mi := &file_msg_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6173,7 +6322,7 @@ func (x *StoreStat) String() string {
 func (*StoreStat) ProtoMessage() {}
 
 func (x *StoreStat) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[80]
+	mi := &file_msg_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6186,7 +6335,7 @@ func (x *StoreStat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreStat.ProtoReflect.Descriptor instead.
 func (*StoreStat) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{80}
+	return file_msg_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *StoreStat) GetMaxBad() uint32 {
@@ -6214,7 +6363,7 @@ type StoreStatReply struct {
 
 func (x *StoreStatReply) Reset() {
 	*x = StoreStatReply{}
-	mi := &file_msg_proto_msgTypes[81]
+	mi := &file_msg_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6226,7 +6375,7 @@ func (x *StoreStatReply) String() string {
 func (*StoreStatReply) ProtoMessage() {}
 
 func (x *StoreStatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[81]
+	mi := &file_msg_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6239,7 +6388,7 @@ func (x *StoreStatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreStatReply.ProtoReflect.Descriptor instead.
 func (*StoreStatReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{81}
+	return file_msg_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *StoreStatReply) GetChunks() uint64 {
@@ -6324,7 +6473,7 @@ type BadBlock struct {
 
 func (x *BadBlock) Reset() {
 	*x = BadBlock{}
-	mi := &file_msg_proto_msgTypes[82]
+	mi := &file_msg_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6336,7 +6485,7 @@ func (x *BadBlock) String() string {
 func (*BadBlock) ProtoMessage() {}
 
 func (x *BadBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[82]
+	mi := &file_msg_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6349,7 +6498,7 @@ func (x *BadBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BadBlock.ProtoReflect.Descriptor instead.
 func (*BadBlock) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{82}
+	return file_msg_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *BadBlock) GetChunk() uint64 {
@@ -6398,7 +6547,7 @@ type ScrubStat struct {
 
 func (x *ScrubStat) Reset() {
 	*x = ScrubStat{}
-	mi := &file_msg_proto_msgTypes[83]
+	mi := &file_msg_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6410,7 +6559,7 @@ func (x *ScrubStat) String() string {
 func (*ScrubStat) ProtoMessage() {}
 
 func (x *ScrubStat) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[83]
+	mi := &file_msg_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6423,7 +6572,7 @@ func (x *ScrubStat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubStat.ProtoReflect.Descriptor instead.
 func (*ScrubStat) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{83}
+	return file_msg_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *ScrubStat) GetRate() uint64 {
@@ -6507,7 +6656,7 @@ type Scrub struct {
 
 func (x *Scrub) Reset() {
 	*x = Scrub{}
-	mi := &file_msg_proto_msgTypes[84]
+	mi := &file_msg_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6519,7 +6668,7 @@ func (x *Scrub) String() string {
 func (*Scrub) ProtoMessage() {}
 
 func (x *Scrub) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[84]
+	mi := &file_msg_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6532,7 +6681,7 @@ func (x *Scrub) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Scrub.ProtoReflect.Descriptor instead.
 func (*Scrub) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{84}
+	return file_msg_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *Scrub) GetRate() uint64 {
@@ -6564,7 +6713,7 @@ type Status struct {
 
 func (x *Status) Reset() {
 	*x = Status{}
-	mi := &file_msg_proto_msgTypes[85]
+	mi := &file_msg_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6576,7 +6725,7 @@ func (x *Status) String() string {
 func (*Status) ProtoMessage() {}
 
 func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[85]
+	mi := &file_msg_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6589,7 +6738,7 @@ func (x *Status) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Status.ProtoReflect.Descriptor instead.
 func (*Status) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{85}
+	return file_msg_proto_rawDescGZIP(), []int{86}
 }
 
 type StatusReply struct {
@@ -6623,7 +6772,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_msg_proto_msgTypes[86]
+	mi := &file_msg_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6635,7 +6784,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[86]
+	mi := &file_msg_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6648,7 +6797,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{86}
+	return file_msg_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *StatusReply) GetName() string {
@@ -6827,7 +6976,7 @@ type MetaServer struct {
 
 func (x *MetaServer) Reset() {
 	*x = MetaServer{}
-	mi := &file_msg_proto_msgTypes[87]
+	mi := &file_msg_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6839,7 +6988,7 @@ func (x *MetaServer) String() string {
 func (*MetaServer) ProtoMessage() {}
 
 func (x *MetaServer) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[87]
+	mi := &file_msg_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6852,7 +7001,7 @@ func (x *MetaServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaServer.ProtoReflect.Descriptor instead.
 func (*MetaServer) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{87}
+	return file_msg_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *MetaServer) GetServer() uint32 {
@@ -6925,13 +7074,14 @@ type ChunkServer struct {
 	Memory        uint64                 `protobuf:"varint,17,opt,name=memory,proto3" json:"memory,omitempty"`
 	Resident      uint64                 `protobuf:"varint,18,opt,name=resident,proto3" json:"resident,omitempty"`
 	DataPath      string                 `protobuf:"bytes,19,opt,name=data_path,json=dataPath,proto3" json:"data_path,omitempty"`
+	Journal       *SSDJournal            `protobuf:"bytes,20,opt,name=journal,proto3" json:"journal,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ChunkServer) Reset() {
 	*x = ChunkServer{}
-	mi := &file_msg_proto_msgTypes[88]
+	mi := &file_msg_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6943,7 +7093,7 @@ func (x *ChunkServer) String() string {
 func (*ChunkServer) ProtoMessage() {}
 
 func (x *ChunkServer) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[88]
+	mi := &file_msg_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6956,7 +7106,7 @@ func (x *ChunkServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkServer.ProtoReflect.Descriptor instead.
 func (*ChunkServer) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{88}
+	return file_msg_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *ChunkServer) GetServer() uint32 {
@@ -7092,6 +7242,13 @@ func (x *ChunkServer) GetDataPath() string {
 	return ""
 }
 
+func (x *ChunkServer) GetJournal() *SSDJournal {
+	if x != nil {
+		return x.Journal
+	}
+	return nil
+}
+
 type Session struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
@@ -7107,7 +7264,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_msg_proto_msgTypes[89]
+	mi := &file_msg_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7119,7 +7276,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[89]
+	mi := &file_msg_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7132,7 +7289,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{89}
+	return file_msg_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *Session) GetSession() uint64 {
@@ -7197,7 +7354,7 @@ type StateDigest struct {
 
 func (x *StateDigest) Reset() {
 	*x = StateDigest{}
-	mi := &file_msg_proto_msgTypes[90]
+	mi := &file_msg_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7209,7 +7366,7 @@ func (x *StateDigest) String() string {
 func (*StateDigest) ProtoMessage() {}
 
 func (x *StateDigest) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[90]
+	mi := &file_msg_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7222,7 +7379,7 @@ func (x *StateDigest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateDigest.ProtoReflect.Descriptor instead.
 func (*StateDigest) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{90}
+	return file_msg_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *StateDigest) GetAtLeast() uint64 {
@@ -7257,7 +7414,7 @@ type StateDigestReply struct {
 
 func (x *StateDigestReply) Reset() {
 	*x = StateDigestReply{}
-	mi := &file_msg_proto_msgTypes[91]
+	mi := &file_msg_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7269,7 +7426,7 @@ func (x *StateDigestReply) String() string {
 func (*StateDigestReply) ProtoMessage() {}
 
 func (x *StateDigestReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[91]
+	mi := &file_msg_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7282,7 +7439,7 @@ func (x *StateDigestReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateDigestReply.ProtoReflect.Descriptor instead.
 func (*StateDigestReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{91}
+	return file_msg_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *StateDigestReply) GetIndex() uint64 {
@@ -7317,7 +7474,7 @@ type JoinMeta struct {
 
 func (x *JoinMeta) Reset() {
 	*x = JoinMeta{}
-	mi := &file_msg_proto_msgTypes[92]
+	mi := &file_msg_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7329,7 +7486,7 @@ func (x *JoinMeta) String() string {
 func (*JoinMeta) ProtoMessage() {}
 
 func (x *JoinMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[92]
+	mi := &file_msg_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7342,7 +7499,7 @@ func (x *JoinMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinMeta.ProtoReflect.Descriptor instead.
 func (*JoinMeta) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{92}
+	return file_msg_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *JoinMeta) GetAddr() string {
@@ -7379,7 +7536,7 @@ type JoinMetaReply struct {
 
 func (x *JoinMetaReply) Reset() {
 	*x = JoinMetaReply{}
-	mi := &file_msg_proto_msgTypes[93]
+	mi := &file_msg_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7391,7 +7548,7 @@ func (x *JoinMetaReply) String() string {
 func (*JoinMetaReply) ProtoMessage() {}
 
 func (x *JoinMetaReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[93]
+	mi := &file_msg_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7404,7 +7561,7 @@ func (x *JoinMetaReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinMetaReply.ProtoReflect.Descriptor instead.
 func (*JoinMetaReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{93}
+	return file_msg_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *JoinMetaReply) GetServer() uint32 {
@@ -7454,7 +7611,7 @@ type JournalRead struct {
 
 func (x *JournalRead) Reset() {
 	*x = JournalRead{}
-	mi := &file_msg_proto_msgTypes[94]
+	mi := &file_msg_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7466,7 +7623,7 @@ func (x *JournalRead) String() string {
 func (*JournalRead) ProtoMessage() {}
 
 func (x *JournalRead) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[94]
+	mi := &file_msg_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7479,7 +7636,7 @@ func (x *JournalRead) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalRead.ProtoReflect.Descriptor instead.
 func (*JournalRead) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{94}
+	return file_msg_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *JournalRead) GetFrom() uint64 {
@@ -7523,7 +7680,7 @@ type JournalReadReply struct {
 
 func (x *JournalReadReply) Reset() {
 	*x = JournalReadReply{}
-	mi := &file_msg_proto_msgTypes[95]
+	mi := &file_msg_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7535,7 +7692,7 @@ func (x *JournalReadReply) String() string {
 func (*JournalReadReply) ProtoMessage() {}
 
 func (x *JournalReadReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[95]
+	mi := &file_msg_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7548,7 +7705,7 @@ func (x *JournalReadReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalReadReply.ProtoReflect.Descriptor instead.
 func (*JournalReadReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{95}
+	return file_msg_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *JournalReadReply) GetNext() uint64 {
@@ -7594,7 +7751,7 @@ type Members struct {
 
 func (x *Members) Reset() {
 	*x = Members{}
-	mi := &file_msg_proto_msgTypes[96]
+	mi := &file_msg_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7606,7 +7763,7 @@ func (x *Members) String() string {
 func (*Members) ProtoMessage() {}
 
 func (x *Members) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[96]
+	mi := &file_msg_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7619,7 +7776,7 @@ func (x *Members) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Members.ProtoReflect.Descriptor instead.
 func (*Members) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{96}
+	return file_msg_proto_rawDescGZIP(), []int{97}
 }
 
 type MembersReply struct {
@@ -7634,7 +7791,7 @@ type MembersReply struct {
 
 func (x *MembersReply) Reset() {
 	*x = MembersReply{}
-	mi := &file_msg_proto_msgTypes[97]
+	mi := &file_msg_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7646,7 +7803,7 @@ func (x *MembersReply) String() string {
 func (*MembersReply) ProtoMessage() {}
 
 func (x *MembersReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[97]
+	mi := &file_msg_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7659,7 +7816,7 @@ func (x *MembersReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MembersReply.ProtoReflect.Descriptor instead.
 func (*MembersReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{97}
+	return file_msg_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *MembersReply) GetAddrs() []string {
@@ -7701,7 +7858,7 @@ type RemoveMeta struct {
 
 func (x *RemoveMeta) Reset() {
 	*x = RemoveMeta{}
-	mi := &file_msg_proto_msgTypes[98]
+	mi := &file_msg_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7713,7 +7870,7 @@ func (x *RemoveMeta) String() string {
 func (*RemoveMeta) ProtoMessage() {}
 
 func (x *RemoveMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[98]
+	mi := &file_msg_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7726,7 +7883,7 @@ func (x *RemoveMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMeta.ProtoReflect.Descriptor instead.
 func (*RemoveMeta) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{98}
+	return file_msg_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *RemoveMeta) GetServer() uint32 {
@@ -7747,7 +7904,7 @@ type AdminReply struct {
 
 func (x *AdminReply) Reset() {
 	*x = AdminReply{}
-	mi := &file_msg_proto_msgTypes[99]
+	mi := &file_msg_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7759,7 +7916,7 @@ func (x *AdminReply) String() string {
 func (*AdminReply) ProtoMessage() {}
 
 func (x *AdminReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[99]
+	mi := &file_msg_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7772,7 +7929,7 @@ func (x *AdminReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminReply.ProtoReflect.Descriptor instead.
 func (*AdminReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{99}
+	return file_msg_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *AdminReply) GetDetail() string {
@@ -7798,7 +7955,7 @@ type TransferLeader struct {
 
 func (x *TransferLeader) Reset() {
 	*x = TransferLeader{}
-	mi := &file_msg_proto_msgTypes[100]
+	mi := &file_msg_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7810,7 +7967,7 @@ func (x *TransferLeader) String() string {
 func (*TransferLeader) ProtoMessage() {}
 
 func (x *TransferLeader) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[100]
+	mi := &file_msg_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7823,7 +7980,7 @@ func (x *TransferLeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeader.ProtoReflect.Descriptor instead.
 func (*TransferLeader) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{100}
+	return file_msg_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *TransferLeader) GetServer() uint32 {
@@ -7844,7 +8001,7 @@ type SetConfig struct {
 
 func (x *SetConfig) Reset() {
 	*x = SetConfig{}
-	mi := &file_msg_proto_msgTypes[101]
+	mi := &file_msg_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7856,7 +8013,7 @@ func (x *SetConfig) String() string {
 func (*SetConfig) ProtoMessage() {}
 
 func (x *SetConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[101]
+	mi := &file_msg_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7869,7 +8026,7 @@ func (x *SetConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetConfig.ProtoReflect.Descriptor instead.
 func (*SetConfig) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{101}
+	return file_msg_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *SetConfig) GetKey() string {
@@ -7894,7 +8051,7 @@ type GetConfig struct {
 
 func (x *GetConfig) Reset() {
 	*x = GetConfig{}
-	mi := &file_msg_proto_msgTypes[102]
+	mi := &file_msg_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7906,7 +8063,7 @@ func (x *GetConfig) String() string {
 func (*GetConfig) ProtoMessage() {}
 
 func (x *GetConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[102]
+	mi := &file_msg_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7919,7 +8076,7 @@ func (x *GetConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConfig.ProtoReflect.Descriptor instead.
 func (*GetConfig) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{102}
+	return file_msg_proto_rawDescGZIP(), []int{103}
 }
 
 type GetConfigReply struct {
@@ -7931,7 +8088,7 @@ type GetConfigReply struct {
 
 func (x *GetConfigReply) Reset() {
 	*x = GetConfigReply{}
-	mi := &file_msg_proto_msgTypes[103]
+	mi := &file_msg_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7943,7 +8100,7 @@ func (x *GetConfigReply) String() string {
 func (*GetConfigReply) ProtoMessage() {}
 
 func (x *GetConfigReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[103]
+	mi := &file_msg_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7956,7 +8113,7 @@ func (x *GetConfigReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConfigReply.ProtoReflect.Descriptor instead.
 func (*GetConfigReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{103}
+	return file_msg_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *GetConfigReply) GetSettings() []*Setting {
@@ -7978,7 +8135,7 @@ type Setting struct {
 
 func (x *Setting) Reset() {
 	*x = Setting{}
-	mi := &file_msg_proto_msgTypes[104]
+	mi := &file_msg_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7990,7 +8147,7 @@ func (x *Setting) String() string {
 func (*Setting) ProtoMessage() {}
 
 func (x *Setting) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[104]
+	mi := &file_msg_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8003,7 +8160,7 @@ func (x *Setting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Setting.ProtoReflect.Descriptor instead.
 func (*Setting) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{104}
+	return file_msg_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *Setting) GetKey() string {
@@ -8045,7 +8202,7 @@ type FenceSession struct {
 
 func (x *FenceSession) Reset() {
 	*x = FenceSession{}
-	mi := &file_msg_proto_msgTypes[105]
+	mi := &file_msg_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8057,7 +8214,7 @@ func (x *FenceSession) String() string {
 func (*FenceSession) ProtoMessage() {}
 
 func (x *FenceSession) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[105]
+	mi := &file_msg_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8070,7 +8227,7 @@ func (x *FenceSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FenceSession.ProtoReflect.Descriptor instead.
 func (*FenceSession) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{105}
+	return file_msg_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *FenceSession) GetSession() uint64 {
@@ -8097,7 +8254,7 @@ type FenceSessionReply struct {
 
 func (x *FenceSessionReply) Reset() {
 	*x = FenceSessionReply{}
-	mi := &file_msg_proto_msgTypes[106]
+	mi := &file_msg_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8109,7 +8266,7 @@ func (x *FenceSessionReply) String() string {
 func (*FenceSessionReply) ProtoMessage() {}
 
 func (x *FenceSessionReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[106]
+	mi := &file_msg_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8122,7 +8279,7 @@ func (x *FenceSessionReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FenceSessionReply.ProtoReflect.Descriptor instead.
 func (*FenceSessionReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{106}
+	return file_msg_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *FenceSessionReply) GetIndex() uint64 {
@@ -8148,7 +8305,7 @@ type LeaseShow struct {
 
 func (x *LeaseShow) Reset() {
 	*x = LeaseShow{}
-	mi := &file_msg_proto_msgTypes[107]
+	mi := &file_msg_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8160,7 +8317,7 @@ func (x *LeaseShow) String() string {
 func (*LeaseShow) ProtoMessage() {}
 
 func (x *LeaseShow) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[107]
+	mi := &file_msg_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8173,7 +8330,7 @@ func (x *LeaseShow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseShow.ProtoReflect.Descriptor instead.
 func (*LeaseShow) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{107}
+	return file_msg_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *LeaseShow) GetIno() uint64 {
@@ -8201,7 +8358,7 @@ type LeaseHolder struct {
 
 func (x *LeaseHolder) Reset() {
 	*x = LeaseHolder{}
-	mi := &file_msg_proto_msgTypes[108]
+	mi := &file_msg_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8213,7 +8370,7 @@ func (x *LeaseHolder) String() string {
 func (*LeaseHolder) ProtoMessage() {}
 
 func (x *LeaseHolder) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[108]
+	mi := &file_msg_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8226,7 +8383,7 @@ func (x *LeaseHolder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseHolder.ProtoReflect.Descriptor instead.
 func (*LeaseHolder) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{108}
+	return file_msg_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *LeaseHolder) GetIno() uint64 {
@@ -8309,7 +8466,7 @@ type LeaseShowReply struct {
 
 func (x *LeaseShowReply) Reset() {
 	*x = LeaseShowReply{}
-	mi := &file_msg_proto_msgTypes[109]
+	mi := &file_msg_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8321,7 +8478,7 @@ func (x *LeaseShowReply) String() string {
 func (*LeaseShowReply) ProtoMessage() {}
 
 func (x *LeaseShowReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[109]
+	mi := &file_msg_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8334,7 +8491,7 @@ func (x *LeaseShowReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseShowReply.ProtoReflect.Descriptor instead.
 func (*LeaseShowReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{109}
+	return file_msg_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *LeaseShowReply) GetHolders() []*LeaseHolder {
@@ -8364,7 +8521,7 @@ type LeaseTake struct {
 
 func (x *LeaseTake) Reset() {
 	*x = LeaseTake{}
-	mi := &file_msg_proto_msgTypes[110]
+	mi := &file_msg_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8376,7 +8533,7 @@ func (x *LeaseTake) String() string {
 func (*LeaseTake) ProtoMessage() {}
 
 func (x *LeaseTake) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[110]
+	mi := &file_msg_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8389,7 +8546,7 @@ func (x *LeaseTake) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseTake.ProtoReflect.Descriptor instead.
 func (*LeaseTake) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{110}
+	return file_msg_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *LeaseTake) GetIno() uint64 {
@@ -8431,7 +8588,7 @@ type LeaseTakeReply struct {
 
 func (x *LeaseTakeReply) Reset() {
 	*x = LeaseTakeReply{}
-	mi := &file_msg_proto_msgTypes[111]
+	mi := &file_msg_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8443,7 +8600,7 @@ func (x *LeaseTakeReply) String() string {
 func (*LeaseTakeReply) ProtoMessage() {}
 
 func (x *LeaseTakeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[111]
+	mi := &file_msg_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8456,7 +8613,7 @@ func (x *LeaseTakeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseTakeReply.ProtoReflect.Descriptor instead.
 func (*LeaseTakeReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{111}
+	return file_msg_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *LeaseTakeReply) GetReleased() []uint64 {
@@ -8848,7 +9005,7 @@ const file_msg_proto_rawDesc = "" +
 	"\ajoining\x18\x04 \x01(\bR\ajoining\"B\n" +
 	"\x10ChunkReportReply\x12\x16\n" +
 	"\x06accept\x18\x01 \x03(\x04R\x06accept\x12\x16\n" +
-	"\x06remove\x18\x02 \x03(\x04R\x06remove\"\xd0\x03\n" +
+	"\x06remove\x18\x02 \x03(\x04R\x06remove\"\x81\x04\n" +
 	"\tHeartbeat\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\rR\x06server\x12\x14\n" +
 	"\x05total\x18\x02 \x01(\x04R\x05total\x12\x12\n" +
@@ -8870,7 +9027,27 @@ const file_msg_proto_rawDesc = "" +
 	"\x06reason\x18\x0e \x01(\tR\x06reason\x12\x16\n" +
 	"\x06memory\x18\x0f \x01(\x04R\x06memory\x12\x1a\n" +
 	"\bresident\x18\x10 \x01(\x04R\bresident\x12\x1b\n" +
-	"\tdata_path\x18\x11 \x01(\tR\bdataPath\"j\n" +
+	"\tdata_path\x18\x11 \x01(\tR\bdataPath\x12/\n" +
+	"\ajournal\x18\x12 \x01(\v2\x15.varve.msg.SSDJournalR\ajournal\"\xdd\x02\n" +
+	"\n" +
+	"SSDJournal\x12\x12\n" +
+	"\x04size\x18\x01 \x01(\x04R\x04size\x12\x12\n" +
+	"\x04used\x18\x02 \x01(\x04R\x04used\x12\x14\n" +
+	"\x05dirty\x18\x03 \x01(\x04R\x05dirty\x12\x1c\n" +
+	"\tjournaled\x18\x04 \x01(\x04R\tjournaled\x12\x1a\n" +
+	"\bbypassed\x18\x05 \x01(\x04R\bbypassed\x12\x1e\n" +
+	"\n" +
+	"overflowed\x18\x06 \x01(\x04R\n" +
+	"overflowed\x12\x12\n" +
+	"\x04hits\x18\a \x01(\x04R\x04hits\x12\x16\n" +
+	"\x06misses\x18\b \x01(\x04R\x06misses\x12\x1a\n" +
+	"\bdestaged\x18\t \x01(\x04R\bdestaged\x12!\n" +
+	"\fdestage_rate\x18\n" +
+	" \x01(\x04R\vdestageRate\x12\x1d\n" +
+	"\n" +
+	"slow_syncs\x18\v \x01(\x04R\tslowSyncs\x12\x19\n" +
+	"\bpaced_ms\x18\f \x01(\x04R\apacedMs\x12\x12\n" +
+	"\x04full\x18\r \x01(\bR\x04full\"j\n" +
 	"\x0eHeartbeatReply\x12\x16\n" +
 	"\x06fenced\x18\x01 \x03(\x04R\x06fenced\x12%\n" +
 	"\x05peers\x18\x02 \x03(\v2\x0f.varve.msg.PeerR\x05peers\x12\x19\n" +
@@ -9009,7 +9186,7 @@ const file_msg_proto_rawDesc = "" +
 	"\aapplied\x18\x04 \x01(\x04R\aapplied\x12\x14\n" +
 	"\x05voter\x18\x05 \x01(\bR\x05voter\x12\x12\n" +
 	"\x04disk\x18\x06 \x01(\tR\x04disk\x12\x1b\n" +
-	"\tdisk_free\x18\a \x01(\x04R\bdiskFree\"\xf8\x03\n" +
+	"\tdisk_free\x18\a \x01(\x04R\bdiskFree\"\xa9\x04\n" +
 	"\vChunkServer\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\rR\x06server\x12\x12\n" +
 	"\x04addr\x18\x02 \x01(\tR\x04addr\x12\x12\n" +
@@ -9032,7 +9209,8 @@ const file_msg_proto_rawDesc = "" +
 	"\x06reason\x18\x10 \x01(\tR\x06reason\x12\x16\n" +
 	"\x06memory\x18\x11 \x01(\x04R\x06memory\x12\x1a\n" +
 	"\bresident\x18\x12 \x01(\x04R\bresident\x12\x1b\n" +
-	"\tdata_path\x18\x13 \x01(\tR\bdataPath\"\xb8\x01\n" +
+	"\tdata_path\x18\x13 \x01(\tR\bdataPath\x12/\n" +
+	"\ajournal\x18\x14 \x01(\v2\x15.varve.msg.SSDJournalR\ajournal\"\xb8\x01\n" +
 	"\aSession\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x14\n" +
@@ -9174,7 +9352,7 @@ func file_msg_proto_rawDescGZIP() []byte {
 }
 
 var file_msg_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_msg_proto_msgTypes = make([]protoimpl.MessageInfo, 112)
+var file_msg_proto_msgTypes = make([]protoimpl.MessageInfo, 113)
 var file_msg_proto_goTypes = []any{
 	(FileType)(0),               // 0: varve.msg.FileType
 	(Want)(0),                   // 1: varve.msg.Want
@@ -9242,58 +9420,59 @@ var file_msg_proto_goTypes = []any{
 	(*ChunkInfo)(nil),           // 63: varve.msg.ChunkInfo
 	(*ChunkReportReply)(nil),    // 64: varve.msg.ChunkReportReply
 	(*Heartbeat)(nil),           // 65: varve.msg.Heartbeat
-	(*HeartbeatReply)(nil),      // 66: varve.msg.HeartbeatReply
-	(*ChunkCreate)(nil),         // 67: varve.msg.ChunkCreate
-	(*ChunkDelete)(nil),         // 68: varve.msg.ChunkDelete
-	(*ChunkAdopt)(nil),          // 69: varve.msg.ChunkAdopt
-	(*ChunkAccept)(nil),         // 70: varve.msg.ChunkAccept
-	(*ChunkJoin)(nil),           // 71: varve.msg.ChunkJoin
-	(*ChunkRebuild)(nil),        // 72: varve.msg.ChunkRebuild
-	(*ChunkRebuildReply)(nil),   // 73: varve.msg.ChunkRebuildReply
-	(*ChunkPromote)(nil),        // 74: varve.msg.ChunkPromote
-	(*ChunkPunch)(nil),          // 75: varve.msg.ChunkPunch
-	(*Fence)(nil),               // 76: varve.msg.Fence
-	(*Empty)(nil),               // 77: varve.msg.Empty
-	(*ChunkTable)(nil),          // 78: varve.msg.ChunkTable
-	(*ChunkTableReply)(nil),     // 79: varve.msg.ChunkTableReply
-	(*ChunkSeek)(nil),           // 80: varve.msg.ChunkSeek
-	(*ChunkSeekReply)(nil),      // 81: varve.msg.ChunkSeekReply
-	(*ChunkList)(nil),           // 82: varve.msg.ChunkList
-	(*ChunkListReply)(nil),      // 83: varve.msg.ChunkListReply
-	(*ChunkVerify)(nil),         // 84: varve.msg.ChunkVerify
-	(*ChunkVerifyReply)(nil),    // 85: varve.msg.ChunkVerifyReply
-	(*StoreStat)(nil),           // 86: varve.msg.StoreStat
-	(*StoreStatReply)(nil),      // 87: varve.msg.StoreStatReply
-	(*BadBlock)(nil),            // 88: varve.msg.BadBlock
-	(*ScrubStat)(nil),           // 89: varve.msg.ScrubStat
-	(*Scrub)(nil),               // 90: varve.msg.Scrub
-	(*Status)(nil),              // 91: varve.msg.Status
-	(*StatusReply)(nil),         // 92: varve.msg.StatusReply
-	(*MetaServer)(nil),          // 93: varve.msg.MetaServer
-	(*ChunkServer)(nil),         // 94: varve.msg.ChunkServer
-	(*Session)(nil),             // 95: varve.msg.Session
-	(*StateDigest)(nil),         // 96: varve.msg.StateDigest
-	(*StateDigestReply)(nil),    // 97: varve.msg.StateDigestReply
-	(*JoinMeta)(nil),            // 98: varve.msg.JoinMeta
-	(*JoinMetaReply)(nil),       // 99: varve.msg.JoinMetaReply
-	(*JournalRead)(nil),         // 100: varve.msg.JournalRead
-	(*JournalReadReply)(nil),    // 101: varve.msg.JournalReadReply
-	(*Members)(nil),             // 102: varve.msg.Members
-	(*MembersReply)(nil),        // 103: varve.msg.MembersReply
-	(*RemoveMeta)(nil),          // 104: varve.msg.RemoveMeta
-	(*AdminReply)(nil),          // 105: varve.msg.AdminReply
-	(*TransferLeader)(nil),      // 106: varve.msg.TransferLeader
-	(*SetConfig)(nil),           // 107: varve.msg.SetConfig
-	(*GetConfig)(nil),           // 108: varve.msg.GetConfig
-	(*GetConfigReply)(nil),      // 109: varve.msg.GetConfigReply
-	(*Setting)(nil),             // 110: varve.msg.Setting
-	(*FenceSession)(nil),        // 111: varve.msg.FenceSession
-	(*FenceSessionReply)(nil),   // 112: varve.msg.FenceSessionReply
-	(*LeaseShow)(nil),           // 113: varve.msg.LeaseShow
-	(*LeaseHolder)(nil),         // 114: varve.msg.LeaseHolder
-	(*LeaseShowReply)(nil),      // 115: varve.msg.LeaseShowReply
-	(*LeaseTake)(nil),           // 116: varve.msg.LeaseTake
-	(*LeaseTakeReply)(nil),      // 117: varve.msg.LeaseTakeReply
+	(*SSDJournal)(nil),          // 66: varve.msg.SSDJournal
+	(*HeartbeatReply)(nil),      // 67: varve.msg.HeartbeatReply
+	(*ChunkCreate)(nil),         // 68: varve.msg.ChunkCreate
+	(*ChunkDelete)(nil),         // 69: varve.msg.ChunkDelete
+	(*ChunkAdopt)(nil),          // 70: varve.msg.ChunkAdopt
+	(*ChunkAccept)(nil),         // 71: varve.msg.ChunkAccept
+	(*ChunkJoin)(nil),           // 72: varve.msg.ChunkJoin
+	(*ChunkRebuild)(nil),        // 73: varve.msg.ChunkRebuild
+	(*ChunkRebuildReply)(nil),   // 74: varve.msg.ChunkRebuildReply
+	(*ChunkPromote)(nil),        // 75: varve.msg.ChunkPromote
+	(*ChunkPunch)(nil),          // 76: varve.msg.ChunkPunch
+	(*Fence)(nil),               // 77: varve.msg.Fence
+	(*Empty)(nil),               // 78: varve.msg.Empty
+	(*ChunkTable)(nil),          // 79: varve.msg.ChunkTable
+	(*ChunkTableReply)(nil),     // 80: varve.msg.ChunkTableReply
+	(*ChunkSeek)(nil),           // 81: varve.msg.ChunkSeek
+	(*ChunkSeekReply)(nil),      // 82: varve.msg.ChunkSeekReply
+	(*ChunkList)(nil),           // 83: varve.msg.ChunkList
+	(*ChunkListReply)(nil),      // 84: varve.msg.ChunkListReply
+	(*ChunkVerify)(nil),         // 85: varve.msg.ChunkVerify
+	(*ChunkVerifyReply)(nil),    // 86: varve.msg.ChunkVerifyReply
+	(*StoreStat)(nil),           // 87: varve.msg.StoreStat
+	(*StoreStatReply)(nil),      // 88: varve.msg.StoreStatReply
+	(*BadBlock)(nil),            // 89: varve.msg.BadBlock
+	(*ScrubStat)(nil),           // 90: varve.msg.ScrubStat
+	(*Scrub)(nil),               // 91: varve.msg.Scrub
+	(*Status)(nil),              // 92: varve.msg.Status
+	(*StatusReply)(nil),         // 93: varve.msg.StatusReply
+	(*MetaServer)(nil),          // 94: varve.msg.MetaServer
+	(*ChunkServer)(nil),         // 95: varve.msg.ChunkServer
+	(*Session)(nil),             // 96: varve.msg.Session
+	(*StateDigest)(nil),         // 97: varve.msg.StateDigest
+	(*StateDigestReply)(nil),    // 98: varve.msg.StateDigestReply
+	(*JoinMeta)(nil),            // 99: varve.msg.JoinMeta
+	(*JoinMetaReply)(nil),       // 100: varve.msg.JoinMetaReply
+	(*JournalRead)(nil),         // 101: varve.msg.JournalRead
+	(*JournalReadReply)(nil),    // 102: varve.msg.JournalReadReply
+	(*Members)(nil),             // 103: varve.msg.Members
+	(*MembersReply)(nil),        // 104: varve.msg.MembersReply
+	(*RemoveMeta)(nil),          // 105: varve.msg.RemoveMeta
+	(*AdminReply)(nil),          // 106: varve.msg.AdminReply
+	(*TransferLeader)(nil),      // 107: varve.msg.TransferLeader
+	(*SetConfig)(nil),           // 108: varve.msg.SetConfig
+	(*GetConfig)(nil),           // 109: varve.msg.GetConfig
+	(*GetConfigReply)(nil),      // 110: varve.msg.GetConfigReply
+	(*Setting)(nil),             // 111: varve.msg.Setting
+	(*FenceSession)(nil),        // 112: varve.msg.FenceSession
+	(*FenceSessionReply)(nil),   // 113: varve.msg.FenceSessionReply
+	(*LeaseShow)(nil),           // 114: varve.msg.LeaseShow
+	(*LeaseHolder)(nil),         // 115: varve.msg.LeaseHolder
+	(*LeaseShowReply)(nil),      // 116: varve.msg.LeaseShowReply
+	(*LeaseTake)(nil),           // 117: varve.msg.LeaseTake
+	(*LeaseTakeReply)(nil),      // 118: varve.msg.LeaseTakeReply
 }
 var file_msg_proto_depIdxs = []int32{
 	4,   // 0: varve.msg.Hello.role:type_name -> varve.msg.Hello.Role
@@ -9359,22 +9538,24 @@ var file_msg_proto_depIdxs = []int32{
 	1,   // 60: varve.msg.CallbackReply.keep:type_name -> varve.msg.Want
 	61,  // 61: varve.msg.RegisterServerReply.peers:type_name -> varve.msg.Peer
 	63,  // 62: varve.msg.ChunkReport.chunks:type_name -> varve.msg.ChunkInfo
-	61,  // 63: varve.msg.HeartbeatReply.peers:type_name -> varve.msg.Peer
-	63,  // 64: varve.msg.ChunkListReply.chunks:type_name -> varve.msg.ChunkInfo
-	88,  // 65: varve.msg.StoreStatReply.bad_blocks:type_name -> varve.msg.BadBlock
-	89,  // 66: varve.msg.StoreStatReply.scrub:type_name -> varve.msg.ScrubStat
-	93,  // 67: varve.msg.StatusReply.metas:type_name -> varve.msg.MetaServer
-	94,  // 68: varve.msg.StatusReply.servers:type_name -> varve.msg.ChunkServer
-	95,  // 69: varve.msg.StatusReply.sessions:type_name -> varve.msg.Session
-	110, // 70: varve.msg.GetConfigReply.settings:type_name -> varve.msg.Setting
-	1,   // 71: varve.msg.LeaseHolder.want:type_name -> varve.msg.Want
-	2,   // 72: varve.msg.LeaseHolder.mode:type_name -> varve.msg.Mode
-	114, // 73: varve.msg.LeaseShowReply.holders:type_name -> varve.msg.LeaseHolder
-	74,  // [74:74] is the sub-list for method output_type
-	74,  // [74:74] is the sub-list for method input_type
-	74,  // [74:74] is the sub-list for extension type_name
-	74,  // [74:74] is the sub-list for extension extendee
-	0,   // [0:74] is the sub-list for field type_name
+	66,  // 63: varve.msg.Heartbeat.journal:type_name -> varve.msg.SSDJournal
+	61,  // 64: varve.msg.HeartbeatReply.peers:type_name -> varve.msg.Peer
+	63,  // 65: varve.msg.ChunkListReply.chunks:type_name -> varve.msg.ChunkInfo
+	89,  // 66: varve.msg.StoreStatReply.bad_blocks:type_name -> varve.msg.BadBlock
+	90,  // 67: varve.msg.StoreStatReply.scrub:type_name -> varve.msg.ScrubStat
+	94,  // 68: varve.msg.StatusReply.metas:type_name -> varve.msg.MetaServer
+	95,  // 69: varve.msg.StatusReply.servers:type_name -> varve.msg.ChunkServer
+	96,  // 70: varve.msg.StatusReply.sessions:type_name -> varve.msg.Session
+	66,  // 71: varve.msg.ChunkServer.journal:type_name -> varve.msg.SSDJournal
+	111, // 72: varve.msg.GetConfigReply.settings:type_name -> varve.msg.Setting
+	1,   // 73: varve.msg.LeaseHolder.want:type_name -> varve.msg.Want
+	2,   // 74: varve.msg.LeaseHolder.mode:type_name -> varve.msg.Mode
+	115, // 75: varve.msg.LeaseShowReply.holders:type_name -> varve.msg.LeaseHolder
+	76,  // [76:76] is the sub-list for method output_type
+	76,  // [76:76] is the sub-list for method input_type
+	76,  // [76:76] is the sub-list for extension type_name
+	76,  // [76:76] is the sub-list for extension extendee
+	0,   // [0:76] is the sub-list for field type_name
 }
 
 func init() { file_msg_proto_init() }
@@ -9429,7 +9610,7 @@ func file_msg_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_msg_proto_rawDesc), len(file_msg_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   112,
+			NumMessages:   113,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
