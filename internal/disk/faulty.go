@@ -16,7 +16,7 @@ import (
 
 // Faulty is a disk in memory for tests, with the semantics of a page cache: what was not synced can be
 // lost. Crash loses power, Kill ends the process, Inject makes operations fail, SetCapacity fills the
-// disk, Flip rots a bit.
+// disk, Flip rots a bit, Deceive and Stray lose and misdirect what was reported as done.
 //
 // After Crash a file holds what was synced and, of what was not, any subset of the 512-byte sectors of
 // its writes and any subset of its other changes; a directory holds what SyncDir put there and a prefix
@@ -34,6 +34,7 @@ type Faulty struct {
 	capacity int64
 	used     int64 // bytes of the pages of live nodes
 	inject   func(Op) error
+	deceive  func(Op) Fate
 	ops      int
 	off      bool
 	boot     int // counts Crash and Kill: handles of an earlier one are dead
@@ -176,7 +177,7 @@ func (d *Faulty) restart() {
 	clear(d.locks)
 	d.boot++
 	d.off = false
-	d.inject = nil
+	d.inject, d.deceive = nil, nil
 }
 
 // Flip inverts one bit of the byte at off of a file, on the disk and in the cache.
@@ -397,6 +398,9 @@ func (d *Faulty) SyncDir(path string) error {
 	if n := d.live[path]; n == nil || !n.dir {
 		return &fs.PathError{Op: "syncdir", Path: path, Err: fs.ErrNotExist}
 	}
+	if d.fate(OpSyncDir, path, 0, 0).Lost {
+		return nil
+	}
 	d.applyEntries(d.pending[path])
 	delete(d.pending, path)
 	return nil
@@ -498,6 +502,13 @@ func (f *faultyFile) WriteAt(p []byte, off int64) (int, error) {
 	if err := f.enter(OpWrite, p, off); err != nil {
 		return 0, err
 	}
+	switch x := f.d.fate(OpWrite, f.path, off, len(p)); {
+	case x.Lost:
+		return len(p), nil
+	case x.Path != "":
+		f.d.astray(x, p)
+		return len(p), nil
+	}
 	room := len(p)
 	for at := off / pageSize; at <= (off+int64(len(p))-1)/pageSize; at++ {
 		if f.n.live.pages[at] != nil {
@@ -545,7 +556,9 @@ func (f *faultyFile) Sync() error {
 	if err := f.enter(OpSync, nil, 0); err != nil {
 		return err
 	}
-	f.n.settle()
+	if !f.d.fate(OpSync, f.path, 0, 0).Lost {
+		f.n.settle()
+	}
 	return nil
 }
 

@@ -164,3 +164,79 @@ func TestFaultyInjectLocksAndDirect(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+func TestFaultyDeceives(t *testing.T) {
+	d := newDisk(t)
+	a, b := put(t, d, "/d/a", bytes.Repeat([]byte{1}, 8192), 0), put(t, d, "/d/b", bytes.Repeat([]byte{2}, 8192), 0)
+	if err := errors.Join(a.Sync(), b.Sync(), d.SyncDir("/d")); err != nil {
+		t.Fatal(err)
+	}
+	fate := Fate{}
+	d.Deceive(func(op Op) Fate {
+		if op.Kind == OpWrite && op.Path == "/d/a" || op.Kind == OpSync {
+			return fate
+		}
+		return Fate{}
+	})
+	three := bytes.Repeat([]byte{3}, 4096)
+	fate = Fate{Lost: true}
+	if n, err := a.WriteAt(three, 0); n != len(three) || err != nil || get(t, d, "/d/a", 1)[0] != 1 {
+		t.Errorf("lost write: %d, %v", n, err)
+	}
+	fate = Fate{Path: "/d/b", Off: 4096}
+	if n, err := a.WriteAt(three, 0); n != len(three) || err != nil || get(t, d, "/d/a", 1)[0] != 1 || get(t, d, "/d/b", 8192)[4096] != 3 {
+		t.Errorf("misdirected write: %d, %v", n, err)
+	}
+	fate = Fate{Lost: true}
+	if err := b.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	twin := d.Clone()
+	lost := 0
+	for seed := range int64(40) {
+		c := twin.Clone()
+		c.Crash(rand.New(rand.NewSource(seed)))
+		if get(t, c, "/d/b", 8192)[4096] == 2 {
+			lost++
+		}
+	}
+	if lost == 0 {
+		t.Error("a sync that the disk lied about kept the write in 40 crashes")
+	}
+	d.Deceive(nil)
+	if err := b.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	d.Crash(rand.New(rand.NewSource(1)))
+	if get(t, d, "/d/b", 8192)[4096] != 3 {
+		t.Error("a real sync after the lie lost the write")
+	}
+	if get(t, twin, "/d/a", 1)[0] != 1 || twin.Used() != d.Used() {
+		t.Errorf("clone: %d bytes used, the original %d", twin.Used(), d.Used())
+	}
+}
+
+func TestFaultyStrays(t *testing.T) {
+	hit := map[Place]bool{}
+	for seed := range int64(60) {
+		rng := rand.New(rand.NewSource(seed))
+		d := newDisk(t)
+		a, b := put(t, d, "/d/a", bytes.Repeat([]byte{1}, 8192), 0), put(t, d, "/d/b", bytes.Repeat([]byte{2}, 8192), 0)
+		if err := errors.Join(a.Sync(), b.Sync(), d.SyncDir("/d")); err != nil {
+			t.Fatal(err)
+		}
+		put(t, d, "/d/a", bytes.Repeat([]byte{3}, 4096), 0)
+		landed := d.Stray(rng, 1)
+		d.Crash(rng)
+		if len(landed) != 1 || get(t, d, landed[0].Path, 8192)[landed[0].Off] != 3 {
+			t.Fatalf("seed %d: %v", seed, landed)
+		}
+		hit[landed[0]] = true
+		if at := landed[0]; (at != Place{"/d/a", 0}) && get(t, d, "/d/a", 1)[0] != 1 {
+			t.Fatalf("seed %d: the write is also where it should be", seed)
+		}
+	}
+	if len(hit) != 4 {
+		t.Errorf("landed in %d of 4 pages", len(hit))
+	}
+}
