@@ -3,6 +3,7 @@ package cs
 import (
 	"errors"
 	"fmt"
+	"os"
 
 	"varve/cs/arena"
 	"varve/internal/chunk"
@@ -17,10 +18,12 @@ const (
 	DefaultMemory = 768 << 20
 	MinMemory     = 128 << 20
 
-	// besides is what a process takes up besides the arenas and the Go heap: its program, the kernel's part of rings and mappings.
+	// besides is what a process takes up besides the arenas, the board of package local, and the Go heap.
 	besides = 24 << 20
 	// maxOps is the number of requests under way: enough to keep any disk busy, few enough for those that come next.
 	maxOps = 128
+	// boardBytes is what a chunk on the board takes up.
+	boardBytes = 128 << 10
 	// tableBytes is what an answer to ChunkTable holds.
 	tableBytes = 4 * chunk.Blocks
 )
@@ -31,6 +34,7 @@ type division struct {
 	tables         int   // chunks with their table in memory (store.Options.MaxOpen)
 	stages         int   // staging buffers of the store
 	conns          int   // connections
+	locals         int   // chunks on the board
 }
 
 // divide divides the memory of a server.
@@ -44,6 +48,7 @@ func divide(memory int64) division {
 		tables:  min(max(mib*4/3, 64), 4096),
 		stages:  min(max(mib/24, 4), 64),
 		conns:   min(max(mib, 128), 8192),
+		locals:  min(max(mib/4, 16), 1024),
 	}
 }
 
@@ -54,7 +59,20 @@ func HeapLimit(memory int64) int64 {
 		memory = DefaultMemory
 	}
 	d := divide(memory)
-	return memory - d.clients - d.peers - besides
+	return memory - d.clients - d.peers - int64(d.locals)*boardBytes - besides
+}
+
+// resident returns how much memory the process takes up, in bytes; 0 if the kernel does not tell.
+func resident() int64 {
+	b, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return 0
+	}
+	var size, pages int64
+	if _, err := fmt.Sscan(string(b), &size, &pages); err != nil {
+		return 0
+	}
+	return pages * int64(os.Getpagesize())
 }
 
 // payload is the memory for data of requests and answers. That of clients and of peers is apart: a client's request may wait for a peer

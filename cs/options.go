@@ -52,7 +52,7 @@ type Options struct {
 	// Rebuilds is the number of chunks rebuilt at once. Default: 2.
 	Rebuilds int
 	// LocalChunks is the number of chunks that clients on this host may read by themselves at once, at 128 KiB of memory each.
-	// Default: 256. Negative: none.
+	// Default: 192 with the default memory. Negative: none.
 	LocalChunks int
 	// Store is passed to store.Open; FS, Dir, Cluster, Logger and Board are filled in.
 	Store store.Options
@@ -64,7 +64,6 @@ type Options struct {
 const (
 	defaultForwardTimeout = 5 * time.Second
 	defaultRebuilds       = 2
-	defaultLocalChunks    = 256
 
 	maxTier  = 3
 	maxMetas = 16
@@ -85,9 +84,6 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.Rebuilds == 0 {
 		o.Rebuilds = defaultRebuilds
-	}
-	if o.LocalChunks == 0 {
-		o.LocalChunks = defaultLocalChunks
 	}
 	var faults []error
 	fault := func(format string, args ...any) {

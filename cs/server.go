@@ -87,6 +87,9 @@ func Open(o Options) (*Server, error) {
 		o.Memory = DefaultMemory
 	}
 	div := divide(o.Memory)
+	if o.LocalChunks == 0 {
+		o.LocalChunks = div.locals
+	}
 	locals := newLocals(&o)
 	so := d.storeOptions(o)
 	so.Board = locals.board
@@ -131,6 +134,9 @@ func Open(o Options) (*Server, error) {
 
 // ID returns the server's id.
 func (s *Server) ID() id.ServerID { return s.id }
+
+// Memory returns what the process may take up, in bytes.
+func (s *Server) Memory() int64 { return s.o.Memory }
 
 // Addr returns the address on which the server listens.
 func (s *Server) Addr() string { return s.listener.Addr().String() }

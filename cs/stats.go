@@ -23,6 +23,9 @@ type Stats struct {
 	Fenced, Connections, UnderWay int    // sessions; lanes of clients and peers; data requests
 	Locals, LocalChunks           int    // clients on this host that read by themselves; chunks that they may read
 	Registered, Serving, Failed   bool   // Failed: the disk is out of service
+	Memory, Resident, Payload     int64  // bytes: what the process may take up, what it does, and payload of requests under way
+	Waiting                       int    // requests that were not let go on yet
+	DataPath                      string // how data requests are served
 }
 
 type stats struct {
@@ -61,6 +64,8 @@ func (s *Server) Stats() Stats {
 	if b := s.locals.board; b != nil {
 		st.Locals, st.LocalChunks = s.locals.count(), b.Taken()
 	}
+	st.Memory, st.Resident, st.Payload, st.DataPath = s.o.Memory, resident(), s.payload.used(), "plain"
+	st.Waiting, _ = s.gate.use()
 	st.Total, st.Free, _ = s.store.Space()
 	s.lanes.mu.Lock()
 	st.Connections = len(s.lanes.conns)

@@ -187,6 +187,7 @@ func (l *leadership) addSoft(r *msg.StatusReply) {
 			continue
 		}
 		one.Total, one.Free, one.Chunks, one.LatencyUs = c.beat.Total, c.beat.Free, c.beat.Chunks, c.beat.LatencyUs
+		one.Memory, one.Resident, one.DataPath = c.beat.Memory, c.beat.Resident, c.beat.DataPath
 		one.HeardMs = (now - c.heard).Milliseconds()
 		switch {
 		case c.incarnation == 0 && settling:

@@ -133,7 +133,8 @@ func (l *leadership) heartbeat(ctx context.Context, conn *wire.Conn, p *peer, re
 		return nil, fmt.Errorf("heartbeat of a chunk server that is not registered: %w", fserr.NotReady)
 	}
 	c.heard = bootNow()
-	c.beat = &msg.Heartbeat{Total: req.Total, Free: req.Free, Chunks: req.Chunks, Ops: req.Ops, LatencyUs: req.LatencyUs, State: req.State}
+	c.beat = &msg.Heartbeat{Total: req.Total, Free: req.Free, Chunks: req.Chunks, Ops: req.Ops, LatencyUs: req.LatencyUs, State: req.State,
+		Memory: req.Memory, Resident: req.Resident, DataPath: req.DataPath}
 	l.mu.Unlock()
 	return &msg.HeartbeatReply{Fenced: l.fencedSessions(), Peers: l.peerList(), LeaseMs: uint32(l.s.o.ServerLease.Milliseconds())}, nil
 }

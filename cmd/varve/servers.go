@@ -221,6 +221,7 @@ func inUse(err error) error {
 func (a *app) makeCSCommand() *cobra.Command {
 	var dir, addr, host, rack string
 	var tier uint32
+	var memory sizeFlag
 	cmd := &cobra.Command{
 		Use: "make-cs -r DIR -t TIER [-a IP[:PORT]]", Short: "Make the directory of a chunk server and register it", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -238,7 +239,7 @@ func (a *app) makeCSCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			server, err := makeCS(cmd.Context(), d, cs.Options{Dir: dir, Addr: listen, Host: host, Rack: rack, Tier: tier})
+			server, err := makeCS(cmd.Context(), d, cs.Options{Dir: dir, Addr: listen, Host: host, Rack: rack, Tier: tier, Memory: int64(memory)})
 			if err != nil {
 				return err
 			}
@@ -255,6 +256,7 @@ func (a *app) makeCSCommand() *cobra.Command {
 	f.StringVarP(&addr, "addr", "a", "", "IP[:PORT] at which clients and servers reach it (default: the IP that reaches the metadata servers, any port)")
 	f.StringVar(&host, "host", "", "name of the host, for placement (default: its hostname)")
 	f.StringVar(&rack, "rack", "", "name of the rack, for placement")
+	memory.flag(cmd)
 	return cmd
 }
 
@@ -306,7 +308,12 @@ func (a *app) mdsCommand() *cobra.Command {
 }
 
 func (a *app) csCommand() *cobra.Command {
-	return a.serverCommand("cs", "Run a chunk server in the foreground", runCS)
+	var memory sizeFlag
+	cmd := a.serverCommand("cs", "Run a chunk server in the foreground", func(ctx context.Context, dir string, log *slog.Logger) error {
+		return runCSWith(ctx, dir, int64(memory), true, log)
+	})
+	memory.flag(cmd)
+	return cmd
 }
 
 func (a *app) serverCommand(name, short string, run func(context.Context, string, *slog.Logger) error) *cobra.Command {
@@ -322,7 +329,9 @@ func (a *app) serverCommand(name, short string, run func(context.Context, string
 				return err
 			}
 			defer pid.remove()
-			slackenGC()
+			if name != "cs" { // which keeps to what --memory says
+				slackenGC()
+			}
 			return run(cmd.Context(), dir, slog.Default())
 		},
 	}
@@ -357,9 +366,17 @@ func runMDSAt(ctx context.Context, dir, addr string, log *slog.Logger) error {
 
 // runCS runs a chunk server until ctx ends, then stops it in order.
 func runCS(ctx context.Context, dir string, log *slog.Logger) error {
-	s, err := cs.Open(cs.Options{Dir: dir, Version: version, Logger: log})
+	return runCSWith(ctx, dir, 0, false, log)
+}
+
+// runCSWith also gives the server an amount of memory, unless that is 0; alone says that the process is nothing else.
+func runCSWith(ctx context.Context, dir string, memory int64, alone bool, log *slog.Logger) error {
+	s, err := cs.Open(cs.Options{Dir: dir, Version: version, Logger: log, Memory: memory})
 	if err != nil {
 		return otherKind(dir, "cs.json", "mds", inUse(err))
+	}
+	if alone {
+		limitHeap(cs.HeapLimit(s.Memory()))
 	}
 	return s.Run(ctx)
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/hex"
 	"fmt"
 	"strconv"
@@ -64,6 +65,9 @@ type serverJSON struct {
 	Chunks    uint64 `json:"chunks"`
 	HeardMS   int64  `json:"heard_ms"`
 	LatencyUS uint32 `json:"latency_us"`
+	Memory    uint64 `json:"memory_bytes"`
+	Resident  uint64 `json:"resident_bytes"`
+	DataPath  string `json:"data_path,omitempty"`
 }
 
 type sessionJSON struct {
@@ -96,7 +100,8 @@ func newStatusJSON(st *msg.StatusReply) *statusJSON {
 		s.Metas = append(s.Metas, metaJSON{m.Server, m.Addr, m.State, m.Applied, m.Voter, m.Disk, m.DiskFree})
 	}
 	for _, c := range st.Servers {
-		s.Servers = append(s.Servers, serverJSON{c.Server, c.Addr, c.Host, c.Tier, c.State, c.Total, c.Free, c.Chunks, c.HeardMs, c.LatencyUs})
+		s.Servers = append(s.Servers, serverJSON{c.Server, c.Addr, c.Host, c.Tier, c.State, c.Total, c.Free, c.Chunks, c.HeardMs, c.LatencyUs,
+			c.Memory, c.Resident, c.DataPath})
 	}
 	for _, c := range st.Sessions {
 		s.Sessions = append(s.Sessions, &sessionJSON{c.Session, c.Host, c.Mount, c.Files, c.RenewedMs, c.Connected})
@@ -254,16 +259,24 @@ func (a *app) printServers(s *statusJSON) error {
 		return err
 	}
 	fmt.Fprintln(a.out)
-	rows = [][]string{{"CS", "ADDRESS", "STATE", "HOST", "TIER", "CHUNKS", "FREE", "TOTAL", "HEARD"}}
+	rows = [][]string{{"CS", "ADDRESS", "STATE", "HOST", "TIER", "CHUNKS", "FREE", "TOTAL", "MEMORY", "DATA PATH", "HEARD"}}
 	for _, c := range s.Servers {
 		heard := "-"
 		if c.HeardMS >= 0 && c.State != stateRetired {
 			heard = a.age(time.Duration(c.HeardMS) * time.Millisecond)
 		}
 		rows = append(rows, []string{id.ServerID(c.ID).String(), c.Addr, stateWords(c.State), c.Host, strconv.FormatUint(uint64(c.Tier), 10),
-			strconv.FormatUint(c.Chunks, 10), a.size(c.Free), a.size(c.Total), heard})
+			strconv.FormatUint(c.Chunks, 10), a.size(c.Free), a.size(c.Total), a.memoryWords(c), cmp.Or(c.DataPath, "-"), heard})
 	}
 	return a.table(rows)
+}
+
+// memoryWords says how much memory a chunk server takes up, of what it may.
+func (a *app) memoryWords(c serverJSON) string {
+	if c.Memory == 0 {
+		return "-"
+	}
+	return a.size(c.Resident) + " of " + a.size(c.Memory)
 }
 
 func (a *app) listServicesCommand() *cobra.Command {
