@@ -96,6 +96,9 @@ func Open(o Options) (*Server, error) {
 	if so.MaxOpen == 0 {
 		so.MaxOpen = div.tables
 	}
+	if so.Stages == 0 {
+		so.Stages = div.stages
+	}
 	st, err := store.Open(so)
 	if err != nil {
 		return nil, fmt.Errorf("open the chunks in %s: %w", o.Dir, err)

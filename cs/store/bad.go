@@ -104,8 +104,8 @@ func (s *Store) mismatch(e *entry, f disk.File, block uint32, dst []byte, sums [
 		if sum == chunk.Hole || chunk.Sum(b) == sum {
 			continue
 		}
-		st := s.getStage()
-		again := st.buf[:chunk.BlockSize]
+		p := getPage()
+		again := p[:chunk.BlockSize]
 		_, err := f.ReadAt(again, place(block+uint32(i)))
 		ok := err == nil && chunk.Sum(again) == sum
 		if ok {
@@ -114,7 +114,7 @@ func (s *Store) mismatch(e *entry, f disk.File, block uint32, dst []byte, sums [
 		} else if bad = append(bad, block+uint32(i)); len(bad) == 1 {
 			want, got = sum, chunk.Sum(b)
 		}
-		s.putStage(st)
+		putPage(p)
 	}
 	if bad == nil {
 		return nil
@@ -139,9 +139,9 @@ func (s *Store) heal(e *entry, first uint32, n int, sums []uint32) error {
 	if err := e.img.f.Sync(); err != nil {
 		return s.fail("sync", e.id, err)
 	}
-	st := s.getStage()
-	defer s.putStage(st)
-	b := st.buf[:chunk.BlockSize]
+	p := getPage()
+	defer putPage(p)
+	b := p[:chunk.BlockSize]
 	listed := s.bad.of(e.id)
 	for i, sum := range sums {
 		at := first + uint32(i)

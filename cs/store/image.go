@@ -194,9 +194,9 @@ func (s *Store) peek(e *entry) error {
 		return s.unreadable(e, err)
 	}
 	defer f.Close()
-	st := s.getStage()
-	defer s.putStage(st)
-	_, err = s.readHeader(e, f, st.buf[:2*slotSize])
+	p := getPage()
+	defer putPage(p)
+	_, err = s.readHeader(e, f, p[:2*slotSize])
 	return err
 }
 
@@ -367,14 +367,14 @@ func (s *Store) listed(e *entry) map[uint32]bool {
 // writeHeader writes the header with rec to the slot that is not the newest. The caller syncs before
 // the next call. Preconditions: the gate is held exclusively, or shared by the one that is settling.
 func (s *Store) writeHeader(e *entry, rec repl.Record) error {
-	st := s.getStage()
-	defer s.putStage(st)
+	p := getPage()
+	defer putPage(p)
 	im := e.img
 	h := header{cluster: s.o.Cluster, chunk: e.id, rec: rec, sequence: im.sequence + 1, pages: im.pages}
-	h.encode(st.buf)
+	h.encode(p[:])
 	// Odd sequences are in slot A, even ones in slot B.
 	slot := int64(im.sequence%2) * slotSize
-	if _, err := im.f.WriteAt(st.buf[:slotSize], slot); err != nil {
+	if _, err := im.f.WriteAt(p[:slotSize], slot); err != nil {
 		return s.fail("write header", e.id, err)
 	}
 	im.sequence++

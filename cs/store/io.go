@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"sync"
 
 	"varve/cs/repl"
 	"varve/internal/chunk"
@@ -20,21 +21,26 @@ type stage struct {
 	sums [stageSize / chunk.BlockSize]uint32
 }
 
+// getStage returns a staging buffer when there is one: there are Options.Stages at most. Lock order: it comes last, and who has one needs
+// no other; what is done meanwhile takes pages.
 func (s *Store) getStage() *stage {
-	select {
-	case st := <-s.stages:
+	if st := <-s.stages; st != nil {
 		return st
-	default:
-		return &stage{buf: disk.AlignedBuffer(stageSize)}
 	}
+	return newStage()
 }
 
-func (s *Store) putStage(st *stage) {
-	select {
-	case s.stages <- st:
-	default:
-	}
-}
+func (s *Store) putStage(st *stage) { s.stages <- st }
+
+func newStage() *stage { return &stage{buf: disk.AlignedBuffer(stageSize)} }
+
+// page is an aligned buffer of two blocks, for what is done with one or two.
+type page [2 * chunk.BlockSize]byte
+
+var pages = sync.Pool{New: func() any { return (*page)(disk.AlignedBuffer(len(page{}))) }}
+
+func getPage() *page  { return pages.Get().(*page) }
+func putPage(p *page) { pages.Put(p) }
 
 var zeros = disk.AlignedBuffer(stageSize)
 
@@ -321,9 +327,9 @@ func (e *entry) record(block uint32, sums []uint32) {
 // reconcile finds out what a write that met a full disk has done: each block is as it was, as it was
 // to be, or takes the checksum of what is there.
 func (s *Store) reconcile(e *entry, block uint32, sums []uint32, cause error) error {
-	st := s.getStage()
-	defer s.putStage(st)
-	b := st.buf[:chunk.BlockSize]
+	st := getPage()
+	defer putPage(st)
+	b := st[:chunk.BlockSize]
 	for i := range sums {
 		at := block + uint32(i)
 		if _, err := e.img.f.ReadAt(b, place(at)); err != nil {
@@ -370,9 +376,9 @@ func (s *Store) wipe(e *entry, block, from, to uint32) error {
 	if hole && e.bad.Load() == 0 {
 		return nil
 	}
-	st := s.getStage()
-	defer s.putStage(st)
-	b := st.buf[:chunk.BlockSize]
+	st := getPage()
+	defer putPage(st)
+	b := st[:chunk.BlockSize]
 	if err := s.old(e, block, b); err != nil {
 		return err
 	}
@@ -380,8 +386,7 @@ func (s *Store) wipe(e *entry, block, from, to uint32) error {
 	if chunk.IsZero(b) {
 		return s.dig(e, block, block+1)
 	}
-	st.sums[0] = chunk.Sum(b)
-	return s.put(e, block, b, st.sums[:1])
+	return s.put(e, block, b, []uint32{chunk.Sum(b)})
 }
 
 // dig makes holes of the blocks [first, end).

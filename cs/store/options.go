@@ -33,6 +33,9 @@ type Options struct {
 	MaxActive int
 	// Buffered sends data through the page cache. Default: direct I/O where the filesystem has it.
 	Buffered bool
+	// Stages is the number of staging buffers of 1 MiB. Partial writes, and loading and settling of chunks, need one each and wait for
+	// it. Default: 32.
+	Stages int
 	// SettleAfter is how long an extent must be quiet before it is flushed and no longer active.
 	// Default: 5 s.
 	SettleAfter time.Duration
@@ -68,8 +71,8 @@ const (
 // maxRoom is how many bytes are given to writers before the disk is asked again how much is free.
 const maxRoom = 1 << 20
 
-// maxStages is the number of staging buffers of 1 MiB that are kept for reuse.
-const maxStages = 32
+// defaultStages is the default of Options.Stages.
+const defaultStages = 32
 
 // ahead is the number of extents that are marked together when writes come in sequence.
 const ahead = 8
@@ -90,6 +93,9 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.MaxActive == 0 {
 		o.MaxActive = max(1, o.MaxOpen*3/4)
+	}
+	if o.Stages == 0 {
+		o.Stages = defaultStages
 	}
 	if o.SettleAfter == 0 {
 		o.SettleAfter = defaultSettleAfter
@@ -112,6 +118,9 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.MaxActive > maxActiveChunks/2 {
 		faults = append(faults, fmt.Errorf("store: MaxActive %d: limit %d", o.MaxActive, maxActiveChunks/2))
+	}
+	if o.Stages < 0 {
+		faults = append(faults, fmt.Errorf("store: Stages %d is negative", o.Stages))
 	}
 	if o.SettleAfter < 0 {
 		faults = append(faults, fmt.Errorf("store: SettleAfter %v is negative", o.SettleAfter))

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"sync"
 
 	"varve/cs/repl"
 	"varve/internal/chunk"
@@ -110,9 +111,9 @@ func (s *Store) mend(e *entry, block uint32, data []byte, sums []uint32) (writte
 // merge takes the bytes of a block that are not fresh from the source's copy of it. Afterwards all of
 // the block is as new as the fresh bytes, so it counts as fresh.
 func (s *Store) merge(e *entry, block uint32, from []byte) error {
-	st := s.getStage()
-	defer s.putStage(st)
-	own, both := st.buf[:chunk.BlockSize], st.buf[chunk.BlockSize:2*chunk.BlockSize]
+	p := getPage()
+	defer putPage(p)
+	own, both := p[:chunk.BlockSize], p[chunk.BlockSize:]
 	if err := s.old(e, block, own); err != nil {
 		return err
 	}
@@ -122,8 +123,7 @@ func (s *Store) merge(e *entry, block uint32, from []byte) error {
 		copy(both[p.From:p.To], own[p.From:p.To])
 	}
 	e.mu.Unlock()
-	st.sums[0] = chunk.Sum(both)
-	if err := s.put(e, block, both, st.sums[:1]); err != nil {
+	if err := s.put(e, block, both, []uint32{chunk.Sum(both)}); err != nil {
 		return err
 	}
 	e.mu.Lock()
@@ -151,6 +151,8 @@ func (s *Store) Verify(c id.ChunkID) (blocks, bad int, digest [32]byte, err erro
 	return blocks, bad, [32]byte(h.Sum(nil)), nil
 }
 
+var verifyStages = sync.Pool{New: func() any { return newStage() }}
+
 // verify reads one stage of blocks. The gate is not held longer, so that a change of state need not
 // wait for a whole chunk to be read.
 func (s *Store) verify(c id.ChunkID, first uint32, hash func([]byte) (int, error)) (blocks, bad int, err error) {
@@ -159,8 +161,9 @@ func (s *Store) verify(c id.ChunkID, first uint32, hash func([]byte) (int, error
 		return 0, 0, err
 	}
 	defer e.gate.RUnlock()
-	st := s.getStage()
-	defer s.putStage(st)
+	// Not of the store's stages: who has one of those must not wait for blocks.
+	st := verifyStages.Get().(*stage)
+	defer verifyStages.Put(st)
 	if err := s.read(e, first, st.buf, st.sums[:]); err != nil {
 		bad = s.count(e, first, st)
 	}

@@ -12,10 +12,10 @@
 // Any other failure to write or sync takes the store out of service for good: every later call fails
 // with it. All methods may be called at once.
 //
-// Memory: MaxOpen tables of 64 KiB, some 200 bytes a chunk, and 1 MiB buffers that are kept, at most
-// maxStages of them; data does not go through the page cache.
+// Memory: MaxOpen tables of 64 KiB, some 200 bytes a chunk, and Stages buffers of 1 MiB; data
+// does not go through the page cache.
 //
-// Lock order: Store.life, entry.gate, a block range of the entry, Store.openMu, entry.mu. The gates
+// Lock order: Store.life, entry.gate, a block range of the entry, a stage, Store.openMu, entry.mu. The gates
 // of two entries are never waited for together: with one held, another is only tried.
 //
 // Formats: format.go. What an operation of which epoch may do: package repl.
@@ -99,8 +99,11 @@ func Open(o Options) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{
-		o: o, start: time.Now(), unlock: unlock, stages: make(chan *stage, maxStages),
+		o: o, start: time.Now(), unlock: unlock, stages: make(chan *stage, o.Stages),
 		stop: make(chan struct{}), chunks: make(map[id.ChunkID]*entry),
+	}
+	for range o.Stages {
+		s.stages <- nil // made when it is first taken
 	}
 	if err := s.recover(); err != nil {
 		s.closeFiles()

@@ -124,8 +124,8 @@ func (s *Store) TryRead(op *ReadOp, c id.ChunkID, epoch id.Epoch, off, n uint32,
 	return true
 }
 
-// Finish ends a read after dst[From:To] was filled: it clears the holes and verifies the rest, as Read does. If the I/O failed or
-// came short, Abort, and leave it to Read.
+// Finish ends a read after dst[From:To] was filled: it clears the holes and verifies the rest, as Read does. Only what does not match has
+// it wait for the disk. If the I/O failed or came short, Abort, and leave it to Read.
 func (op *ReadOp) Finish(dst []byte) error {
 	defer op.leave()
 	for i, sum := range op.sums {
