@@ -115,15 +115,20 @@ func readActivity(f disk.File) (region, error) {
 	} else if n < len(b) {
 		return region{}, fmt.Errorf("active.log is %d bytes long, want %d: %w", n, len(b), ErrCorrupt)
 	}
-	g, err := decodeRegion(b[:regionSize])
-	g2, err2 := decodeRegion(b[regionSize:])
+	this, other := b[:regionSize], b[regionSize:]
+	g, err := decodeRegionHeader(this)
+	g2, err2 := decodeRegionHeader(other)
 	switch {
 	case err != nil && err2 != nil:
 		return region{}, fmt.Errorf("active.log: region 0: %w, region 1: %w", err, err2)
 	case err != nil || err2 == nil && g2.generation > g.generation:
-		return g2, nil
+		this, other = other, this
 	}
-	return g, nil
+	if g, err = decodeRegion(this); err != nil {
+		return region{}, err
+	}
+	g.successor(other)
+	return g, g.damage
 }
 
 // mark returns when the extents are marked on stable media.

@@ -71,8 +71,11 @@ package store
 // everything was synced before the unmark: a mismatch there is bit rot. A table page that does not
 // match the header is believed only where it agrees with the data, see image.mistrust.
 //
-// A torn or missing record ends what is believed of the log but for later marks of the same
-// generation, which are believed too: a false mark costs time, a missed one would cost truth. A header
+// A missing record ends what is believed of the log but for later marks of the same
+// generation, which are believed too: a false mark costs time, a missed one would cost truth. Records do not
+// cross sectors, so a loss of power leaves each whole or not there. One that holds other bytes, or is missing
+// before another in its sector, was overwritten or never written: then every extent counts as active. The same
+// holds if a region's header was: marks of the generation after the one that counts are believed. A header
 // slot is written only while the other is on stable media, so one is always valid; a chunk file
 // without a valid header is reported as joining, lost, at epoch 0, and made anew by a join.
 //
@@ -107,6 +110,7 @@ const (
 	recordSize    = 32
 	regionRecords = 32768
 	regionSize    = slotSize + regionRecords*recordSize
+	sectorRecords = 512 / recordSize // a disk writes a sector whole or not at all
 
 	kindMark   = 1
 	kindUnmark = 2
@@ -257,17 +261,42 @@ func (r record) append(b []byte, position, generation uint64) []byte {
 
 // decodeRecord reads the record at a position of the region with a generation.
 func decodeRecord(b []byte, position, generation uint64) (record, error) {
+	switch r, state := readSlot(b, position, generation); state {
+	case slotRecord:
+		return r, nil
+	case slotEmpty:
+		return record{}, fmt.Errorf("record %d of generation %d: there is none: %w", position, generation, ErrCorrupt)
+	}
+	return record{}, fmt.Errorf("record %d of generation %d holds other bytes: %w", position, generation, ErrCorrupt)
+}
+
+// slotState is what was found where a record may be.
+type slotState uint8
+
+const (
+	slotEmpty  slotState = iota // zeros, or a record of an earlier generation
+	slotRecord                  // a record of this generation
+	slotBad                     // neither: no loss of power leaves that, since no record lies in two sectors
+)
+
+// readSlot is decodeRecord without errors, of which there would be one for nearly every slot.
+func readSlot(b []byte, position, generation uint64) (record, slotState) {
+	b = b[:recordSize]
+	if binary.LittleEndian.Uint32(b) != chunk.Sum(b[4:]) {
+		if chunk.IsZero(b) {
+			return record{}, slotEmpty
+		}
+		return record{}, slotBad
+	}
 	r := record{kind: b[4], marks: extents(binary.LittleEndian.Uint16(b[6:])), chunk: id.ChunkID(binary.LittleEndian.Uint64(b[8:]))}
-	if binary.LittleEndian.Uint32(b) != chunk.Sum(b[4:recordSize]) {
-		return record{}, fmt.Errorf("record %d: checksum: %w", position, ErrCorrupt)
+	p, g := binary.LittleEndian.Uint64(b[16:]), binary.LittleEndian.Uint64(b[24:])
+	switch {
+	case p != position || g > generation || r.kind != kindMark && r.kind != kindUnmark || b[5] != 0:
+		return record{}, slotBad
+	case g < generation:
+		return record{}, slotEmpty
 	}
-	if p, g := binary.LittleEndian.Uint64(b[16:]), binary.LittleEndian.Uint64(b[24:]); p != position || g != generation {
-		return record{}, fmt.Errorf("record %d of generation %d: found %d of %d: %w", position, generation, p, g, ErrCorrupt)
-	}
-	if r.kind != kindMark && r.kind != kindUnmark || b[5] != 0 {
-		return record{}, fmt.Errorf("record %d: kind %d: %w", position, r.kind, ErrCorrupt)
-	}
-	return r, nil
+	return r, slotRecord
 }
 
 // region is the decoded content of one region of the activity log.
@@ -277,6 +306,8 @@ type region struct {
 	active     map[id.ChunkID]extents
 	records    int  // up to the first that is not valid
 	gap        bool // valid records were found after one that is not
+	// damage says that records are missing or have other bytes, which no loss of power does: marks may be lost. Nil: none.
+	damage error
 }
 
 // encodeRegionHeader fills b, one slot long.
@@ -289,30 +320,45 @@ func encodeRegionHeader(b []byte, cluster id.Cluster, generation uint64) {
 	seal(b)
 }
 
-// decodeRegion reads one region. Its errors wrap ErrCorrupt.
-func decodeRegion(b []byte) (region, error) {
+// decodeRegionHeader reads the first slot of a region.
+func decodeRegionHeader(b []byte) (region, error) {
 	if err := unseal(b, activeMagic); err != nil {
 		return region{}, err
 	}
 	if !chunk.IsZero(b[12:16]) || !chunk.IsZero(b[40:slotSize-4]) {
 		return region{}, fmt.Errorf("reserved bytes are not zero: %w", ErrCorrupt)
 	}
-	g := region{
+	return region{
 		cluster:    id.Cluster(b[16:32]),
 		generation: binary.LittleEndian.Uint64(b[32:]),
 		active:     make(map[id.ChunkID]extents),
+	}, nil
+}
+
+// decodeRegion reads one region. Its errors wrap ErrCorrupt.
+func decodeRegion(b []byte) (region, error) {
+	g, err := decodeRegionHeader(b)
+	if err != nil {
+		return region{}, err
 	}
-	ended := false
+	missing := -1 // the last slot without a record
 	for i := range regionRecords {
-		r, err := decodeRecord(b[slotSize+i*recordSize:], uint64(i), g.generation)
-		switch {
-		case err != nil:
-			ended = true
+		r, state := readSlot(b[slotSize+i*recordSize:], uint64(i), g.generation)
+		if state != slotRecord {
+			if missing = i; state == slotBad && g.damage == nil {
+				g.damage = fmt.Errorf("active.log: record %d of generation %d holds other bytes: %w", i, g.generation, ErrCorrupt)
+			}
 			continue
-		case ended:
-			g.gap = true
-		default:
+		}
+		ended := missing >= 0
+		switch {
+		case !ended:
 			g.records++
+		case i/sectorRecords == missing/sectorRecords && g.damage == nil:
+			g.damage = fmt.Errorf("active.log: record %d of generation %d is missing before others: %w", missing, g.generation, ErrCorrupt)
+			fallthrough
+		default:
+			g.gap = true
 		}
 		if r.kind == kindMark {
 			g.active[r.chunk] |= r.marks
@@ -323,4 +369,18 @@ func decodeRegion(b []byte) (region, error) {
 		}
 	}
 	return g, nil
+}
+
+// successor adds to g the marks of the region after it, whose header b does not show. If the header was never written they are a part of g's
+// own, and cost nothing; if it was, and the disk lost or overwrote it, they are needed.
+func (g *region) successor(b []byte) {
+	_, err := decodeRegionHeader(b)
+	for i := range regionRecords {
+		switch r, state := readSlot(b[slotSize+i*recordSize:], uint64(i), g.generation+1); {
+		case state == slotRecord && r.kind == kindMark:
+			g.active[r.chunk] |= r.marks
+		case state == slotBad && err != nil && g.damage == nil:
+			g.damage = fmt.Errorf("active.log: header of a region: %w; its record %d holds other bytes", err, i)
+		}
+	}
 }

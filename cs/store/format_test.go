@@ -68,7 +68,7 @@ func TestSpan(t *testing.T) {
 	}
 }
 
-// A torn record ends what is believed but for later marks.
+// A missing record ends what is believed but for later marks, and one that no loss of power leaves so is damage.
 func TestRegionWithGap(t *testing.T) {
 	b := make([]byte, regionSize)
 	encodeRegionHeader(b, testCluster, 6)
@@ -78,10 +78,80 @@ func TestRegionWithGap(t *testing.T) {
 	} {
 		at = r.append(at, uint64(i), 6)
 	}
-	b[slotSize+3*recordSize+8]++
-	g, err := decodeRegion(b)
-	if err != nil || g.records != 3 || !g.gap || !maps.Equal(g.active, map[id.ChunkID]extents{11: 2, 13: 8}) {
+	want := map[id.ChunkID]extents{11: 2, 13: 8}
+	slot := func(i int) []byte { return b[slotSize+i*recordSize:][:recordSize] }
+	for _, change := range []func([]byte){
+		func(p []byte) { p[8]++ },
+		func(p []byte) { clear(p) },
+		func(p []byte) { record{kindMark, 4, 12}.append(p[:0], 3, 5) },
+		func(p []byte) { record{kindMark, 4, 12}.append(p[:0], 4, 6) },
+		func(p []byte) { record{kindMark, 4, 12}.append(p[:0], 3, 8) },
+	} {
+		change(slot(3))
+		g, err := decodeRegion(b)
+		if err != nil || g.records != 3 || !g.gap || !errors.Is(g.damage, ErrCorrupt) || !maps.Equal(g.active, want) {
+			t.Fatalf("%+v %v", g, err)
+		}
+	}
+	// A whole sector that is missing may never have been written.
+	clear(slot(3))
+	copy(b[slotSize+512:], record{kindMark, 8, 13}.append(nil, sectorRecords, 6))
+	clear(slot(4))
+	clear(slot(5))
+	if g, err := decodeRegion(b); err != nil || g.records != 3 || !g.gap || g.damage != nil || !maps.Equal(g.active, want) {
 		t.Fatalf("%+v %v", g, err)
+	}
+	slot(7)[0]++ // of an end that looks like one
+	if g, err := decodeRegion(b); err != nil || !errors.Is(g.damage, ErrCorrupt) {
+		t.Fatalf("%+v %v", g, err)
+	}
+}
+
+// A header of the log that the disk lost, or that something else was written over, loses no mark.
+func TestActivityWithoutHeader(t *testing.T) {
+	for name, damage := range map[string]func(head []byte){
+		"overwritten":   func(head []byte) { copy(head, random(rand.New(rand.NewSource(1)), slotSize)) },
+		"never written": func(head []byte) { encodeRegionHeader(head, testCluster, 1) },
+		"zeros":         func(head []byte) { clear(head) },
+	} {
+		d := new(disk.Faulty)
+		must(t, d.MkdirAll("/d"))
+		a, _, err := openActivity(d, "/d", testCluster, nil) // generation 2
+		must(t, err)
+		must(t, a.mark(7, 1))
+		d.Kill()
+		a, _, err = openActivity(d, "/d", testCluster, nil)
+		must(t, err)
+		must(t, a.mark(8, 2)) // generation 3 only
+		a.unmark(7, 1)
+		must(t, a.sync())
+		d.Kill()
+		f, err := d.Open("/d/active.log", disk.ReadWrite)
+		must(t, err)
+		head := make([]byte, slotSize)
+		_, err = f.ReadAt(head, int64(a.generation%2)*regionSize)
+		must(t, err)
+		damage(head)
+		_, err = f.WriteAt(head, int64(a.generation%2)*regionSize)
+		must(t, err)
+		d.Kill()
+		a, rebuilt, err := openActivity(d, "/d", testCluster, nil)
+		must(t, err)
+		if rebuilt || a.active[8] != 2 || a.active[7] != 1 {
+			t.Errorf("%s: rebuilt %t, active %v", name, rebuilt, a.active)
+		}
+		d.Kill()
+		// With its first records as well there is nothing to go by.
+		f, err = d.Open("/d/active.log", disk.ReadWrite)
+		must(t, err)
+		_, err = f.WriteAt(random(rand.New(rand.NewSource(2)), slotSize+recordSize), int64(a.generation%2)*regionSize)
+		must(t, err)
+		d.Kill()
+		a, rebuilt, err = openActivity(d, "/d", testCluster, []id.ChunkID{7, 8, 9})
+		must(t, err)
+		if !rebuilt || len(a.active) != 3 || a.active[9] != allExtents {
+			t.Errorf("%s, and records: rebuilt %t, active %v", name, rebuilt, a.active)
+		}
 	}
 }
 
