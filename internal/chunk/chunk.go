@@ -6,7 +6,10 @@
 // punched, which reads as zeros.
 package chunk
 
-import "hash/crc32"
+import (
+	"bytes"
+	"hash/crc32"
+)
 
 const (
 	// BlockSize is the unit of checksums and of disk writes, in bytes.
@@ -99,18 +102,15 @@ func VerifySums(sums []uint32, off uint32, p []byte) int {
 	return -1
 }
 
+var zeros [BlockSize]byte
+
 // IsZero reports whether every byte of b is zero.
 func IsZero(b []byte) bool {
-	for len(b) >= 8 {
-		if b[0]|b[1]|b[2]|b[3]|b[4]|b[5]|b[6]|b[7] != 0 {
+	for len(b) > BlockSize {
+		if !bytes.Equal(b[:BlockSize], zeros[:]) {
 			return false
 		}
-		b = b[8:]
+		b = b[BlockSize:]
 	}
-	for _, v := range b {
-		if v != 0 {
-			return false
-		}
-	}
-	return true
+	return bytes.Equal(b, zeros[:len(b)])
 }

@@ -9,6 +9,7 @@ import (
 	"math/rand"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -345,9 +346,13 @@ func (d *Faulty) MkdirAll(path string) error {
 
 func (d *Faulty) children(dir string) []string {
 	var names []string
+	prefix := strings.TrimSuffix(dir, "/") + "/"
+	if dir == "." {
+		prefix = ""
+	}
 	for p := range d.live {
-		if p != dir && filepath.Dir(p) == dir {
-			names = append(names, filepath.Base(p))
+		if name, ok := strings.CutPrefix(p, prefix); ok && name != "" && !strings.Contains(name, "/") {
+			names = append(names, name)
 		}
 	}
 	slices.Sort(names)
