@@ -22,6 +22,9 @@ type entry struct {
 	used atomic.Bool  // since the evictor last came by
 	bad  atomic.Int32 // blocks in quarantine
 
+	allocated atomic.Int64  // bytes that the file takes up and one; 0: not counted yet
+	countedAt atomic.Uint64 // image.written when they were
+
 	// gate is held shared by operations and exclusively by what changes the fields below.
 	gate    sync.RWMutex
 	gone    bool // deleted: look the chunk up again
@@ -29,6 +32,7 @@ type entry struct {
 	corrupt bool // no valid header; only Join and Delete help
 	rep     repl.Replica
 	img     *image // nil while the file is not open
+	loads   uint32 // how often it was opened
 
 	// mu guards what follows. With an image, all of the image's own fields too.
 	mu     sync.Mutex
@@ -256,6 +260,7 @@ func (s *Store) load(e *entry) error {
 		return err
 	}
 	e.img = im
+	e.loads++
 	e.used.Store(true)
 	s.openMu.Lock()
 	s.open = append(s.open, e)
@@ -406,6 +411,9 @@ func (s *Store) evict() {
 
 // closeImage closes the file. Preconditions: the gate is held exclusively and nothing is dirty.
 func (s *Store) closeImage(e *entry) {
+	if e.img.written.Load() != e.countedAt.Swap(0) {
+		s.recount(e)
+	}
 	e.unshare()
 	if err := e.img.f.Close(); err != nil {
 		s.fail("close", e.id, err)

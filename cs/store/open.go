@@ -89,6 +89,10 @@ func (s *Store) recoverBad() error {
 	if err != nil {
 		return err
 	}
+	s.scrub.s, s.scrub.wake = s, make(chan struct{}, 1)
+	if s.scrub.file, s.scrub.state, err = openScrub(s.o.FS, s.o.Dir, s.o.Cluster); err != nil {
+		return err
+	}
 	for c, n := range counts {
 		s.chunks[c].bad.Store(n)
 	}

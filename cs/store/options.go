@@ -50,6 +50,14 @@ type Options struct {
 	Board *local.Board
 	// MaxUnreadable is the number of blocks that the disk may fail to read; with one more it is retired. Default: 256.
 	MaxUnreadable int
+	// ScrubRate is how fast the scrub reads, in bytes/s, if SetScrub was never called. Default: 16 MiB/s. Negative: it is off.
+	ScrubRate int64
+	// ScrubEvery is the time from the beginning of one pass of the scrub to that of the next, or longer. Default: a week.
+	ScrubEvery time.Duration
+	// ScrubDelay is how long after the start the scrub goes on. Default: 10 s. Negative: at once.
+	ScrubDelay time.Duration
+	// Busy reports whether guests are served at this moment, so that the scrub waits. It is called often. Default: never.
+	Busy func() bool
 }
 
 // Defaults of Options.
@@ -59,6 +67,10 @@ const (
 	defaultSettleEvery = time.Second
 
 	defaultMaxUnreadable = 256
+
+	defaultScrubRate  = 16 << 20
+	defaultScrubEvery = 7 * 24 * time.Hour
+	defaultScrubDelay = 10 * time.Second
 )
 
 // Bounds of the default reserve in bytes, and its share of the disk.
@@ -106,6 +118,15 @@ func (o Options) withDefaults() (Options, error) {
 	if o.MaxUnreadable == 0 {
 		o.MaxUnreadable = defaultMaxUnreadable
 	}
+	if o.ScrubRate == 0 {
+		o.ScrubRate = defaultScrubRate
+	}
+	if o.ScrubEvery == 0 {
+		o.ScrubEvery = defaultScrubEvery
+	}
+	if o.ScrubDelay == 0 {
+		o.ScrubDelay = defaultScrubDelay
+	}
 	var faults []error
 	if o.Dir == "" {
 		faults = append(faults, errors.New("store: no directory given"))
@@ -121,6 +142,9 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.Stages < 0 {
 		faults = append(faults, fmt.Errorf("store: Stages %d is negative", o.Stages))
+	}
+	if o.ScrubRate > maxScrubRate || o.ScrubEvery < 0 {
+		faults = append(faults, fmt.Errorf("store: ScrubRate %d, ScrubEvery %v: want at most %d and no negative time", o.ScrubRate, o.ScrubEvery, int64(maxScrubRate)))
 	}
 	if o.SettleAfter < 0 {
 		faults = append(faults, fmt.Errorf("store: SettleAfter %v is negative", o.SettleAfter))

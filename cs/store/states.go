@@ -57,6 +57,7 @@ func (s *Store) remake(e *entry, in repl.Input) error {
 		return err
 	}
 	e.corrupt, e.rep = false, next
+	s.recount(e)
 	return nil
 }
 
@@ -165,12 +166,14 @@ func (s *Store) add(c id.ChunkID, rep repl.Replica) error {
 		s.drop(e)
 		return err
 	}
+	s.recount(e)
 	return nil
 }
 
 // drop takes an entry out of the store. Preconditions: its gate is held exclusively.
 func (s *Store) drop(e *entry) {
 	e.gone = true
+	s.uncount(e)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.chunks, e.id)

@@ -53,14 +53,17 @@ type Store struct {
 	active   atomic.Int64 // chunks with active extents
 	label    disk.File
 	bad      *quarantine
+	scrub    scrub
 	found    atomic.Uint64 // blocks put in quarantine by this process
 	stages   chan *stage
 	stop     chan struct{}
-	settler  sync.WaitGroup
-	settleMu sync.Mutex // one pass at a time
+	settler  sync.WaitGroup // all that runs in the background
+	settleMu sync.Mutex     // one pass at a time
 
 	life   sync.RWMutex // held shared by every operation
 	closed bool         // guarded by life
+
+	allocated, counted atomic.Int64 // bytes of the chunks that were counted; how many these are
 
 	room atomic.Int64 // bytes that may be stored before the disk is asked again how much is free
 
@@ -112,6 +115,8 @@ func Open(o Options) (*Store, error) {
 	if o.SettleEvery > 0 {
 		s.settler.Go(s.settleForever)
 	}
+	s.settler.Go(s.countAll)
+	s.settler.Go(s.scrub.run)
 	return s, nil
 }
 
@@ -135,6 +140,9 @@ func (s *Store) Close() error {
 	if err == nil {
 		err = s.log.sync()
 	}
+	if err == nil {
+		s.scrub.save()
+	}
 	for _, e := range s.open {
 		err = errors.Join(err, e.img.f.Close())
 	}
@@ -148,6 +156,9 @@ func (s *Store) closeFiles() (err error) {
 	}
 	if s.bad != nil {
 		err = errors.Join(err, s.bad.f.Close())
+	}
+	if s.scrub.file != nil {
+		err = errors.Join(err, s.scrub.file.f.Close())
 	}
 	if s.label != nil {
 		err = errors.Join(err, s.label.Close())

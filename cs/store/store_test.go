@@ -23,7 +23,7 @@ var testCluster = id.Cluster{1, 2, 3}
 
 // testOptions settles only when told to, and then at once.
 func testOptions(fsys disk.FS, dir string) Options {
-	return Options{FS: fsys, Dir: dir, Cluster: testCluster, MaxOpen: 8, MaxActive: 4, Stages: 1, SettleAfter: 1, SettleEvery: -1}
+	return Options{FS: fsys, Dir: dir, Cluster: testCluster, MaxOpen: 8, MaxActive: 4, Stages: 1, SettleAfter: 1, SettleEvery: -1, ScrubRate: -1}
 }
 
 func mustOpen(t testing.TB, o Options) *Store {
