@@ -122,6 +122,10 @@ func (h *data) Serve(ctx context.Context, c *wire.Conn, req *wire.Frame) {
 		answer(s, c, req, new(msg.ChunkVerify), func(req *wire.Frame, m *msg.ChunkVerify) (wire.Message, []byte, error) {
 			return s.serveVerify(ctx, m)
 		})
+	case wire.StoreStat:
+		answer(s, c, req, new(msg.StoreStat), s.serveStoreStat)
+	case wire.Scrub:
+		answer(s, c, req, new(msg.Scrub), s.serveScrub(p))
 	default:
 		s.log.Warn("request refused", "type", req.Type, "peer", c.RemoteAddr())
 		_ = c.Reply(req, fserr.Protocol, nil, nil)

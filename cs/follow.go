@@ -203,6 +203,7 @@ func (s *Server) heartbeat() *msg.Heartbeat {
 	if st.Failed {
 		h.State = "failed"
 	}
+	s.addStore(h)
 	return h
 }
 

@@ -64,6 +64,26 @@ func (d identity) storeOptions(o Options) store.Options {
 	return so
 }
 
+// whose returns the options with defaults, and who the server of the directory is.
+func whose(o Options) (Options, identity, error) {
+	o, err := o.withDefaults()
+	if err != nil {
+		return o, identity{}, err
+	}
+	d, err := readIdentity(o.FS, o.Dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		hint := ""
+		if at, ierr := disk.Identify(o.FS, o.Dir); ierr != nil || !at.Mount && at.Type != "" {
+			hint = "; is its filesystem mounted?"
+		}
+		return o, d, fmt.Errorf("%s is not the directory of a chunk server (make one with make-cs)%s: %w", o.Dir, hint, err)
+	}
+	if err != nil {
+		return o, d, fmt.Errorf("who the server of %s is cannot be read: %w", o.Dir, err)
+	}
+	return o, d, nil
+}
+
 // readIdentity returns fs.ErrNotExist, wrapped, if there is none.
 func readIdentity(fsys disk.FS, dir string) (identity, error) {
 	path := filepath.Join(dir, identityName)

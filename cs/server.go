@@ -64,13 +64,9 @@ const shutdownTimeout = 30 * time.Second
 // Open opens the directory of a chunk server and listens; nothing is served before Run. A directory that another
 // process has open is refused.
 func Open(o Options) (*Server, error) {
-	o, err := o.withDefaults()
+	o, d, err := whose(o)
 	if err != nil {
 		return nil, err
-	}
-	d, err := readIdentity(o.FS, o.Dir)
-	if err != nil {
-		return nil, fmt.Errorf("%s is not the directory of a chunk server (make one with make-cs): %w", o.Dir, err)
 	}
 	if !o.Cluster.IsZero() && d.cluster() != o.Cluster || o.Name != "" && d.Name != o.Name {
 		return nil, fmt.Errorf("%s belongs to cluster %s (%s): %w", o.Dir, d.Name, d.Cluster, fserr.WrongCluster)
@@ -99,6 +95,8 @@ func Open(o Options) (*Server, error) {
 	if so.Stages == 0 {
 		so.Stages = div.stages
 	}
+	var self atomic.Pointer[Server]
+	so.Busy = busyOf(&self)
 	st, err := store.Open(so)
 	if err != nil {
 		return nil, fmt.Errorf("open the chunks in %s: %w", o.Dir, err)
@@ -121,6 +119,7 @@ func Open(o Options) (*Server, error) {
 		gate: g, payload: pay,
 		rebuilds: semaphore.NewWeighted(int64(o.Rebuilds)), verifies: semaphore.NewWeighted(maxVerifies),
 	}
+	self.Store(s)
 	s.fences.locals = locals
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.lanes.conns = make(map[laneKey]*wire.Conn)

@@ -181,6 +181,9 @@ func (s *Store) begin() error {
 
 func (s *Store) end() { s.life.RUnlock() }
 
+// Failure returns why the store is out of service, nil if it is not.
+func (s *Store) Failure() error { return s.failure() }
+
 func (s *Store) failure() error {
 	if p := s.failed.Load(); p != nil {
 		return *p

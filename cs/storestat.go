@@ -1,0 +1,123 @@
+package cs
+
+import (
+	"sync/atomic"
+	"time"
+
+	"varve/cs/store"
+	"varve/internal/fserr"
+	"varve/internal/id"
+	"varve/internal/wire"
+	"varve/internal/wire/msg"
+)
+
+const (
+	// maxBadListed bounds the bad blocks in one answer.
+	maxBadListed = store.MaxBad
+	// badChunksTold bounds the chunks with bad blocks in a heartbeat; the others follow when these are mended.
+	badChunksTold = 32
+)
+
+// busyOf returns what the store asks to know whether guests are served. The server it points to is set when it is there.
+func busyOf(s *atomic.Pointer[Server]) func() bool {
+	return func() bool {
+		srv := s.Load()
+		return srv != nil && srv.lease.inflight.Load() > 0
+	}
+}
+
+func (s *Server) serveStoreStat(_ *wire.Frame, m *msg.StoreStat) (wire.Message, []byte, error) {
+	reply := &msg.StoreStatReply{Chunks: uint64(s.store.Count())}
+	if u, err := s.store.Usage(); err == nil {
+		reply.Total, reply.Free, reply.Reserved, reply.Allocated, reply.Uncounted = u.Total, u.Free, u.Reserved, u.Allocated, uint64(u.Uncounted)
+	}
+	if err := s.store.Failure(); err != nil {
+		reply.Failed = err.Error()
+	}
+	n, list := s.store.BadBlocks(int(min(m.MaxBad, maxBadListed)))
+	reply.Bad = uint64(n)
+	for _, b := range list {
+		reply.BadBlocks = append(reply.BadBlocks, &msg.BadBlock{Chunk: uint64(b.Chunk), Block: b.Block, Cause: b.Cause.String(), Since: b.Since.UnixNano()})
+	}
+	reply.Scrub = scrubMessage(s.store.ScrubStat())
+	return reply, nil, nil
+}
+
+// serveScrub sets the scrub for an administrator.
+func (s *Server) serveScrub(p peer) func(*wire.Frame, *msg.Scrub) (wire.Message, []byte, error) {
+	return func(_ *wire.Frame, m *msg.Scrub) (wire.Message, []byte, error) {
+		if p.role != msg.Hello_ADMIN && p.role != msg.Hello_METADATA_SERVER {
+			return nil, nil, fserr.Perm
+		}
+		rate := int64(-1)
+		if m.SetRate {
+			if rate = int64(m.Rate); rate < 0 {
+				return nil, nil, fserr.Invalid
+			}
+		}
+		if m.SetRate || m.Begin {
+			if err := s.store.SetScrub(rate, m.Begin); err != nil {
+				return nil, nil, err
+			}
+			s.log.Info("scrub set", "rate", s.store.ScrubStat().Rate, "begin", m.Begin)
+		}
+		return scrubMessage(s.store.ScrubStat()), nil, nil
+	}
+}
+
+func scrubMessage(st store.ScrubStat) *msg.ScrubStat {
+	m := &msg.ScrubStat{
+		Rate: uint64(st.Rate), Passes: st.Passes, Passed: unixNano(st.Passed), TookMs: st.Took.Milliseconds(),
+		Chunks: st.Chunks, Bytes: st.Bytes, Found: st.Found, Permille: permille(st.Done), Waiting: st.Waiting,
+	}
+	if st.Running {
+		m.Begun = unixNano(st.Begun)
+	}
+	return m
+}
+
+func unixNano(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixNano()
+}
+
+func permille(share float64) uint32 { return uint32(min(max(share, 0), 1) * 1000) }
+
+// addStore fills in what a heartbeat tells of the store.
+func (s *Server) addStore(h *msg.Heartbeat) {
+	if u, err := s.store.Usage(); err == nil {
+		h.Allocated, h.Reserved, h.BadBlocks = u.Allocated, u.Reserved, uint64(u.Bad)
+	}
+	if h.BadBlocks > 0 {
+		for _, c := range s.store.BadChunks(badChunksTold) {
+			h.BadChunks = append(h.BadChunks, uint64(c))
+		}
+	}
+	st := s.store.ScrubStat()
+	h.Scrubbed, h.ScrubPermille = unixNano(st.Passed), permille(st.Done)
+	if err := s.store.Failure(); err != nil {
+		h.Reason = err.Error()
+	}
+}
+
+// Readmit lets a directory be used again whose disk was retired, or which was moved. It is for an administrator who knows better. It
+// returns what had kept it out, nil if nothing did.
+func Readmit(o Options) (was []string, server id.ServerID, err error) {
+	o, d, err := whose(o)
+	if err != nil {
+		return nil, 0, err
+	}
+	was, err = store.Readmit(d.storeOptions(o))
+	return was, d.Server, err
+}
+
+// StoreOptions returns the options with which the store of a server's directory can be checked or dumped.
+func StoreOptions(o Options) (store.Options, id.ServerID, error) {
+	o, d, err := whose(o)
+	if err != nil {
+		return store.Options{}, 0, err
+	}
+	return d.storeOptions(o), d.Server, nil
+}
