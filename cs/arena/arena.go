@@ -274,6 +274,9 @@ func (a *Arena) unlink(head *int32, i int32) {
 
 // Wait is Get that waits until there is a buffer, or ctx ends.
 func (a *Arena) Wait(ctx context.Context, n int) ([]byte, error) {
+	if b := a.Get(n); b != nil {
+		return b, nil
+	}
 	for {
 		a.mu.Lock()
 		if a.waiting == nil {

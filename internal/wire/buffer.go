@@ -25,8 +25,8 @@ func Buffer(n int) []byte {
 	if class >= len(pools) {
 		return disk.AlignedBuffer(n)
 	}
-	if p, ok := pools[class].Get().(*[]byte); ok {
-		return (*p)[:n]
+	if p, ok := pools[class].Get().(*byte); ok {
+		return bufferAt(p, 1<<(class+minBufferBits))[:n]
 	}
 	return disk.AlignedBuffer(1 << (class + minBufferBits))[:n]
 }
@@ -42,6 +42,5 @@ func Recycle(b []byte) {
 	if class >= len(pools) {
 		return
 	}
-	b = b[:c]
-	pools[class].Put(&b)
+	pools[class].Put(&b[:c][0]) // a pointer, which takes no memory of its own in the pool
 }

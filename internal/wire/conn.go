@@ -45,7 +45,11 @@ type Frame struct {
 
 	id     uint64
 	pooled bool
+	kept   bool // of requests: serve gives it back to frames
 }
+
+// frames are for requests. Those of answers are their callers'.
+var frames = sync.Pool{New: func() any { return new(Frame) }}
 
 // Release gives the buffers of a received frame back. The frame must not be used afterwards.
 // It does nothing for frames that were not received, and when called again.
@@ -77,8 +81,8 @@ type Grant interface {
 	Release(data []byte)
 }
 
-// Handler answers requests. Serve calls Reply or ReplyMessage exactly once for req before it returns: then the frame's
-// buffers, unless taken, are released, and Quiesce no longer waits for the request. Serve must not wait for a call that it
+// Handler answers requests. Serve calls Reply or ReplyMessage exactly once for req before it returns: then the frame and its
+// buffers are used for another request, and Quiesce no longer waits for the request. Serve must not wait for a call that it
 // makes on c itself, since answers are not read while as many requests as Options.InFlight are under way.
 type Handler interface {
 	Serve(ctx context.Context, c *Conn, req *Frame)
@@ -338,7 +342,13 @@ func (c *Conn) readLoop() {
 func (c *Conn) serve(f *Frame) {
 	defer c.serving.Done()
 	defer func() { <-c.slots }()
-	defer f.Release()
+	defer func() {
+		f.Release()
+		if f.kept {
+			*f = Frame{}
+			frames.Put(f)
+		}
+	}()
 	c.handler.Serve(c.ctx, c, f)
 }
 
@@ -376,7 +386,13 @@ func readFrame(c *Conn, br *bufio.Reader, nc net.Conn, maxBody, maxData uint32) 
 	if _, err := br.Discard(headerSize); err != nil {
 		return nil, false, err
 	}
-	f := &Frame{Type: h.typ, Class: h.class, Epoch: h.epoch, Code: h.code, id: h.id, pooled: true}
+	var f *Frame
+	if h.answer {
+		f = new(Frame)
+	} else {
+		f = frames.Get().(*Frame)
+	}
+	*f = Frame{Type: h.typ, Class: h.class, Epoch: h.epoch, Code: h.code, id: h.id, pooled: true, kept: !h.answer}
 	f.Body = Buffer(int(h.bodyLen))
 	if err := readRest(br, nc, f.Body); err != nil {
 		f.Release()

@@ -28,6 +28,8 @@ type sender struct {
 	wmu      sync.Mutex // held while writing
 	deadline time.Time  // of writes, as it was set
 	spare    []byte
+	parts    [3][]byte   // of a frame with data
+	bufs     net.Buffers // parts as they are written
 
 	mu       sync.Mutex
 	queue    []byte
@@ -67,11 +69,13 @@ func (s *sender) enqueue(h *header, body []byte) error {
 
 // appendFrame appends a header and a body.
 func appendFrame(b []byte, h *header, body []byte) []byte {
-	var head [headerSize]byte
-	h.encode(head[:])
-	b = append(b, head[:]...)
+	at := len(b)
+	b = append(b, emptyHeader[:]...)
+	h.encode(b[at:])
 	return append(b, body...)
 }
+
+var emptyHeader [headerSize]byte
 
 // flush writes the queue until it is empty.
 func (s *sender) flush() error {
@@ -114,21 +118,21 @@ func (s *sender) writeNow(h *header, body, data []byte) error {
 	b := s.queue
 	s.queue = s.spare[:0]
 	s.mu.Unlock()
-	var head [headerSize]byte
-	h.encode(head[:])
-	b = append(b, head[:]...)
 	if err := s.setDeadline(); err != nil {
 		return err
 	}
-	bufs := net.Buffers{b, body, data}
 	if len(body) <= maxSmall {
-		b = append(b, body...)
-		bufs = net.Buffers{b, data}
+		b = appendFrame(b, h, body)
+		s.bufs = append(s.parts[:0], b)
+	} else {
+		b = appendFrame(b, h, nil)
+		s.bufs = append(s.parts[:0], b, body)
 	}
-	if len(data) == 0 {
-		bufs = bufs[:len(bufs)-1]
+	if len(data) > 0 {
+		s.bufs = append(s.bufs, data)
 	}
-	_, err := bufs.WriteTo(s.nc)
+	_, err := s.bufs.WriteTo(s.nc)
+	s.bufs, s.parts = nil, [3][]byte{}
 	s.keep(b)
 	return err
 }
