@@ -1,6 +1,7 @@
 package iouring_test
 
 import (
+	"errors"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -59,5 +60,31 @@ func TestCancel(t *testing.T) {
 			t.Errorf("cancel of nothing: %+v", c)
 		}
 		r.idle()
+	})
+}
+
+// TestCancelFull cancels when as many operations are under way as may be.
+func TestCancelFull(t *testing.T) {
+	inModes(t, func(t *testing.T, without iouring.Feature) {
+		r := newRing(t, iouring.Options{InFlight: 3, Without: without})
+		a, _ := pair(t, unix.AF_UNIX)
+		for range 10 {
+			var o iouring.Op
+			for i := range 3 {
+				o = r.ok(r.Recv(iouring.FD(a), make([]byte, 1), 0, uint64(i)))
+			}
+			if _, err := r.Nop(9); !errors.Is(err, iouring.ErrFull) || r.Room() != 0 {
+				t.Fatalf("fourth of three: %v, room for %d; want ErrFull", err, r.Room())
+			}
+			r.ok(r.Cancel(o, 4))
+			r.ok(r.CancelAll(5))
+			m := r.all(5)
+			for i := range uint64(3) {
+				if m[i].Err != unix.ECANCELED {
+					t.Errorf("cancelled: %+v", m)
+				}
+			}
+			r.idle()
+		}
 	})
 }

@@ -165,7 +165,8 @@ func (r *Ring) SendV(fd FD, bufs [][]byte, flags int, data uint64) (Op, error) {
 
 // SendZC is Send from the caller's pages. The first completion says how much was sent, and has More if the network still
 // uses p; then a second one, Notif, follows when it does not. Without the feature it is Send: the buffer is
-// the caller's again at the completion without More, either way. It pays from about 10 KiB on, not on loopback, where the kernel copies.
+// the caller's again at the completion without More, either way. It pays from about 10 KiB on, not on loopback, where the
+// kernel copies, and UNIX sockets answer EOPNOTSUPP.
 func (r *Ring) SendZC(fd FD, p []byte, flags int, data uint64) (Op, error) {
 	o, err := r.Send(fd, p, flags, data)
 	if err == nil {

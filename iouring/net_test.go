@@ -138,13 +138,7 @@ func TestSendRecv(t *testing.T) {
 	}
 	inModes(t, func(t *testing.T, without iouring.Feature) {
 		r := newRing(t, iouring.Options{Buffers: 2, Without: without})
-		l, at := listen(t)
-		from := dial(t, at)
-		to, _, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer closeQuietly(to)
+		from, to := tcpPair(t)
 		const size = 300_000
 		out, in := make([]byte, size), make([]byte, size)
 		if err := errors.Join(r.SetBuffer(0, out), r.SetBuffer(1, in)); err != nil {
@@ -200,13 +194,7 @@ func TestSendRecv(t *testing.T) {
 func TestSendZC(t *testing.T) {
 	inModes(t, func(t *testing.T, without iouring.Feature) {
 		r := newRing(t, iouring.Options{Without: without})
-		l, at := listen(t)
-		from := dial(t, at)
-		to, _, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer closeQuietly(to)
+		from, to := tcpPair(t)
 		o := r.ok(r.SendZC(iouring.FD(from), make([]byte, 4096), 0, 1))
 		c := r.wantN(1, 4096)
 		if c.More() != r.Has(iouring.SendZC) {

@@ -30,7 +30,7 @@ func (r *Ring) take(op Opcode, fd FD, data uint64) (*SQE, *slot, error) {
 	if r.closed {
 		return nil, nil, ErrClosed
 	}
-	if r.slots.left() == 0 {
+	if r.Room() == 0 && (r.slots.left() == 0 || op != OpAsyncCancel && op != OpTimeoutRemove) {
 		return nil, nil, ErrFull
 	}
 	e, err := r.entry()

@@ -144,13 +144,23 @@ func (r *Ring) Pending() int { return r.slots.used }
 // Queued is the number of entries that Submit would hand over.
 func (r *Ring) Queued() int { return int(r.tail - atomic.LoadUint32(r.sqHead)) }
 
+// Room is the number of operations that fit into the table of operations now: Options.InFlight less those pending. A few
+// cancellations fit in addition, so that operations that wait for each other can always be ended.
+func (r *Ring) Room() int { return max(0, r.slots.left()-forCancel) }
+
+// forCancel is the number of slots that only cancellations get.
+const forCancel = 16
+
+// Slots is one more than the greatest Op.Slot.
+func (r *Ring) Slots() int { return len(r.slots.all) }
+
 // Reserve makes room for n operations in the queue, handing over what stands in it if need be. A chain of linked operations
 // must be handed over at once, so reserve its length before its first. ErrFull says that there is no room.
 func (r *Ring) Reserve(n int) error {
 	if r.closed {
 		return ErrClosed
 	}
-	if n > r.slots.left() {
+	if n > r.Room() {
 		return ErrFull
 	}
 	if r.room() < n {

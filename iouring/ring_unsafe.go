@@ -49,7 +49,7 @@ func setup(o Options, has Feature) (*Ring, error) {
 	if err := r.mapRings(&p); err != nil {
 		return nil, errors.Join(err, r.release())
 	}
-	r.slots = newSlotTable(o.InFlight)
+	r.slots = newSlotTable(o.InFlight + forCancel)
 	return r, nil
 }
 

@@ -10,7 +10,7 @@ import (
 // The zero value is no operation.
 type Op uint64
 
-// Slot is the operation's index in the table of operations, below Options.InFlight. No other operation under way has it.
+// Slot is the operation's index in the table of operations, below Ring.Slots. No other operation under way has it.
 func (o Op) Slot() int { return int(uint32(o)) }
 
 // The user data of an entry says in its upper two bits what the completion is.

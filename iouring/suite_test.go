@@ -40,7 +40,7 @@ func inModes(t *testing.T, f func(t *testing.T, without iouring.Feature)) {
 	for _, m := range modes {
 		t.Run(m.name, func(t *testing.T) {
 			runtime.LockOSThread()
-			defer runtime.UnlockOSThread()
+			t.Cleanup(runtime.UnlockOSThread) // after the rings were closed
 			f(t, m.without)
 		})
 	}
@@ -188,6 +188,19 @@ func listen(t testing.TB) (int, *unix.SockaddrInet4) {
 		t.Fatal(err)
 	}
 	return fd, a.(*unix.SockaddrInet4)
+}
+
+// tcpPair is two connected sockets, for what UNIX sockets do not do.
+func tcpPair(t testing.TB) (int, int) {
+	t.Helper()
+	l, at := listen(t)
+	a := dial(t, at)
+	b, _, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { closeQuietly(b) })
+	return a, b
 }
 
 // dial is a connection to a.
