@@ -11,6 +11,7 @@ import (
 type mountOptions struct {
 	readOnly  bool
 	transport string // auto or dev
+	noLocal   bool   // read from chunk servers on this host over the network too
 }
 
 // mountIgnored are the options of mount(8) and fstab(5) that mean nothing to a varve mount, or that it always has.
@@ -35,11 +36,16 @@ func parseMountOptions(args []string) (mountOptions, error) {
 				return o, err
 			}
 			o.transport = value
+		case name == "local":
+			if value != "on" && value != "off" {
+				return o, usagef("mount option %q: want local=on or local=off", word)
+			}
+			o.noLocal = value == "off"
 		case mountLater[name] != "":
 			return o, usagef("mount option %q: %s comes with a later release; leave it out", name, mountLater[name])
 		case !hasValue && slices.Contains(mountIgnored, name), strings.HasPrefix(name, "x-"), name == "comment":
 		default:
-			return o, usagef("mount option %q is unknown: want ro, transport=auto|dev, or one of %s", word, strings.Join(mountIgnored, " "))
+			return o, usagef("mount option %q is unknown: want ro, transport=auto|dev, local=on|off, or one of %s", word, strings.Join(mountIgnored, " "))
 		}
 	}
 	return o, nil

@@ -81,7 +81,7 @@ func (s *sharing) must(c id.ChunkID, e id.Epoch) *local.Grant {
 
 func peek(g *local.Grant, block uint32, n int) ([]byte, error) {
 	p := disk.AlignedBuffer(n * chunk.BlockSize)
-	return p, g.Read(p, block, make([]uint64, n))
+	return p, doRead(g, p, block)
 }
 
 func ok(t testing.TB, err error) {
@@ -321,7 +321,7 @@ func TestShareRegister(t *testing.T) {
 	for n := range readers {
 		wg.Go(func() {
 			r := rand.New(rand.NewPCG(seed, uint64(100+n)))
-			p, entries := disk.AlignedBuffer(4*chunk.BlockSize), make([]uint64, 4)
+			p := disk.AlignedBuffer(4 * chunk.BlockSize)
 			var g *local.Grant
 			defer func() {
 				if g != nil {
@@ -344,7 +344,7 @@ func TestShareRegister(t *testing.T) {
 						continue
 					}
 				}
-				err = g.Read(p[:count*chunk.BlockSize], first, entries)
+				err = doRead(g, p[:count*chunk.BlockSize], first)
 				if err != nil {
 					refused.Add(1)
 					if !errors.Is(err, local.ErrChanging) && !errors.Is(err, local.ErrRevoked) {
@@ -389,4 +389,12 @@ func TestShareRegister(t *testing.T) {
 		t.Errorf("%d reads counted, %d did not: too few to say anything", good.Load(), refused.Load())
 	}
 	t.Logf("%d reads counted, %d did not, %d epochs", good.Load(), refused.Load(), epoch.Load())
+}
+
+func doRead(g *local.Grant, p []byte, first uint32) error {
+	op := new(local.Op)
+	if err := g.Begin(op, p, first); err != nil {
+		return err
+	}
+	return op.Do()
 }

@@ -28,6 +28,9 @@ type Client struct {
 	cache    metaCache
 	cacheFor atomic.Int64 // ns: the cache lease that the leader gives
 
+	localReads localCounts
+	disk       localDisk
+
 	ctx    context.Context // ends when Close gives up waiting
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -57,6 +60,7 @@ func Dial(ctx context.Context, o Options) (*Client, error) {
 	}
 	c := &Client{o: o, log: o.Logger, local: localAddrs(), changed: make(chan struct{}), addrs: append([]string(nil), o.Addrs...)}
 	c.cache.init(o.CacheEntries)
+	c.disk.log = o.Logger
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	if o.Notifier != nil {
 		c.SetNotifier(o.Notifier)
@@ -137,6 +141,7 @@ func (c *Client) Close() error {
 	c.cancel()
 	c.mu.Unlock()
 	c.wg.Wait()
+	c.disk.close()
 	if err != nil {
 		return fmt.Errorf("close session: %w", err)
 	}

@@ -30,6 +30,7 @@ type fakeCS struct {
 	before  func(t wire.Type, req *wire.DataRequest) fserr.Code // an outcome other than OK is answered at once
 	damage  bool                                                // reads give damaged bytes
 	null    bool                                                // writes are not stored
+	near    *fakeNear                                           // serves readers of this host; nil for none
 	writes  int
 	reads   int
 	flushes int
@@ -163,6 +164,11 @@ func (s *fakeCS) do(t wire.Type, req *wire.DataRequest, e id.Epoch, data []byte)
 	}
 	if s.null && t == wire.Write {
 		return fserr.OK
+	}
+	if s.near != nil && t != wire.Flush {
+		first, n := chunk.Span(req.Offset, req.Length)
+		s.near.begin(req.Chunk, first, n)
+		defer s.near.end(req.Chunk, ch, first, n)
 	}
 	switch t {
 	case wire.Flush:

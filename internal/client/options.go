@@ -56,6 +56,7 @@ type Options struct {
 	IdleLeases int // leases kept of files that are not open; default 4096
 	// CacheEntries bounds the attributes and names that are kept under lease, together; default 500,000, at some 200 bytes each.
 	CacheEntries int
+	NoLocal      bool // read from chunk servers on this host over the network too
 	NoCache      bool // answer no lookup or stat from what was granted: ask the leader each time
 }
 

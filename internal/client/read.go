@@ -127,7 +127,15 @@ func (in *inode) readPiece(ctx context.Context, pc chunk.Piece, p []byte) error 
 		at := in.choose(loc, tried)
 		if at >= 0 {
 			tried |= 1 << at
-			f, err := in.readFrom(ctx, loc, &loc.replicas[at], whole, int(pc.Offset>>20)+int(pc.Index))
+			done, err := in.readLocal(ctx, loc, &loc.replicas[at], whole, pc, p)
+			if done {
+				in.layoutMu.RUnlock()
+				return nil
+			}
+			var f *wire.Frame
+			if err == nil {
+				f, err = in.readFrom(ctx, loc, &loc.replicas[at], whole, int(pc.Offset>>20)+int(pc.Index))
+			}
 			if err == nil {
 				copy(p, f.Data[pc.Offset-whole.Offset:])
 				in.layoutMu.RUnlock()

@@ -36,7 +36,11 @@ type server struct {
 	s          *session
 	id         id.ServerID
 	addr       atomic.Pointer[string]
-	local      atomic.Bool  // on this host
+	near       atomic.Bool // its address is one of this host
+	local      atomic.Bool // on this host
+	bypass     atomic.Pointer[bypass]
+	seeking    atomic.Bool  // for a bypass, or has one
+	seekAt     atomic.Int64 // ns of time.Now: when to do that again
 	inFlight   atomic.Int32 // reads
 	avoidUntil atomic.Int64 // ns of time.Now
 	lanes      []lane
@@ -76,7 +80,8 @@ func (p *pool) server(r *replica) *server {
 		srv.addr.Store(&r.addr)
 		host, _, err := net.SplitHostPort(r.addr)
 		_, local := p.s.c.local[host]
-		srv.local.Store(err == nil && local)
+		srv.near.Store(err == nil && local)
+		srv.local.Store(srv.near.Load() || srv.bypass.Load() != nil)
 	}
 	return srv
 }

@@ -3,11 +3,11 @@
 // block's checksum is, who is changing it, and whether the right to read still holds.
 //
 // The server makes a Board, listens (Listen), gives each session a place on the board and each chunk that is asked for a Slot, and
-// marks blocks before and after it changes them. The client dials (Dial), maps the board (View) and reads with a Grant. What both
+// marks blocks before and after it changes them. The client dials (Dial), maps the board (View) and reads with a Grant: Begin, the disk, Finish. What both
 // send are Packets.
 //
-// What it guarantees: a Grant.Read that returned nil has filled the buffer with what the chunk held at one moment between its
-// call and its return, a moment at which the slot was open, the session had its place, the board's time had not run out, and
+// What it guarantees: a read that was begun with Grant.Begin and finished with nil has filled the buffer with what the chunk held at one
+// moment in between, a moment at which the slot was open, the session had its place, the board's time had not run out, and
 // no block of the range was being changed. Boards and Slots may be used by many at once, and so may Views and Grants.
 //
 // Why that is so. A read looks at the board twice, before and after the disk:

@@ -113,7 +113,7 @@ func take(t testing.TB, b *Board, sums []uint32) *Slot {
 
 func read(g *Grant, first uint32, n int) ([]byte, error) {
 	p := make([]byte, n*chunk.BlockSize)
-	return p, g.Read(p, first, make([]uint64, n))
+	return p, doRead(g, p, first)
 }
 
 func TestRead(t *testing.T) {
@@ -504,7 +504,7 @@ func TestRegister(t *testing.T) {
 	for n := range readers {
 		wg.Go(func() {
 			r := rand.New(rand.NewPCG(seed, uint64(100+n)))
-			p, entries := make([]byte, 4*chunk.BlockSize), make([]uint64, 4)
+			p, op := make([]byte, 4*chunk.BlockSize), new(Op)
 			for !stop.Load() {
 				count := 1 + r.IntN(4)
 				first := uint32(r.IntN(blocks - count + 1))
@@ -512,7 +512,7 @@ func TestRegister(t *testing.T) {
 				for i := range count {
 					least[i] = max(ended[first+uint32(i)].Load(), seen[first+uint32(i)].Load())
 				}
-				err := current.Load().Read(p[:count*chunk.BlockSize], first, entries)
+				err := readOp(op, current.Load(), p[:count*chunk.BlockSize], first)
 				if err != nil {
 					if !errors.Is(err, ErrChanging) && !errors.Is(err, ErrRevoked) && !errors.Is(err, os.ErrClosed) {
 						t.Errorf("read [%d, +%d): %v", first, count, err)
@@ -745,10 +745,10 @@ func BenchmarkRead(b *testing.B) {
 	c := newTestChunk(b)
 	c.write(3, 'a')
 	g := c.grant(seat, take(b, board, c.sums))
-	p, seen := make([]byte, chunk.BlockSize), make([]uint64, 1)
+	p, op := make([]byte, chunk.BlockSize), new(Op)
 	b.ReportAllocs()
 	for b.Loop() {
-		if err := g.Read(p, 3, seen); err != nil {
+		if err := readOp(op, g, p, 3); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -759,12 +759,21 @@ func TestReadAllocates(t *testing.T) {
 	c := newTestChunk(t)
 	c.write(3, 'a')
 	g := c.grant(seat, take(t, board, c.sums))
-	p, seen := make([]byte, chunk.BlockSize), make([]uint64, 1)
+	p, op := make([]byte, chunk.BlockSize), new(Op)
 	if n := testing.AllocsPerRun(100, func() {
-		if err := g.Read(p, 3, seen); err != nil {
+		if err := readOp(op, g, p, 3); err != nil {
 			t.Error(err)
 		}
 	}); n != 0 {
 		t.Errorf("a read allocates %v times", n)
 	}
+}
+
+func doRead(g *Grant, p []byte, first uint32) error { return readOp(new(Op), g, p, first) }
+
+func readOp(op *Op, g *Grant, p []byte, first uint32) error {
+	if err := g.Begin(op, p, first); err != nil {
+		return err
+	}
+	return op.Do()
 }

@@ -101,13 +101,16 @@ type Grant struct {
 	slot  uint32
 	stamp uint64
 	file  *os.File
+	fd    uintptr
 	base  int64
+	refs  atomic.Int32 // who needs the descriptor: the owner until Close, and reads under way
 }
 
 // NewGrant takes over the descriptor of a chunk file whose data starts at base. If the slot is not on the board or its grant is over
 // already, the descriptor is closed.
 func NewGrant(seat Seat, slot uint32, stamp uint64, f *os.File, base int64) (*Grant, error) {
-	g := &Grant{seat: seat, slot: slot, stamp: stamp, file: f, base: base}
+	g := &Grant{seat: seat, slot: slot, stamp: stamp, file: f, fd: f.Fd(), base: base}
+	g.refs.Store(1)
 	err := seat.Check(slot)
 	if err == nil && (stamp == 0 || base < 0) {
 		err = fmt.Errorf("grant with stamp %d, data at %d: %w", stamp, base, fserr.Protocol)
@@ -124,8 +127,27 @@ func NewGrant(seat Seat, slot uint32, stamp uint64, f *os.File, base int64) (*Gr
 // Stamp returns the number of the grant.
 func (g *Grant) Stamp() uint64 { return g.stamp }
 
-// Close closes the descriptor. A read under way goes on.
-func (g *Grant) Close() error { return g.file.Close() }
+// Close ends the owner's use of the grant, once. The descriptor is closed when no read needs it any more.
+func (g *Grant) Close() { g.release() }
+
+// hold keeps the descriptor open until release. It returns false if the grant was closed.
+func (g *Grant) hold() bool {
+	for {
+		n := g.refs.Load()
+		if n == 0 {
+			return false
+		}
+		if g.refs.CompareAndSwap(n, n+1) {
+			return true
+		}
+	}
+}
+
+func (g *Grant) release() {
+	if g.refs.Add(-1) == 0 {
+		g.file.Close() // it was only read
+	}
+}
 
 // valid says whether slot and place still are what the grant names.
 func (g *Grant) valid() error {
@@ -148,23 +170,92 @@ func (v *View) counts(now int64) error {
 	return nil
 }
 
-// Read fills dst, whole blocks in aligned memory, with the blocks from first on. seen has room for an entry of each. An error says that what is in
-// dst does not count: one of those above, fserr.BadChecksum, or what the disk said. The steps are those of the package doc.
-func (g *Grant) Read(dst []byte, first uint32, seen []uint64) error {
+// Op is a read that has begun: Dst is to be filled from Offset of the file FD, which stays open until Finish. If Dst is empty there is
+// nothing to read. An Op can be used again.
+type Op struct {
+	FD     int
+	Offset int64
+	Dst    []byte
+
+	g     *Grant
+	whole []byte
+	first uint32
+	start int64
+	seen  []uint64
+}
+
+// Begin begins a read of the blocks from first on into dst, whole blocks in aligned memory. It takes steps 1 to 3 of the package doc. An
+// error is one of those above, and then there is nothing to finish.
+func (g *Grant) Begin(op *Op, dst []byte, first uint32) (err error) {
 	n := uint32(len(dst) / chunk.BlockSize)
-	if len(dst)%chunk.BlockSize != 0 || n == 0 || first >= chunk.Blocks || n > chunk.Blocks-first || len(seen) < int(n) {
-		return fmt.Errorf("local read of %d bytes at block %d with %d entries: %w", len(dst), first, len(seen), fserr.Invalid)
+	if len(dst)%chunk.BlockSize != 0 || n == 0 || first >= chunk.Blocks || n > chunk.Blocks-first {
+		return fmt.Errorf("local read of %d bytes at block %d: %w", len(dst), first, fserr.Invalid)
 	}
-	seen = seen[:n]
-	start, err := g.look(first, seen)
-	if err != nil {
+	if cap(op.seen) < int(n) {
+		op.seen = make([]uint64, n)
+	}
+	op.seen = op.seen[:n]
+	if op.start, err = g.look(first, op.seen); err != nil {
 		return err
 	}
-	err = g.fetch(dst, first, seen)
-	if again := g.lookAgain(first, seen, start); again != nil {
+	if !g.hold() {
+		return ErrRevoked
+	}
+	// Holes in between are read as well, and cleared afterwards: another operation would cost more.
+	from, to := 0, len(op.seen)
+	for from < to && uint32(op.seen[from]) == chunk.Hole {
+		from++
+	}
+	for from < to && uint32(op.seen[to-1]) == chunk.Hole {
+		to--
+	}
+	op.g, op.whole, op.first = g, dst, first
+	op.FD, op.Offset = int(g.fd), g.base+int64(first+uint32(from))*chunk.BlockSize
+	op.Dst = dst[from*chunk.BlockSize : to*chunk.BlockSize]
+	return nil
+}
+
+// Finish ends a read after n bytes of Dst were filled, and err. A nil error says that what is in the buffer that Begin got is what the
+// chunk held; any other that it does not count: one of those above, fserr.BadChecksum, or what the disk said.
+func (op *Op) Finish(n int, err error) error {
+	g := op.g
+	defer func() {
+		op.g, op.whole, op.Dst = nil, nil, nil
+		g.release()
+	}()
+	switch {
+	case err != nil:
+		err = fmt.Errorf("local read: blocks from %d on: %w: %w", op.first, fserr.IO, err)
+	case n != len(op.Dst):
+		err = fmt.Errorf("local read: blocks from %d on: %d bytes of %d: %w", op.first, n, len(op.Dst), fserr.IO)
+	default:
+		err = op.match()
+	}
+	if again := g.lookAgain(op.first, op.seen, op.start); again != nil {
 		return again
 	}
 	return err
+}
+
+// match compares checksums and clears holes.
+func (op *Op) match() error {
+	for i, e := range op.seen {
+		b := op.whole[i*chunk.BlockSize:][:chunk.BlockSize]
+		if uint32(e) == chunk.Hole {
+			clear(b)
+		} else if got := chunk.Sum(b); got != uint32(e) {
+			return fmt.Errorf("local read: block %d: checksum want %08x, got %08x: %w", op.first+uint32(i), uint32(e), got, fserr.BadChecksum)
+		}
+	}
+	return nil
+}
+
+// Do does the read that Begin has begun, and waits for the disk.
+func (op *Op) Do() error {
+	if len(op.Dst) == 0 {
+		return op.Finish(0, nil)
+	}
+	return op.Finish(op.g.file.ReadAt(op.Dst, op.Offset))
 }
 
 // row returns the entries of the blocks from first on.
@@ -205,31 +296,4 @@ func (g *Grant) lookAgain(first uint32, seen []uint64, start int64) error {
 		return ErrLapsed
 	}
 	return g.seat.View.counts(now)
-}
-
-// fetch reads from the disk what is no hole, and compares checksums.
-func (g *Grant) fetch(dst []byte, first uint32, seen []uint64) error {
-	for i := 0; i < len(seen); {
-		hole := uint32(seen[i]) == chunk.Hole
-		j := i + 1
-		for j < len(seen) && (uint32(seen[j]) == chunk.Hole) == hole {
-			j++
-		}
-		part := dst[i*chunk.BlockSize : j*chunk.BlockSize]
-		if hole {
-			clear(part)
-		} else if _, err := g.file.ReadAt(part, g.base+int64(first+uint32(i))*chunk.BlockSize); err != nil {
-			return fmt.Errorf("local read: block %d: %w: %w", first+uint32(i), fserr.IO, err)
-		}
-		i = j
-	}
-	for i, e := range seen {
-		if uint32(e) == chunk.Hole {
-			continue
-		}
-		if got := chunk.Sum(dst[i*chunk.BlockSize:][:chunk.BlockSize]); got != uint32(e) {
-			return fmt.Errorf("local read: block %d: checksum want %08x, got %08x: %w", first+uint32(i), uint32(e), got, fserr.BadChecksum)
-		}
-	}
-	return nil
 }
