@@ -187,6 +187,8 @@ func (l *leadership) addSoft(r *msg.StatusReply) {
 			continue
 		}
 		one.Total, one.Free, one.Chunks, one.LatencyUs = c.beat.Total, c.beat.Free, c.beat.Chunks, c.beat.LatencyUs
+		one.Allocated, one.Reserved, one.BadBlocks = c.beat.Allocated, c.beat.Reserved, c.beat.BadBlocks
+		one.Scrubbed, one.ScrubPermille, one.Reason = c.beat.Scrubbed, c.beat.ScrubPermille, c.beat.Reason
 		one.Memory, one.Resident, one.DataPath = c.beat.Memory, c.beat.Resident, c.beat.DataPath
 		one.HeardMs = (now - c.heard).Milliseconds()
 		switch {
@@ -194,6 +196,8 @@ func (l *leadership) addSoft(r *msg.StatusReply) {
 			one.State, one.HeardMs = stateUnheard, -1
 		case l.live(c):
 			one.State = "live"
+		case c.failed():
+			one.State = stateFailed
 		case c.conn != nil && !c.ready:
 			one.State = "starting"
 		case c.incarnation == 0:

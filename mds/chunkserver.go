@@ -134,7 +134,8 @@ func (l *leadership) heartbeat(ctx context.Context, conn *wire.Conn, p *peer, re
 	}
 	c.heard = bootNow()
 	c.beat = &msg.Heartbeat{Total: req.Total, Free: req.Free, Chunks: req.Chunks, Ops: req.Ops, LatencyUs: req.LatencyUs, State: req.State,
-		Memory: req.Memory, Resident: req.Resident, DataPath: req.DataPath}
+		Memory: req.Memory, Resident: req.Resident, DataPath: req.DataPath, Allocated: req.Allocated, Reserved: req.Reserved,
+		BadBlocks: req.BadBlocks, BadChunks: slices.Clone(req.BadChunks), Scrubbed: req.Scrubbed, ScrubPermille: req.ScrubPermille, Reason: req.Reason}
 	l.mu.Unlock()
 	return &msg.HeartbeatReply{Fenced: l.fencedSessions(), Peers: l.peerList(), LeaseMs: uint32(l.s.o.ServerLease.Milliseconds())}, nil
 }
@@ -190,8 +191,8 @@ func (l *leadership) watchServers() {
 		switch {
 		case c.conn != nil && silent:
 			l.setDown(c, "it was not heard from")
-		case c.conn != nil && c.beat.State == stateFailed:
-			l.setDown(c, "its disk failed")
+		case c.failed():
+			l.setDown(c, "its disk failed: "+c.beat.Reason)
 		case c.down != 0 && c.conn != nil && c.ready:
 			c.down = 0
 			l.s.log.Info("chunk server up", "cs", c.id)
@@ -273,7 +274,7 @@ func (l *leadership) views(st *state.State) []plan.ServerView {
 		}
 		v := plan.ServerView{
 			ID: x.ID, Host: x.Host, Rack: x.Rack, Tier: x.Tier, Free: c.beat.Free, Total: c.beat.Total, Load: c.load,
-			Live: l.live(c), Lost: c.down != 0 && now-c.down > l.s.o.RepairGrace,
+			Live: l.live(c), Lost: c.failed() || c.down != 0 && now-c.down > l.s.o.RepairGrace,
 		}
 		if len(c.stale) > 0 {
 			v.Stale = func(k id.ChunkID) bool { return l.hasStale(c, k) }

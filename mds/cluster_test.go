@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -399,6 +400,7 @@ type testChunks struct {
 	ready    bool
 	punches  []*msg.ChunkPunch
 	accepted []uint64
+	more     msg.Heartbeat // what its heartbeats tell beside room; BadChunks go when they are rebuilt
 }
 
 func newChunks(c *testCluster) *testChunks {
@@ -453,12 +455,14 @@ func (k *testChunks) beat() {
 	defer cancel()
 	k.mu.Lock()
 	conn, ready := k.conn, k.ready
+	beat := &msg.Heartbeat{Total: 1 << 40, Free: 1 << 39, State: k.more.State, Reason: k.more.Reason, BadChunks: slices.Clone(k.more.BadChunks),
+		BadBlocks: k.more.BadBlocks}
 	k.mu.Unlock()
 	if conn == nil || conn.Err() != nil || !ready {
 		k.register(ctx)
 		return
 	}
-	code, err := conn.CallMessage(ctx, wire.Heartbeat, wire.ClassHeartbeat, &msg.Heartbeat{Total: 1 << 40, Free: 1 << 39}, nil)
+	code, err := conn.CallMessage(ctx, wire.Heartbeat, wire.ClassHeartbeat, beat, nil)
 	if err != nil || code != fserr.OK {
 		conn.Close()
 	}
@@ -544,6 +548,9 @@ func (k *testChunks) Serve(_ context.Context, c *wire.Conn, f *wire.Frame) {
 			k.accepted = append(k.accepted, c)
 		}
 	case wire.ChunkRebuild:
+		r := new(msg.ChunkRebuild)
+		r.UnmarshalVT(f.Body)
+		k.more.BadChunks = slices.DeleteFunc(k.more.BadChunks, func(c uint64) bool { return c == r.Chunk })
 		reply = &msg.ChunkRebuildReply{BytesCopied: 4096}
 	case wire.ChunkPromote:
 		r := new(msg.ChunkPromote)

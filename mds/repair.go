@@ -121,6 +121,7 @@ func (l *leadership) repair() {
 	st := l.s.fsm.clone()
 	now := bootNow()
 	l.noteShort(st, now)
+	l.mendBad(st, now)
 	l.mu.Lock()
 	room := maxRebuilds - len(l.busy)
 	l.mu.Unlock()
@@ -330,25 +331,27 @@ func (l *leadership) lostGrace() time.Duration {
 	return l.s.o.LostGrace
 }
 
-// giveUpLost takes servers that are away for long out of all replica sets, while others are there to rebuild on.
+// giveUpLost takes servers that are away for long, or whose disk failed, out of all replica sets, while others are there to rebuild on.
 func (l *leadership) giveUpLost() {
 	grace, now := l.lostGrace(), bootNow()
-	var lost []id.ServerID
+	lost := make(map[id.ServerID]string) // why
 	live := 0
 	l.mu.Lock()
 	for _, c := range l.servers {
 		if l.live(c) {
 			live++
+		} else if c.failed() {
+			lost[c.id] = "its disk failed"
 		} else if c.down != 0 && now-c.down > grace {
-			lost = append(lost, c.id)
+			lost[c.id] = fmt.Sprintf("away for more than %v", grace)
 		}
 	}
 	l.mu.Unlock()
 	if live < minServersToLose {
 		return
 	}
-	for _, server := range lost {
-		if err := l.giveUp(server, grace); err != nil && l.ctx.Err() == nil {
+	for server, why := range lost {
+		if err := l.giveUp(server, why); err != nil && l.ctx.Err() == nil {
 			l.s.log.Warn("lost chunk server not given up", "cs", server, "err", err)
 		}
 	}
@@ -356,7 +359,7 @@ func (l *leadership) giveUpLost() {
 
 // giveUp takes the server out of all replica sets, with the layouts of the files that sessions hold called back as by withoutLayouts. If
 // more of its files are held by then, it is left for the next look.
-func (l *leadership) giveUp(server id.ServerID, grace time.Duration) error {
+func (l *leadership) giveUp(server id.ServerID, why string) error {
 	inos := l.heldOn(server)
 	var freeze []decide.Latch
 	for _, ino := range inos {
@@ -391,9 +394,9 @@ func (l *leadership) giveUp(server id.ServerID, grace time.Duration) error {
 		}
 	}
 	err = l.propose(&event.Event{Body: &event.Event_ServerLost{ServerLost: &event.ServerLost{Server: uint32(server)}}},
-		fmt.Sprintf("away for more than %v", grace))
+		why)
 	if err == nil {
-		l.s.log.Info("chunk server given up", "cs", server, "replicas", held, "grace", grace)
+		l.s.log.Info("chunk server given up", "cs", server, "replicas", held, "cause", why)
 	}
 	return err
 }
