@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -114,7 +113,7 @@ func makeServer(t *testing.T, l *leader, dir string) {
 	}
 }
 
-// process is a chunk server under test.
+// process is a program under test, a chunk server as a rule.
 type process struct {
 	cmd   *exec.Cmd
 	began time.Time
@@ -123,8 +122,8 @@ type process struct {
 	quiet atomic.Bool   // nothing was wrong with it, so nobody wants its log
 }
 
-// startServer runs a chunk server. It is killed when the test ends, and says what it logged if the test failed.
-func startServer(t *testing.T, c serverConfig, wrap ...string) *process {
+// startServer runs a chunk server.
+func startServer(t *testing.T, c serverConfig) *process {
 	t.Helper()
 	text, err := json.Marshal(c)
 	if err != nil {
@@ -134,9 +133,14 @@ func startServer(t *testing.T, c serverConfig, wrap ...string) *process {
 	if err != nil {
 		t.Fatal(err)
 	}
-	args := append(wrap, self)
+	return start(t, []string{serverEnv + "=" + string(text)}, self)
+}
+
+// start runs a program. It is killed when the test ends, and what it wrote is shown if the test failed.
+func start(t *testing.T, env []string, args ...string) *process {
+	t.Helper()
 	p := &process{cmd: exec.Command(args[0], args[1:]...), out: new(tail), ended: make(chan struct{})}
-	p.cmd.Env = append(os.Environ(), serverEnv+"="+string(text))
+	p.cmd.Env = append(os.Environ(), env...)
 	p.cmd.Stdout, p.cmd.Stderr = p.out, p.out
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	p.began = time.Now()
@@ -150,7 +154,7 @@ func startServer(t *testing.T, c serverConfig, wrap ...string) *process {
 	t.Cleanup(func() {
 		p.kill()
 		if t.Failed() && !p.quiet.Load() {
-			t.Logf("server %s logged:\n%s", filepath.Base(c.Dir), p.out)
+			t.Logf("%q wrote at the end:\n%s", args, p.out)
 		}
 	})
 	return p
