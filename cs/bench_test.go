@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"varve/internal/fserr"
 	"varve/internal/id"
 	"varve/internal/wire"
@@ -15,7 +17,7 @@ import (
 func newBenchServer(b *testing.B, f *fakeLeader) *testServer {
 	s := &testServer{o: testOptions(f)}
 	s.o.Dir = b.TempDir()
-	s.o.Store.SettleEvery = 0
+	s.o.Store.SettleEvery, s.o.trace, s.o.Memory = 0, false, 0
 	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
 	defer cancel()
 	if _, err := Init(ctx, s.o); err != nil {
@@ -31,6 +33,15 @@ func newBenchServer(b *testing.B, f *fakeLeader) *testServer {
 		}
 	})
 	return s
+}
+
+// cpuTime returns the CPU time of this process: of server and client together.
+func cpuTime(b *testing.B) time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // BenchmarkData is one client over loopback with depth requests under way.
@@ -66,7 +77,7 @@ func BenchmarkData(b *testing.B) {
 						data = p
 					}
 					done := make(chan *wire.Call, depth)
-					start, sent := time.Now(), 0
+					start, sent, cpu := time.Now(), 0, cpuTime(b)
 					b.SetBytes(int64(size))
 					b.ReportAllocs()
 					under := 0
@@ -91,6 +102,7 @@ func BenchmarkData(b *testing.B) {
 						finish()
 					}
 					b.ReportMetric(float64(sent)/time.Since(start).Seconds(), "ops/s")
+					b.ReportMetric(float64((cpuTime(b)-cpu).Nanoseconds())/1000/float64(sent), "cpu-µs/op")
 				})
 			}
 		}
