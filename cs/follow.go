@@ -199,6 +199,7 @@ func (s *Server) heartbeat() *msg.Heartbeat {
 		Server: uint32(s.id), Total: st.Total, Free: st.Free, Chunks: uint64(st.Chunks),
 		Ops: st.Reads + st.Writes + st.Punches + st.Flushes, LatencyUs: uint32(min(st.Latency.Microseconds(), 1<<31)), State: "ok",
 		Memory: uint64(st.Memory), Resident: uint64(st.Resident), DataPath: st.DataPath,
+		Journal: s.journalMessage(),
 	}
 	if st.Failed {
 		h.State = "failed"

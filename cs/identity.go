@@ -18,28 +18,35 @@ import (
 const (
 	identityName    = "cs.json"
 	identityVersion = 1
+	// journalVersion is that of a server with a write journal, so that no program without one starts it.
+	journalVersion = 2
 	// maxIdentity bounds the identity file, in bytes.
 	maxIdentity = 64 << 10
 )
 
 // identity is what cs.json holds: who the server is. The file is replaced as a whole, so it is never torn.
 type identity struct {
-	Version int         `json:"version"`
-	Cluster string      `json:"cluster"` // UUID
-	Name    string      `json:"name"`    // of the cluster
-	UUID    string      `json:"uuid"`    // of the server, made by Init: makes a repeated registration find its id
-	Server  id.ServerID `json:"server"`  // 0 until the leader gave one
-	Addr    string      `json:"addr"`
-	Host    string      `json:"host"`
-	Rack    string      `json:"rack,omitempty"`
-	Tier    uint32      `json:"tier"`
-	Memory  int64       `json:"memory,omitempty"` // bytes; 0: DefaultMemory
-	Metas   []string    `json:"metas"`            // as last known
+	Version int              `json:"version"`
+	Cluster string           `json:"cluster"` // UUID
+	Name    string           `json:"name"`    // of the cluster
+	UUID    string           `json:"uuid"`    // of the server, made by Init: makes a repeated registration find its id
+	Server  id.ServerID      `json:"server"`  // 0 until the leader gave one
+	Addr    string           `json:"addr"`
+	Host    string           `json:"host"`
+	Rack    string           `json:"rack,omitempty"`
+	Tier    uint32           `json:"tier"`
+	Memory  int64            `json:"memory,omitempty"`  // bytes; 0: DefaultMemory
+	Metas   []string         `json:"metas"`             // as last known
+	Journal *journalIdentity `json:"journal,omitempty"` // none: writes go to the disk at once
 }
 
 // clone returns a copy that shares nothing.
 func (d identity) clone() identity {
 	d.Metas = slices.Clone(d.Metas)
+	if d.Journal != nil {
+		j := *d.Journal
+		d.Journal = &j
+	}
 	return d
 }
 
@@ -107,8 +114,13 @@ func readIdentity(fsys disk.FS, dir string) (identity, error) {
 	if err := json.Unmarshal(b, &d); err != nil {
 		return identity{}, fmt.Errorf("%s: %w", path, err)
 	}
-	if d.Version != identityVersion {
-		return identity{}, fmt.Errorf("%s has version %d, this program knows %d", path, d.Version, identityVersion)
+	if d.Version != identityVersion && d.Version != journalVersion {
+		return identity{}, fmt.Errorf("%s has version %d, this program knows %d and %d", path, d.Version, identityVersion, journalVersion)
+	}
+	if d.Journal != nil {
+		if err := d.Journal.check(); err != nil {
+			return identity{}, fmt.Errorf("%s: %w", path, err)
+		}
 	}
 	if _, err := id.ParseCluster(d.Cluster); err != nil {
 		return identity{}, fmt.Errorf("%s: %w", path, err)
@@ -121,6 +133,9 @@ func readIdentity(fsys disk.FS, dir string) (identity, error) {
 
 // write puts the identity on stable media, in place of the old one.
 func (d identity) write(fsys disk.FS, dir string) error {
+	if d.Version = identityVersion; d.Journal != nil {
+		d.Version = journalVersion
+	}
 	b, err := json.MarshalIndent(d, "", "  ")
 	if err != nil {
 		return err

@@ -25,6 +25,9 @@ func Init(ctx context.Context, o Options) (id.ServerID, error) {
 	if o.Addr == "" {
 		err = errors.Join(err, errors.New("chunk server: no address given"))
 	}
+	if (o.Journal == "") != (o.JournalBytes == 0) || o.LostJournal || o.Journal == NoJournal {
+		err = errors.Join(err, errors.New("chunk server: a write journal needs a directory and a size"))
+	}
 	if len(o.Metas) == 0 {
 		err = errors.Join(err, errors.New("chunk server: no metadata servers given"))
 	}
@@ -47,6 +50,9 @@ func Init(ctx context.Context, o Options) (id.ServerID, error) {
 	so.Existing = false
 	if err := store.Init(so); err != nil {
 		return 0, fmt.Errorf("make the store in %s: %w", o.Dir, err)
+	}
+	if err := d.makeJournal(o); err != nil {
+		return 0, err
 	}
 	total, free, err := space(o)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"varve/cs/ssd"
 	"varve/cs/store"
 	"varve/internal/disk"
 	"varve/internal/id"
@@ -34,6 +35,17 @@ type Options struct {
 	Host, Rack string
 	// Tier is the class of the disk, 0 to 3. Default: 0.
 	Tier uint32
+	// Journal is the directory of a write journal on a fast disk, for a server on a slow one, and JournalBytes its size. Init makes it;
+	// for Open it says where the journal is now. Default: none; for Open: where it was.
+	Journal      string
+	JournalBytes int64
+	// LostJournal has Open go on although the journal is missing or damaged: every chunk is rebuilt from other replicas before it is read,
+	// and the server gets a new journal, or none if Journal is NoJournal. Refused if the journal is there and sound.
+	LostJournal bool
+	// JournalFS is the journal's disk. Default: disk.OS.
+	JournalFS disk.FS
+	// SSD is passed to ssd.Open; disks, directories, identities, size and Logger are filled in.
+	SSD ssd.Options
 
 	// Version is told to peers, for people.
 	Version string
@@ -73,6 +85,9 @@ func (o Options) withDefaults() (Options, error) {
 	if o.FS == nil {
 		o.FS = disk.OS{}
 	}
+	if o.JournalFS == nil {
+		o.JournalFS = disk.OS{}
+	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
@@ -96,6 +111,9 @@ func (o Options) withDefaults() (Options, error) {
 		if err := checkAddr(o.Addr); err != nil {
 			fault("%w", err)
 		}
+	}
+	if o.JournalBytes != 0 && (o.JournalBytes < ssd.MinBytes || o.JournalBytes > ssd.MaxBytes) {
+		fault("write journal of %d bytes, want %d to %d", o.JournalBytes, ssd.MinBytes, ssd.MaxBytes)
 	}
 	if len(o.Metas) > maxMetas {
 		fault("%d metadata servers given, limit %d", len(o.Metas), maxMetas)

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sync/semaphore"
 
+	"varve/cs/ssd"
 	"varve/cs/store"
 	"varve/internal/fserr"
 	"varve/internal/id"
@@ -27,6 +28,7 @@ type Server struct {
 	name     string
 	log      *slog.Logger
 	store    *store.Store
+	journal  *ssd.FS // below the store; nil: none
 	listener net.Listener
 	wire     *wire.Server
 	finder   *finder
@@ -97,24 +99,35 @@ func Open(o Options) (*Server, error) {
 	}
 	var self atomic.Pointer[Server]
 	so.Busy = busyOf(&self)
+	fsys, journal, err := d.openJournal(o)
+	if err != nil {
+		return nil, err
+	}
+	so.FS = fsys
+	closeJournal := func() error {
+		if journal == nil {
+			return nil
+		}
+		return journal.Close()
+	}
 	st, err := store.Open(so)
 	if err != nil {
-		return nil, fmt.Errorf("open the chunks in %s: %w", o.Dir, err)
+		return nil, errors.Join(fmt.Errorf("open the chunks in %s: %w", o.Dir, err), closeJournal())
 	}
 	l, err := wire.Listen(context.Background(), d.Addr)
 	if err != nil {
-		return nil, errors.Join(err, st.Close())
+		return nil, errors.Join(err, st.Close(), closeJournal())
 	}
 	pay, err := newPayload(&o)
 	if err != nil {
-		return nil, errors.Join(err, l.Close(), st.Close())
+		return nil, errors.Join(err, l.Close(), st.Close(), closeJournal())
 	}
 	g, err := newGate(maxOps, div.clients+div.peers)
 	if err != nil {
-		return nil, errors.Join(err, l.Close(), st.Close(), pay.close())
+		return nil, errors.Join(err, l.Close(), st.Close(), closeJournal(), pay.close())
 	}
 	s := &Server{
-		o: o, id: d.Server, cluster: d.cluster(), name: d.Name, log: so.Logger, store: st, listener: l, identity: d,
+		o: o, id: d.Server, cluster: d.cluster(), name: d.Name, log: so.Logger, store: st, journal: journal, listener: l, identity: d,
 		fences: newFences(), locals: locals, ended: make(chan struct{}),
 		gate: g, payload: pay,
 		rebuilds: semaphore.NewWeighted(int64(o.Rebuilds)), verifies: semaphore.NewWeighted(maxVerifies),
@@ -129,7 +142,7 @@ func Open(o Options) (*Server, error) {
 	s.finder.learn(o.Metas)
 	s.finder.learn(d.Metas)
 	if err := errors.Join(locals.open(s), s.sweepAll()); err != nil {
-		return nil, errors.Join(err, l.Close(), st.Close(), pay.close())
+		return nil, errors.Join(err, l.Close(), st.Close(), closeJournal(), pay.close())
 	}
 	return s, nil
 }
@@ -217,8 +230,14 @@ func (s *Server) stop(orderly bool) {
 			s.work.Wait()
 			s.gate.close()
 			s.endErr = s.payload.close()
+			if !orderly && s.journal != nil {
+				s.journal.Abandon()
+			}
 			if orderly {
 				s.endErr = errors.Join(s.endErr, s.store.Close())
+				if s.journal != nil {
+					s.endErr = errors.Join(s.endErr, s.journal.Close())
+				}
 				s.locals.unmark()
 				s.log.Info("chunk server stopped", "clean", s.endErr == nil)
 			}

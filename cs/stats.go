@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"varve/cs/ssd"
 	"varve/internal/fserr"
 	"varve/internal/id"
 )
@@ -19,13 +20,14 @@ type Stats struct {
 	Rebuilds, RebuildBytes        uint64
 	Latency                       time.Duration // of data requests, moving average
 	Chunks                        int
-	Total, Free                   uint64 // bytes of the filesystem
-	Fenced, Connections, UnderWay int    // sessions; lanes of clients and peers; data requests
-	Locals, LocalChunks           int    // clients on this host that read by themselves; chunks that they may read
-	Registered, Serving, Failed   bool   // Failed: the disk is out of service
-	Memory, Resident, Payload     int64  // bytes: what the process may take up, what it does, and payload of requests under way
-	Waiting                       int    // requests that were not let go on yet
-	DataPath                      string // how data requests are served
+	Total, Free                   uint64     // bytes of the filesystem
+	Fenced, Connections, UnderWay int        // sessions; lanes of clients and peers; data requests
+	Locals, LocalChunks           int        // clients on this host that read by themselves; chunks that they may read
+	Registered, Serving, Failed   bool       // Failed: the disk is out of service
+	Memory, Resident, Payload     int64      // bytes: what the process may take up, what it does, and payload of requests under way
+	Waiting                       int        // requests that were not let go on yet
+	DataPath                      string     // how data requests are served
+	Journal                       *ssd.Stats // nil: there is no write journal
 }
 
 type stats struct {
@@ -67,6 +69,10 @@ func (s *Server) Stats() Stats {
 	st.Memory, st.Resident, st.Payload, st.DataPath = s.o.Memory, resident(), s.payload.used(), "plain"
 	st.Waiting, _ = s.gate.use()
 	st.Total, st.Free, _ = s.store.Space()
+	if s.journal != nil {
+		j := s.journal.Stats()
+		st.Journal = &j
+	}
 	s.lanes.mu.Lock()
 	st.Connections = len(s.lanes.conns)
 	s.lanes.mu.Unlock()
@@ -100,5 +106,11 @@ func (s *Server) checkHealth() {
 	// No chunk has the id 0: all but a failed store answer NoChunk.
 	if _, _, _, err := s.store.Table(0); fserr.Of(err) == fserr.IO {
 		s.health.fail(s.log, err)
+	}
+	// The journal may fail while it destages, with nobody else at work.
+	if s.journal != nil && !s.closing.Load() {
+		if err := s.journal.Err(); err != nil {
+			s.health.fail(s.log, err)
+		}
 	}
 }

@@ -190,6 +190,7 @@ func (l *leadership) addSoft(r *msg.StatusReply) {
 		one.Allocated, one.Reserved, one.BadBlocks = c.beat.Allocated, c.beat.Reserved, c.beat.BadBlocks
 		one.Scrubbed, one.ScrubPermille, one.Reason = c.beat.Scrubbed, c.beat.ScrubPermille, c.beat.Reason
 		one.Memory, one.Resident, one.DataPath = c.beat.Memory, c.beat.Resident, c.beat.DataPath
+		one.Journal = c.beat.Journal
 		one.HeardMs = (now - c.heard).Milliseconds()
 		switch {
 		case c.incarnation == 0 && settling:

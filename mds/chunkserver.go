@@ -135,7 +135,8 @@ func (l *leadership) heartbeat(ctx context.Context, conn *wire.Conn, p *peer, re
 	c.heard = bootNow()
 	c.beat = &msg.Heartbeat{Total: req.Total, Free: req.Free, Chunks: req.Chunks, Ops: req.Ops, LatencyUs: req.LatencyUs, State: req.State,
 		Memory: req.Memory, Resident: req.Resident, DataPath: req.DataPath, Allocated: req.Allocated, Reserved: req.Reserved,
-		BadBlocks: req.BadBlocks, BadChunks: slices.Clone(req.BadChunks), Scrubbed: req.Scrubbed, ScrubPermille: req.ScrubPermille, Reason: req.Reason}
+		BadBlocks: req.BadBlocks, BadChunks: slices.Clone(req.BadChunks), Scrubbed: req.Scrubbed, ScrubPermille: req.ScrubPermille, Reason: req.Reason,
+		Journal: req.Journal}
 	l.mu.Unlock()
 	return &msg.HeartbeatReply{Fenced: l.fencedSessions(), Peers: l.peerList(), LeaseMs: uint32(l.s.o.ServerLease.Milliseconds())}, nil
 }

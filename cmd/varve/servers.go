@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"varve/cs"
+	"varve/cs/ssd"
 	"varve/internal/fserr"
 	"varve/internal/id"
 	"varve/internal/wire"
@@ -219,17 +220,27 @@ func inUse(err error) error {
 }
 
 func (a *app) makeCSCommand() *cobra.Command {
-	var dir, addr, host, rack string
+	var dir, addr, host, rack, journal string
 	var tier uint32
 	var memory sizeFlag
+	var journalMB int64
 	cmd := &cobra.Command{
-		Use: "make-cs -r DIR -t TIER [-a IP[:PORT]]", Short: "Make the directory of a chunk server and register it", Args: noArgs,
+		Use: "make-cs -r DIR -t TIER [-a IP[:PORT]] [-j JOURNALDIR -s MB]", Short: "Make the directory of a chunk server and register it", Args: noArgs,
+		Long: "Make the directory of a chunk server and register it. With -j and -s the server has a write journal on another, faster disk: what guests\n" +
+			"write is flushed there, and brought to the disk of -r in the background, in order of place. The journal is part of the server: without it\n" +
+			"the server does not start. It is made at its full size, and takes 5 MB of memory for each GB.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if dir == "" || !cmd.Flags().Changed("tier") {
 				return usagef("make-cs needs -r DIR and -t TIER (0 to 3); see varve make-cs --help")
 			}
 			if tier > 3 {
 				return usagef("tier %d: want 0 to 3", tier)
+			}
+			if err := ssdFlags(&journal, journalMB); err != nil {
+				return err
+			}
+			if (journal == "") != (journalMB == 0) {
+				return usagef("a write journal needs both -j JOURNALDIR and -s MB")
 			}
 			d, err := a.readCluster()
 			if err != nil {
@@ -239,7 +250,8 @@ func (a *app) makeCSCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			server, err := makeCS(cmd.Context(), d, cs.Options{Dir: dir, Addr: listen, Host: host, Rack: rack, Tier: tier, Memory: int64(memory)})
+			server, err := makeCS(cmd.Context(), d, cs.Options{Dir: dir, Addr: listen, Host: host, Rack: rack, Tier: tier, Memory: int64(memory),
+				Journal: journal, JournalBytes: journalMB << 20})
 			if err != nil {
 				return err
 			}
@@ -257,11 +269,35 @@ func (a *app) makeCSCommand() *cobra.Command {
 	f.StringVar(&host, "host", "", "name of the host, for placement (default: its hostname)")
 	f.StringVar(&rack, "rack", "", "name of the rack, for placement")
 	memory.flag(cmd)
+	f.StringVarP(&journal, "journal", "j", "", "directory on a faster disk for a write journal")
+	f.Int64VarP(&journalMB, "journal-size", "s", 0, fmt.Sprintf("size of the write journal in MB, %d to %d", minJournalMB, maxJournalMB))
 	return cmd
 }
 
+// Bounds of -s.
+const (
+	minJournalMB = 64
+	maxJournalMB = ssd.MaxBytes >> 20
+)
+
+// ssdFlags checks -j and -s, and makes the directory one that does not depend on where the server is started.
+func ssdFlags(dir *string, mb int64) error {
+	if mb != 0 && (mb < minJournalMB || mb > maxJournalMB) {
+		return usagef("-s %d: want %d to %d MB", mb, minJournalMB, maxJournalMB)
+	}
+	if *dir == "" || *dir == cs.NoJournal {
+		return nil
+	}
+	abs, err := filepath.Abs(*dir)
+	*dir = abs
+	return err
+}
+
+// journalFill is how many bytes a second a write journal is filled with zeros at the least.
+const journalFill = 32 << 20
+
 func makeCS(ctx context.Context, d *clusterDir, o cs.Options) (id.ServerID, error) {
-	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout+time.Duration(o.JournalBytes/journalFill)*time.Second)
 	defer cancel()
 	o.Metas, o.Cluster, o.Name, o.Version = d.mds, d.uuid, d.name, version
 	server, err := cs.Init(ctx, o)
@@ -309,10 +345,24 @@ func (a *app) mdsCommand() *cobra.Command {
 
 func (a *app) csCommand() *cobra.Command {
 	var memory sizeFlag
+	var journal string
+	var journalMB int64
+	var lost bool
 	cmd := a.serverCommand("cs", "Run a chunk server in the foreground", func(ctx context.Context, dir string, log *slog.Logger) error {
-		return runCSWith(ctx, dir, int64(memory), true, log)
+		if err := ssdFlags(&journal, journalMB); err != nil {
+			return err
+		}
+		if !lost && (journalMB != 0 || journal == cs.NoJournal) {
+			return usagef("a write journal is made by make-cs, or anew with --lost-journal")
+		}
+		return runCSWith(ctx, cs.Options{Dir: dir, Version: version, Logger: log, Memory: int64(memory),
+			Journal: journal, JournalBytes: journalMB << 20, LostJournal: lost}, true)
 	})
 	memory.flag(cmd)
+	f := cmd.Flags()
+	f.StringVarP(&journal, "journal", "j", "", "directory in which the write journal is now; with --lost-journal that of a new one, or "+cs.NoJournal)
+	f.Int64VarP(&journalMB, "journal-size", "s", 0, "with --lost-journal: size of the new write journal in MB (default: as it was)")
+	f.BoolVar(&lost, "lost-journal", false, "go on without the write journal that is missing or damaged: every chunk is rebuilt from other replicas")
 	return cmd
 }
 
@@ -366,14 +416,17 @@ func runMDSAt(ctx context.Context, dir, addr string, log *slog.Logger) error {
 
 // runCS runs a chunk server until ctx ends, then stops it in order.
 func runCS(ctx context.Context, dir string, log *slog.Logger) error {
-	return runCSWith(ctx, dir, 0, false, log)
+	return runCSWith(ctx, cs.Options{Dir: dir, Version: version, Logger: log}, false)
 }
 
-// runCSWith also gives the server an amount of memory, unless that is 0; alone says that the process is nothing else.
-func runCSWith(ctx context.Context, dir string, memory int64, alone bool, log *slog.Logger) error {
-	s, err := cs.Open(cs.Options{Dir: dir, Version: version, Logger: log, Memory: memory})
+// runCSWith runs a chunk server with other options; alone says that the process is nothing else.
+func runCSWith(ctx context.Context, o cs.Options, alone bool) error {
+	s, err := cs.Open(o)
+	if errors.Is(err, ssd.ErrLost) || errors.Is(err, ssd.ErrDamaged) {
+		return &exitError{exitRefused, err}
+	}
 	if err != nil {
-		return otherKind(dir, "cs.json", "mds", inUse(err))
+		return otherKind(o.Dir, "cs.json", "mds", inUse(err))
 	}
 	if alone {
 		limitHeap(cs.HeapLimit(s.Memory()))

@@ -68,6 +68,8 @@ type serverJSON struct {
 	Memory    uint64 `json:"memory_bytes"`
 	Resident  uint64 `json:"resident_bytes"`
 	DataPath  string `json:"data_path,omitempty"`
+
+	Journal *msg.SSDJournal `json:"journal,omitempty"` // the write journal on an SSD
 }
 
 type sessionJSON struct {
@@ -101,7 +103,7 @@ func newStatusJSON(st *msg.StatusReply) *statusJSON {
 	}
 	for _, c := range st.Servers {
 		s.Servers = append(s.Servers, serverJSON{c.Server, c.Addr, c.Host, c.Tier, c.State, c.Total, c.Free, c.Chunks, c.HeardMs, c.LatencyUs,
-			c.Memory, c.Resident, c.DataPath})
+			c.Memory, c.Resident, c.DataPath, c.Journal})
 	}
 	for _, c := range st.Sessions {
 		s.Sessions = append(s.Sessions, &sessionJSON{c.Session, c.Host, c.Mount, c.Files, c.RenewedMs, c.Connected})
@@ -268,6 +270,32 @@ func (a *app) printServers(s *statusJSON) error {
 		rows = append(rows, []string{id.ServerID(c.ID).String(), c.Addr, stateWords(c.State), c.Host, strconv.FormatUint(uint64(c.Tier), 10),
 			strconv.FormatUint(c.Chunks, 10), a.size(c.Free), a.size(c.Total), a.memoryWords(c), cmp.Or(c.DataPath, "-"), heard})
 	}
+	if err := a.table(rows); err != nil {
+		return err
+	}
+	return a.printJournals(s.Servers)
+}
+
+// printJournals prints the table of write journals, if there are any.
+func (a *app) printJournals(servers []serverJSON) error {
+	rows := [][]string{{"JOURNAL OF", "SIZE", "USED", "ONLY THERE", "DESTAGES", "WRITTEN", "READ", "PAST IT", "STATE"}}
+	for _, c := range servers {
+		j := c.Journal
+		if j == nil || j.Size == 0 {
+			continue
+		}
+		state := "ok"
+		if j.Full {
+			state = "its disk is full"
+		}
+		const page = 4096
+		rows = append(rows, []string{id.ServerID(c.ID).String(), a.size(j.Size), fmt.Sprintf("%d%%", j.Used*100/j.Size), a.size(j.Dirty),
+			a.size(j.DestageRate) + "/s", a.size(j.Journaled * page), a.size(j.Hits * page), a.size((j.Bypassed + j.Overflowed) * page), state})
+	}
+	if len(rows) == 1 {
+		return nil
+	}
+	fmt.Fprintln(a.out)
 	return a.table(rows)
 }
 

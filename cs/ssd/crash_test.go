@@ -234,7 +234,11 @@ func crashStep(rng *rand.Rand, b *bench, f *crashFile, lives *uint64, fatal func
 		*lives++
 		h, err := b.fs.Open(f.name+".new", disk.ReadWrite|disk.Create)
 		if err == nil {
-			if err = h.Truncate(crashPages * pageSize); err == nil {
+			err = h.Truncate(0) // a crash may have taken back an earlier rename
+			if err == nil {
+				err = h.Truncate(crashPages * pageSize)
+			}
+			if err == nil {
 				err = h.Sync()
 			}
 			err = errors.Join(err, h.Close())

@@ -41,6 +41,11 @@ const (
 	fullRetry = time.Second
 )
 
+// journalError is one of the journal's disk, not of the slow one.
+type journalError struct{ cause error }
+
+func (e *journalError) Error() string { return e.cause.Error() }
+
 // page is one to destage: the block of the ring that has its newest version.
 type page struct {
 	life  *life
@@ -143,8 +148,13 @@ func (d *destager) step() time.Duration {
 		d.full(err)
 		return fullRetry
 	case err != nil:
-		_ = r.fail("destage", err) // it is logged by whom fail calls
-		return 0
+		var j *journalError
+		if errors.As(err, &j) {
+			_ = r.fail("destage", err)
+		} else {
+			_ = r.failSlow("destage", err)
+		}
+		return 0 // it was logged
 	}
 	d.full(nil)
 	f.pace.freed(freed, took)
@@ -411,11 +421,11 @@ func (d *destager) writeRun(f disk.File, run []page) error {
 		}
 		part := b[i*pageSize : j*pageSize]
 		if _, err := r.f.ReadAt(part, ringOffset+int64(run[i].block)*pageSize); err != nil {
-			return fmt.Errorf("read %s: %w", name, err)
+			return &journalError{fmt.Errorf("read %s: %w", name, err)}
 		}
 		for k, w := range run[i:j] {
 			if got := chunk.Sum(part[k*pageSize : (k+1)*pageSize]); got != w.sum {
-				return fmt.Errorf("%s: offset %d: checksum want %08x, got %08x: %w", name, ringOffset+int64(w.block)*pageSize, w.sum, got, ErrDamaged)
+				return &journalError{fmt.Errorf("%s: offset %d: checksum want %08x, got %08x: %w", name, ringOffset+int64(w.block)*pageSize, w.sum, got, ErrDamaged)}
 			}
 		}
 		i = j

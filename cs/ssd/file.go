@@ -95,7 +95,7 @@ func (h *handle) Sync() error {
 	}
 	h.fs.stats.slowSyncs.Add(1)
 	if err := h.slow.Sync(); err != nil {
-		return h.fs.ring.fail("sync of the slow disk: "+h.path, err)
+		return h.fs.ring.failSlow("sync "+h.path, err)
 	}
 	raise(&f.synced, direct)
 	return nil

@@ -111,7 +111,7 @@ func (f *FS) path(rel string) string { return filepath.Join(f.o.Root, rel) }
 // newLife returns the next life of a path.
 func (f *FS) newLife(rel string) (*life, error) {
 	if err := f.settled(f.path(rel)); err != nil {
-		return nil, f.ring.fail("sync of a directory of the slow disk", err)
+		return nil, f.ring.failSlow("sync the directory of "+rel, err)
 	}
 	f.filesMu.Lock()
 	f.lastID++
@@ -459,6 +459,17 @@ func (f *FS) Space(path string) (disk.Space, error) {
 
 // Lock implements disk.FS.
 func (f *FS) Lock(path string) (func() error, error) { return f.slow.Lock(path) }
+
+// Err returns why the FS is out of service, or nil.
+func (f *FS) Err() error { return f.ring.err() }
+
+// Abandon ends destaging and leaves everything else as it is, as the end of the process would. It is for tests.
+func (f *FS) Abandon() {
+	if !f.closed.Swap(true) {
+		close(f.stop)
+		f.work.Wait()
+	}
+}
 
 // Close waits for destaging to pause and closes the journal. What is in it stays there for the next Open.
 func (f *FS) Close() error {

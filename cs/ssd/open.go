@@ -45,7 +45,7 @@ func build(o Options, replace bool) error {
 	case err == nil && h.journal == o.Journal && h.server == o.Server && h.cluster == o.Cluster:
 		return nil
 	case err == nil && (h.server != o.Server || !replace):
-		return fmt.Errorf("%s is the journal %v of the server %v already: give each server a directory of its own: %w", path, h.journal, h.server, fserr.Exist)
+		return fmt.Errorf("%s is the journal of another server (%v) already: give each server a directory of its own: %w", path, h.server, fserr.Exist)
 	case errors.Is(err, errInvalid):
 		return fmt.Errorf("%s is there already and cannot be read (%w): move it away, or give another directory: %w", path, err, fserr.Exist)
 	case err != nil && !errors.Is(err, fs.ErrNotExist):

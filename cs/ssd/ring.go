@@ -71,9 +71,18 @@ func (r *ring) err() error {
 	return nil
 }
 
-// fail takes the FS out of service. What was acknowledged may be in the journal only, so nothing may go on without it.
+// fail takes the FS out of service since its journal failed. What was acknowledged may be there only, so nothing may go on without it. The
+// error does not wrap the cause, so that nobody takes the slow disk for the one that failed.
 func (r *ring) fail(what string, cause error) error {
-	err := fmt.Errorf("write journal out of service: %s: %w: %w", what, fserr.IO, cause)
+	return r.stop(fmt.Errorf("write journal out of service: %s: %w: %v", what, fserr.IO, cause))
+}
+
+// failSlow takes the FS out of service since the slow disk failed.
+func (r *ring) failSlow(what string, cause error) error {
+	return r.stop(fmt.Errorf("write journal out of service: the disk that it is for failed: %s: %w: %w", what, fserr.IO, cause))
+}
+
+func (r *ring) stop(err error) error {
 	if r.failed.CompareAndSwap(nil, &err) {
 		r.mu.Lock()
 		r.free()
