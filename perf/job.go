@@ -2,6 +2,7 @@ package perf
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -35,7 +36,8 @@ type job struct {
 	pool   pool
 	run    uint64
 	blocks int64
-	every  time.Duration // between operations in open loop; 0 in closed loop
+	arrive *arrivals     // in open loop; nil in closed loop
+	placer placer        // of random patterns
 	until  time.Duration // no operation is due at or after it; 0: no limit
 
 	mu     sync.Mutex // guards what follows
@@ -54,18 +56,13 @@ func newJob(o *Options, n int, f *file, p pool, run uint64) *job {
 		rng: rand.New(rand.NewPCG(o.Seed, uint64(n))),
 	}
 	if o.Rate > 0 {
-		j.every = time.Duration(float64(time.Second) * float64(o.Jobs) / o.Rate)
-		j.every = max(j.every, 1)
+		j.arrive = newArrivals(o, n)
 	}
+	j.placer, _ = o.Dist.parse(j.blocks, o.Seed+uint64(n)) // Validate has parsed it
 	if o.Verify {
 		j.state = &state{blocks: make([]span, j.blocks), busy: map[int64]struct{}{}}
 	}
 	return j
-}
-
-// due returns when operation k is due in open loop. The jobs take turns.
-func (j *job) due(k int64) time.Duration {
-	return time.Duration(k)*j.every + j.every*time.Duration(j.n)/time.Duration(j.o.Jobs)
 }
 
 // next returns the next operation, false if there is none left. Each must be given back to done.
@@ -80,10 +77,11 @@ func (j *job) next() (op, bool) {
 		return op{}, false
 	}
 	var o op
-	if j.every > 0 {
-		if o.due = max(j.due(j.given), 1); j.until > 0 && o.due >= j.until {
+	if j.arrive != nil {
+		if o.due = j.arrive.due; j.until > 0 && o.due >= j.until {
 			return op{}, false
 		}
+		j.arrive.next()
 	}
 	j.given++
 	if j.o.RW.writes() && (j.o.RW != RandRW || j.rng.IntN(100) >= j.o.ReadPercent) {
@@ -103,7 +101,7 @@ func (j *job) next() (op, bool) {
 func (j *job) place() int64 {
 	b := j.cursor
 	if j.o.RW.random() {
-		b = j.rng.Int64N(j.blocks)
+		b = j.placer.place(j.rng)
 	}
 	for !j.state.take(b) {
 		b = (b + 1) % j.blocks
@@ -138,14 +136,16 @@ func (j *job) done(o op, err error) {
 func (j *job) missed(at time.Duration) int64 {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.every == 0 || at <= j.due(0) {
+	if j.arrive == nil {
 		return 0
 	}
-	due := int64((at-j.due(0)-1)/j.every) + 1
-	if j.until == 0 {
-		due = min(due, j.blocks)
+	left := int64(math.MaxInt64)
+	if j.until > 0 {
+		at = min(at, j.until)
+	} else {
+		left = j.blocks - j.given
 	}
-	return max(0, due-j.given)
+	return j.arrive.before(at, left)
 }
 
 // prepare makes p what the operation writes.

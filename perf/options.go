@@ -69,6 +69,10 @@ type Options struct {
 	Duration time.Duration `json:"duration_ns"`
 	// Rate is the operations a second of all jobs together (open loop); 0: each starts when one before it ends (closed loop).
 	Rate float64 `json:"rate,omitempty"`
+	// Arrival says how operations of an open loop come; default Fixed.
+	Arrival Arrival `json:"arrival,omitempty"`
+	// Dist says which blocks a random pattern chooses how often; default Uniform.
+	Dist Dist `json:"dist,omitempty"`
 	// FsyncEvery adds an fdatasync after as many writes of a job; 0: none. It is not counted in Rate.
 	FsyncEvery int    `json:"fsync_every,omitempty"`
 	Verify     bool   `json:"verify,omitempty"`
@@ -98,6 +102,12 @@ func (o *Options) setDefaults() {
 	}
 	if o.Size == 0 {
 		o.Size = max(64<<20, o.BlockSize)
+	}
+	if o.RW.random() && o.Dist == "" {
+		o.Dist = Uniform
+	}
+	if o.Rate > 0 && o.Arrival == "" {
+		o.Arrival = Fixed
 	}
 	if o.RW == RandRW {
 		set(&o.ReadPercent, 50)
@@ -141,6 +151,12 @@ func (o Options) Validate() error {
 	check(o.Size >= o.BlockSize && o.Size <= math.MaxInt64/maxJobs, "size %d: want at least a block", o.Size)
 	check(o.Duration >= 0 && o.Duration <= maxDuration, "duration %v: want 0 to %v", o.Duration, maxDuration)
 	check(o.Rate >= 0 && o.Rate <= maxRate, "rate %v: want 0 to %v", o.Rate, maxRate)
+	check(slices.Contains([]Arrival{"", Fixed, Poisson}, o.Arrival), "arrival %q: want fixed or poisson", o.Arrival)
+	check(o.Arrival == "" || o.Rate > 0, "arrival %s: operations arrive only where a rate is given", o.Arrival)
+	if _, err := o.Dist.parse(1, 0); err != nil {
+		faults = append(faults, err)
+	}
+	check(o.Dist == "" || o.RW.random(), "distribution %s: pattern %s goes in order", o.Dist, o.RW)
 	check(o.FsyncEvery >= 0, "fsync every %d writes: want 0 or more", o.FsyncEvery)
 	if o.Verify {
 		blocks := o.Size / o.BlockSize

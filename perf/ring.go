@@ -53,7 +53,7 @@ func newRingWorker(l *load, j *job, r *recorder) (*ringWorker, error) {
 		w.slots[i].p = disk.AlignedBuffer(int(l.o.BlockSize))
 		w.free = append(w.free, i)
 	}
-	if j.every > 0 {
+	if j.arrive != nil {
 		if w.timer, err = unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_CLOEXEC); err != nil {
 			return nil, errors.Join(err, ring.Close())
 		}

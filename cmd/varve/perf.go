@@ -49,6 +49,9 @@ func (a *app) perfRunCommand() *cobra.Command {
 	fl.IntVar(&o.Jobs, "jobs", 2, "jobs")
 	fl.StringVar(&f.size, "size", "2g", "bytes that each job works on")
 	fl.Float64Var(&o.Rate, "rate", 0, "operations a second of all jobs, whether or not the target keeps up (open loop); 0: as many as it takes")
+	fl.StringVar((*string)(&o.Arrival), "arrival", "", "with --rate: fixed (evenly, the default) or poisson (at random, as from many independent users)")
+	fl.StringVar((*string)(&o.Dist), "dist", "", "blocks of a random pattern: uniform (the default), zipf:THETA such as zipf:0.99, or hot:BLOCKS:OPERATIONS "+
+		"in percent such as hot:10:90")
 	fl.IntVar(&o.FsyncEvery, "fsync", 0, "fdatasync after as many writes of a job; 0: never")
 	fl.BoolVar(&o.Verify, "verify", false, "write blocks that say what they are, check those that are read, and read all back at the end")
 	fl.BoolVar(&o.Direct, "direct", false, "go past the page cache (O_DIRECT)")
