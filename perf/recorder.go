@@ -23,10 +23,13 @@ const maxErrorKinds = 32
 // recorder keeps what was measured by one worker, or of all of them. It may be used by several goroutines at once; a closed
 // one takes nothing more, so that a worker that hangs in the kernel cannot change a result that was handed out.
 type recorder struct {
+	series *series // where latencies go
+
 	mu      sync.Mutex
 	closed  bool
-	latency [opKinds]*hdrhistogram.Histogram // nil without operations
-	lag     *hdrhistogram.Histogram          // open loop: from due to started
+	latency [opKinds]*hdrhistogram.Histogram // of the operations that ended in the second at
+	at      int
+	lag     *hdrhistogram.Histogram // open loop: from due to started
 	bytes   [opKinds]int64
 	errors  map[errorKind]int64
 	seconds []second
@@ -65,6 +68,10 @@ func (r *recorder) add(x outcome) {
 		return
 	}
 	r.last = max(r.last, x.ended)
+	if now := int(min(x.ended, maxDuration) / time.Second); now > r.at {
+		r.flush()
+		r.at = now
+	}
 	s := r.second(int(x.ended / time.Second))
 	if x.err != nil {
 		s.errors++
@@ -85,6 +92,16 @@ func (r *recorder) add(x outcome) {
 	if x.checked {
 		r.verify.Checked++
 		r.verify.add(x.fault)
+	}
+}
+
+// flush hands the latencies of the second at to the series.
+func (r *recorder) flush() {
+	for k, h := range r.latency {
+		if h != nil && h.TotalCount() > 0 {
+			r.series.add(r.at, opKind(k), h)
+			h.Reset()
+		}
 	}
 }
 
@@ -119,8 +136,8 @@ func (r *recorder) close(sum *recorder) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.closed = true
-	for k, h := range r.latency {
-		merge(&sum.latency[k], h)
+	r.flush()
+	for k := range r.bytes {
 		sum.bytes[k] += r.bytes[k]
 	}
 	merge(&sum.lag, r.lag)

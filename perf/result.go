@@ -30,6 +30,8 @@ type Result struct {
 	Errors   []ErrorCount  `json:"errors,omitempty"`
 	Verify   *VerifyResult `json:"verify,omitempty"`
 	Series   []Second      `json:"series"`
+
+	latencies *series
 }
 
 // Operations is what operations of one kind did.
@@ -66,30 +68,38 @@ type Second struct {
 	Fsyncs  int64         `json:"fsyncs,omitempty"`
 	Errors  int64         `json:"errors,omitempty"`
 	Bytes   int64         `json:"bytes"`
+	P50     time.Duration `json:"p50_ns,omitempty"` // of reads and writes
+	P99     time.Duration `json:"p99_ns,omitempty"`
 	Slowest time.Duration `json:"slowest_ns"`
 }
 
 func newResult(o *Options, start time.Time, elapsed time.Duration, sum *recorder) *Result {
 	res := &Result{Options: *o, Started: start.Round(0), Elapsed: elapsed}
 	var all *hdrhistogram.Histogram
-	merge(&all, sum.latency[opRead])
-	merge(&all, sum.latency[opWrite])
+	total := &sum.series.total
+	merge(&all, total[opRead])
+	merge(&all, total[opWrite])
 	if ops := operations(all, sum.bytes[opRead]+sum.bytes[opWrite], elapsed); ops != nil {
 		res.Total = *ops
 	}
-	res.Read = operations(sum.latency[opRead], sum.bytes[opRead], elapsed)
-	res.Write = operations(sum.latency[opWrite], sum.bytes[opWrite], elapsed)
-	res.Fsync = operations(sum.latency[opSync], 0, elapsed)
+	res.Read = operations(total[opRead], sum.bytes[opRead], elapsed)
+	res.Write = operations(total[opWrite], sum.bytes[opWrite], elapsed)
+	res.Fsync = operations(total[opSync], 0, elapsed)
 	if sum.lag != nil {
 		lag := latencyOf(sum.lag)
 		res.StartLag = &lag
 	}
 	for i, s := range sum.seconds {
-		res.Series = append(res.Series, Second{
+		x := Second{
 			Second: i, Reads: s.ops[opRead], Writes: s.ops[opWrite], Fsyncs: s.ops[opSync],
 			Errors: s.errors, Bytes: s.bytes, Slowest: s.slow,
-		})
+		}
+		if h := sum.series.work(i); h != nil {
+			x.P50, x.P99 = time.Duration(h.ValueAtPercentile(50)), time.Duration(h.ValueAtPercentile(99))
+		}
+		res.Series = append(res.Series, x)
 	}
+	res.latencies = sum.series
 	res.setErrors(sum)
 	return res
 }

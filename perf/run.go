@@ -25,7 +25,10 @@ const cancelled = "cancelled"
 //
 // Operations that hang in the kernel cannot be ended from here. Run gives up on them after a while, says so in Result.Stuck,
 // and leaves their goroutines and descriptors behind.
-func Run(ctx context.Context, o Options) (*Result, error) {
+func Run(ctx context.Context, o Options) (*Result, error) { return RunWith(ctx, o, nil) }
+
+// RunWith is Run, and tells progress, unless it is nil, every second of the load what happened in it.
+func RunWith(ctx context.Context, o Options, progress func(Progress)) (*Result, error) {
 	if err := o.Validate(); err != nil {
 		return nil, fmt.Errorf("options: %w", err)
 	}
@@ -58,7 +61,7 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 	if err := layOutAll(ctx, &o, jobs); err != nil {
 		return nil, errors.Join(err, closeAll())
 	}
-	res, stuck := measure(ctx, &o, jobs)
+	res, stuck := measure(ctx, &o, jobs, progress)
 	if stuck {
 		return res, nil // closing would let what hangs write to files opened later
 	}
@@ -95,14 +98,15 @@ func layOutAll(ctx context.Context, o *Options, jobs []*job) error {
 }
 
 // measure runs the load and returns what it measured, and whether operations are stuck.
-func measure(ctx context.Context, o *Options, jobs []*job) (*Result, bool) {
+func measure(ctx context.Context, o *Options, jobs []*job, progress func(Progress)) (*Result, bool) {
 	runCtx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	l := &load{o: o, ctx: runCtx, stop: stop, grace: graceTime, start: time.Now()}
 	var workers sync.WaitGroup
 	var recorders []*recorder
+	latencies := new(series)
 	worker := func(j *job, do func(*job, *recorder)) {
-		r := &recorder{}
+		r := &recorder{series: latencies}
 		recorders = append(recorders, r)
 		workers.Go(func() { do(j, r) })
 	}
@@ -119,10 +123,17 @@ func measure(ctx context.Context, o *Options, jobs []*job) (*Result, bool) {
 			worker(j, l.syncWorker)
 		}
 	}
+	ended := make(chan struct{})
+	var reporter sync.WaitGroup
+	if progress != nil {
+		reporter.Go(func() { l.report(recorders, latencies, ended, progress) })
+	}
 	stuck := !l.wait(&workers)
+	close(ended)
+	reporter.Wait()
 	elapsed := l.now()
 
-	sum := &recorder{}
+	sum := &recorder{series: latencies}
 	for _, r := range recorders {
 		r.close(sum)
 	}

@@ -229,7 +229,7 @@ func TestReadBackFinds(t *testing.T) {
 	put(7, buffer[8*4096:9*4096])
 	put(9, []byte("rot"))
 
-	r := &recorder{}
+	r := &recorder{series: new(series)}
 	if how := readBack(t.Context(), o, []*job{j}, r); how != "done" {
 		t.Error(how)
 	}
@@ -245,7 +245,7 @@ func TestReadBackFinds(t *testing.T) {
 	if err := unix.Ftruncate(f.fd, 60<<10); err != nil { // the last block cannot be read
 		t.Fatal(err)
 	}
-	r = &recorder{}
+	r = &recorder{series: new(series)}
 	readBack(t.Context(), o, []*job{j}, r)
 	if r.verify.Checked != 15 || len(r.errors) != 1 {
 		t.Errorf("checked %d, %v", r.verify.Checked, r.errors)
@@ -263,7 +263,7 @@ func TestStuck(t *testing.T) {
 	if l.wait(&hung) {
 		t.Error("waited for what never ends")
 	}
-	r, sum := &recorder{}, &recorder{}
+	r, sum := &recorder{series: new(series)}, &recorder{}
 	r.close(sum)
 	r.add(outcome{op: op{kind: opRead}, ended: 1}) // ends after all
 	if r.latency[opRead] != nil {
@@ -313,7 +313,7 @@ func TestAllocs(t *testing.T) {
 	o := &Options{RW: RandRW}
 	o.setDefaults()
 	l := &load{o: o, ctx: t.Context(), start: time.Now()}
-	j, r := newJob(o, 0, &file{fd: -1}, newPool(1), 1), &recorder{}
+	j, r := newJob(o, 0, &file{fd: -1}, newPool(1), 1), &recorder{series: new(series)}
 	j.until = time.Hour
 	p := make([]byte, 4096)
 	once := func() {

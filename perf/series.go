@@ -1,0 +1,133 @@
+package perf
+
+import (
+	"sync"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+)
+
+// series keeps the latencies of a run, in all and of each second. Workers merge what they did in a second when they end the next
+// operation, or end themselves.
+type series struct {
+	mu    sync.Mutex
+	total [opKinds]*hdrhistogram.Histogram // nil without operations
+	at    []moment                         // by the second
+}
+
+// moment is the latencies of one second: open while it is recent, packed when it is over, since a histogram takes 37 KiB and packed
+// a few hundred bytes.
+type moment struct {
+	open   [opKinds]*hdrhistogram.Histogram
+	packed [opKinds][]byte
+}
+
+// openMoments is how many seconds stay open.
+const openMoments = 4
+
+// add merges what one worker measured in one second.
+func (s *series) add(second int, kind opKind, h *hdrhistogram.Histogram) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	merge(&s.total[kind], h)
+	for len(s.at) <= second {
+		s.at = append(s.at, moment{})
+		if old := len(s.at) - 1 - openMoments; old >= 0 {
+			s.at[old].pack()
+		}
+	}
+	m := &s.at[second]
+	if m.open[kind] == nil {
+		m.open[kind] = m.unpacked(kind)
+	}
+	merge(&m.open[kind], h)
+	if second < len(s.at)-openMoments {
+		m.pack()
+	}
+}
+
+func (m *moment) pack() {
+	for k, h := range m.open {
+		if h == nil {
+			continue
+		}
+		b, err := h.Encode(hdrhistogram.V2CompressedEncodingCookieBase)
+		if err != nil {
+			continue // it stays open
+		}
+		m.packed[k], m.open[k] = b, nil
+	}
+}
+
+// unpacked returns a histogram that the caller may keep and change, nil if there are no operations.
+func (m *moment) unpacked(kind opKind) *hdrhistogram.Histogram {
+	if h := m.open[kind]; h != nil {
+		return h.Clone()
+	}
+	if m.packed[kind] == nil {
+		return nil
+	}
+	h, err := hdrhistogram.Decode(m.packed[kind])
+	if err != nil {
+		return nil // not of bytes that pack made
+	}
+	return h
+}
+
+// second returns the latencies of one kind in one second, nil if there are none.
+func (s *series) second(i int, kind opKind) *hdrhistogram.Histogram {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if i >= len(s.at) {
+		return nil
+	}
+	return s.at[i].unpacked(kind)
+}
+
+// work returns the latencies of reads and writes in one second, nil if there are none.
+func (s *series) work(i int) *hdrhistogram.Histogram {
+	h := s.second(i, opRead)
+	merge(&h, s.second(i, opWrite))
+	return h
+}
+
+// Progress is what happened in one second of a run that goes on.
+type Progress struct {
+	Elapsed time.Duration // since the start of the load, whole seconds
+	IOPS    int64         // reads and writes that ended in the last second
+	Bytes   int64
+	P50     time.Duration
+	P99     time.Duration
+	Errors  int64 // since the start
+}
+
+// report tells progress every second until done is closed.
+func (l *load) report(recorders []*recorder, s *series, done <-chan struct{}, progress func(Progress)) {
+	const delay = 100 * time.Millisecond // by when what the workers did has been merged, if they do anything
+	for n := 1; ; n++ {
+		timer := time.NewTimer(time.Duration(n)*time.Second + delay - l.now())
+		select {
+		case <-done:
+			timer.Stop()
+			return
+		case <-timer.C:
+		}
+		p := Progress{Elapsed: time.Duration(n) * time.Second}
+		for _, r := range recorders {
+			r.mu.Lock()
+			if n-1 < len(r.seconds) {
+				x := r.seconds[n-1]
+				p.IOPS += x.ops[opRead] + x.ops[opWrite]
+				p.Bytes += x.bytes
+			}
+			for _, c := range r.errors {
+				p.Errors += c
+			}
+			r.mu.Unlock()
+		}
+		if h := s.work(n - 1); h != nil {
+			p.P50, p.P99 = time.Duration(h.ValueAtPercentile(50)), time.Duration(h.ValueAtPercentile(99))
+		}
+		progress(p)
+	}
+}
