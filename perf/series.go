@@ -1,10 +1,12 @@
 package perf
 
 import (
+	"fmt"
 	"sync"
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
+	"github.com/dustin/go-humanize"
 )
 
 // series keeps the latencies of a run, in all and of each second. Workers merge what they did in a second when they end the next
@@ -130,4 +132,17 @@ func (l *load) report(recorders []*recorder, s *series, done <-chan struct{}, pr
 		}
 		progress(p)
 	}
+}
+
+// String is a line for people.
+func (p Progress) String() string {
+	errors := ""
+	if p.Errors > 0 {
+		errors = fmt.Sprintf(", %s errors so far", humanize.Comma(p.Errors))
+	}
+	if p.IOPS == 0 {
+		return "nothing ended in the last second" + errors
+	}
+	return fmt.Sprintf("%s IOPS, %s MiB/s, p50 %s, p99 %s%s", humanize.Comma(p.IOPS), humanize.FtoaWithDigits(float64(p.Bytes)/(1<<20), 1),
+		short(p.P50), short(p.P99), errors)
 }

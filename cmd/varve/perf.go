@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -22,7 +21,7 @@ type perfFlags struct {
 	engine  string
 	bs      string
 	size    string
-	outFile string
+	outDir  string
 }
 
 func (a *app) perfCommand() *cobra.Command {
@@ -57,7 +56,7 @@ func (a *app) perfRunCommand() *cobra.Command {
 	fl.BoolVar(&o.Direct, "direct", false, "go past the page cache (O_DIRECT)")
 	fl.StringVar(&f.engine, "engine", string(perf.Auto), "auto, sync or uring")
 	fl.Uint64Var(&o.Seed, "seed", 0, "of the random order")
-	fl.StringVar(&f.outFile, "out", "", "also write the result to this file, as JSON")
+	fl.StringVar(&f.outDir, "out", "", "also write the result to this directory: text, JSON, CSV, HdrHistogram log; see perf report")
 	return cmd
 }
 
@@ -85,21 +84,19 @@ func (a *app) perfRun(cmd *cobra.Command, f *perfFlags) error {
 	if err != nil {
 		return usagef("%w", err)
 	}
-	var out *os.File // opened before the run, which would be in vain
-	if f.outFile != "" {
-		if out, err = os.Create(f.outFile); err != nil {
+	if f.outDir != "" {
+		if err := os.MkdirAll(f.outDir, 0o755); err != nil { // before the run, which would be in vain
 			return err
 		}
-		defer out.Close()
 	}
-	res, err := perf.Run(cmd.Context(), o)
+	progress, done := a.perfProgress(o.Duration)
+	res, err := perf.RunWith(cmd.Context(), o, progress)
+	done()
 	if err != nil {
 		return err
 	}
-	if out != nil {
-		enc := json.NewEncoder(out)
-		enc.SetIndent("", "  ")
-		if err := errors.Join(enc.Encode(res), out.Close()); err != nil {
+	if f.outDir != "" {
+		if err := res.WriteDir(f.outDir); err != nil {
 			return err
 		}
 	}
@@ -136,4 +133,19 @@ func parseBytes(flag, s string) (int64, error) {
 		return 0, fmt.Errorf("%s %q: want a number of bytes such as 4096, 4k or 2g", flag, s)
 	}
 	return n << shift, nil
+}
+
+// perfProgress shows what a run measures while it goes on, if standard error is a terminal. Call done when it is over.
+func (a *app) perfProgress(total time.Duration) (progress func(perf.Progress), done func()) {
+	f, ok := a.err.(*os.File)
+	if !ok || !isTerminal(f) {
+		return nil, func() {}
+	}
+	of := ""
+	if total > 0 {
+		of = " of " + total.String()
+	}
+	const clear = "\r\x1b[K"
+	progress = func(p perf.Progress) { fmt.Fprintf(f, "%s%v%s: %v", clear, p.Elapsed, of, p) }
+	return progress, func() { fmt.Fprint(f, clear) }
 }
