@@ -16,12 +16,12 @@ import (
 
 // perfFlags are the flags of perf run that are not an option of the load as they stand.
 type perfFlags struct {
-	o       perf.Options
-	rw      string
-	engine  string
-	bs      string
-	size    string
-	outDir  string
+	o      perf.Options
+	rw     string
+	engine string
+	bs     string
+	size   string
+	outDir string
 }
 
 func (a *app) perfCommand() *cobra.Command {
