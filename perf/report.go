@@ -43,6 +43,7 @@ func (res *Result) WriteText(w io.Writer) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
+	res.writeCPU(&b)
 	res.writeFaults(&b)
 	_, err := io.WriteString(w, b.String())
 	return err

@@ -30,6 +30,8 @@ type Result struct {
 	Errors   []ErrorCount  `json:"errors,omitempty"`
 	Verify   *VerifyResult `json:"verify,omitempty"`
 	Series   []Second      `json:"series"`
+	// CPU is what the generator and the storage daemons on this host used, as far as they can be seen.
+	CPU []ProcessCPU `json:"cpu,omitempty"`
 
 	latencies *series
 }

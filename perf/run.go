@@ -123,6 +123,7 @@ func measure(ctx context.Context, o *Options, jobs []*job, progress func(Progres
 			worker(j, l.syncWorker)
 		}
 	}
+	cpu := readCPU()
 	ended := make(chan struct{})
 	var reporter sync.WaitGroup
 	if progress != nil {
@@ -138,6 +139,7 @@ func measure(ctx context.Context, o *Options, jobs []*job, progress func(Progres
 		r.close(sum)
 	}
 	res := newResult(o, l.start, elapsed, sum)
+	res.CPU = readCPU().since(cpu, res.Total.Count)
 	if stuck {
 		res.Stuck = l.busy.Load()
 	}
