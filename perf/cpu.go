@@ -109,7 +109,7 @@ func (res *Result) writeCPU(b *strings.Builder) {
 			fmt.Fprintf(b, ", %d more", len(res.CPU)-i)
 			break
 		}
-		fmt.Fprintf(b, "%s %s %.2f; %s", map[bool]string{true: "", false: ","}[i == 0], p.Name, p.CPU.Seconds()/res.Elapsed.Seconds(), short(p.PerOp))
+		fmt.Fprintf(b, "%s %s %.2f; %s", map[bool]string{true: "", false: ","}[i == 0], p.Name, p.CPU.Seconds()/res.Elapsed.Seconds(), ShortDuration(p.PerOp))
 	}
 	b.WriteString("\n")
 }

@@ -14,13 +14,7 @@ import (
 // WriteText prints the result for people.
 func (res *Result) WriteText(w io.Writer) error {
 	var b strings.Builder
-	o := &res.Options
-	fmt.Fprintf(&b, "%s%s on %s: blocks of %s, depth %d, %s of %s, engine %s", o.RW, o.mix(), o.Target,
-		humanize.IBytes(uint64(o.BlockSize)), o.QD, o.jobs(), humanize.IBytes(uint64(o.Size)), o.Engine)
-	if o.Rate > 0 {
-		fmt.Fprintf(&b, ", %s operations a second", humanize.Comma(int64(o.Rate)))
-	}
-	fmt.Fprintf(&b, "; ran %s\n", res.Elapsed.Round(time.Millisecond))
+	fmt.Fprintf(&b, "%s; ran %s\n", res.Options.Describe(), res.Elapsed.Round(time.Millisecond))
 	if res.Stopped != "" {
 		fmt.Fprintf(&b, "ended early: %s\n", res.Stopped)
 	}
@@ -49,6 +43,20 @@ func (res *Result) WriteText(w io.Writer) error {
 	return err
 }
 
+// Describe says in words what the options ask for.
+func (o Options) Describe() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s%s on %s: blocks of %s, depth %d, %s of %s, engine %s", o.RW, o.mix(), o.Target,
+		humanize.IBytes(uint64(o.BlockSize)), o.QD, o.jobs(), humanize.IBytes(uint64(o.Size)), o.Engine)
+	if o.Dist != "" && o.Dist != Uniform {
+		fmt.Fprintf(&b, ", blocks %s", o.Dist)
+	}
+	if o.Rate > 0 {
+		fmt.Fprintf(&b, ", %s operations a second (%s)", humanize.Comma(int64(o.Rate)), o.Arrival)
+	}
+	return b.String()
+}
+
 // mix is the share of reads where there are both.
 func (o *Options) mix() string {
 	if o.RW != RandRW {
@@ -67,13 +75,12 @@ func (o *Options) jobs() string {
 func (l Latency) cells() string {
 	var b strings.Builder
 	for _, d := range []time.Duration{l.Mean, l.P50, l.P90, l.P99, l.P999, l.Max} {
-		b.WriteString(short(d) + "\t")
+		b.WriteString(ShortDuration(d) + "\t")
 	}
 	return b.String()
 }
 
-// short prints a span in three digits.
-func short(d time.Duration) string {
+func ShortDuration(d time.Duration) string {
 	for _, unit := range []struct {
 		d    time.Duration
 		name string

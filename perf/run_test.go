@@ -302,7 +302,7 @@ func TestShort(t *testing.T) {
 	for d, want := range map[time.Duration]string{
 		0: "0ns", 999: "999ns", 1234: "1.23µs", 12345: "12.3µs", 999_900: "1.00ms", 123456789: "123ms", 61 * time.Second: "61.0s",
 	} {
-		if got := short(d); got != want {
+		if got := ShortDuration(d); got != want {
 			t.Errorf("%d: got %s, want %s", d, got, want)
 		}
 	}

@@ -144,5 +144,5 @@ func (p Progress) String() string {
 		return "nothing ended in the last second" + errors
 	}
 	return fmt.Sprintf("%s IOPS, %s MiB/s, p50 %s, p99 %s%s", humanize.Comma(p.IOPS), humanize.FtoaWithDigits(float64(p.Bytes)/(1<<20), 1),
-		short(p.P50), short(p.P99), errors)
+		ShortDuration(p.P50), ShortDuration(p.P99), errors)
 }

@@ -25,7 +25,7 @@ type perfFlags struct {
 }
 
 func (a *app) perfCommand() *cobra.Command {
-	return groupCommand("perf", "Generate load and measure it", a.perfRunCommand())
+	return groupCommand("perf", "Generate load and measure it", a.perfRunCommand(), a.perfReportCommand(), a.perfCompareCommand())
 }
 
 func (a *app) perfRunCommand() *cobra.Command {
