@@ -52,10 +52,13 @@ func Plots(runs []Run) ([]Plot, error) {
 func newPlot(title, x, y string) *plot.Plot {
 	p := plot.New()
 	p.Title.Text, p.X.Label.Text, p.Y.Label.Text = title, x, y
-	p.Title.TextStyle.Font.Size, p.Title.Padding = vg.Points(13), vg.Points(6)
-	for _, s := range []*font.Length{&p.X.Label.TextStyle.Font.Size, &p.Y.Label.TextStyle.Font.Size, &p.Legend.TextStyle.Font.Size} {
-		*s = vg.Points(10)
+	for f, size := range map[*font.Font]vg.Length{
+		&p.Title.TextStyle.Font: 13, &p.Legend.TextStyle.Font: 10, &p.X.Label.TextStyle.Font: 10, &p.Y.Label.TextStyle.Font: 10,
+		&p.X.Tick.Label.Font: 9, &p.Y.Tick.Label.Font: 9,
+	} {
+		f.Variant, f.Size = "Sans", size
 	}
+	p.Title.Padding = vg.Points(6)
 	p.X.Padding, p.Y.Padding = vg.Points(4), vg.Points(4)
 	p.Legend.Top, p.Legend.Padding, p.Legend.ThumbnailWidth = true, vg.Points(2), vg.Points(24)
 	grid := plotter.NewGrid()
@@ -105,7 +108,8 @@ func throughput(runs []Run) (Plot, error) {
 	if !drawn {
 		return Plot{}, nil
 	}
-	p.Y.Max *= 1.15 // room for the legend
+	p.Y.Max *= 1.1 + 0.05*float64(len(runs)) // room for the legend
+	secondsAxis(p)
 	p.Y.Tick.Marker = siTicks{}
 	return Plot{"throughput", p.Title.Text, p}, nil
 }
@@ -138,7 +142,11 @@ func latency(runs []Run) (Plot, error) {
 	if !drawn {
 		return Plot{}, nil
 	}
+	secondsAxis(p)
 	timeAxis(p)
+	if len(runs) > 1 {
+		p.Y.Max *= 10 // room for the legend
+	}
 	return Plot{"latency", p.Title.Text, p}, nil
 }
 
@@ -175,6 +183,28 @@ func timeAxis(p *plot.Plot) {
 	p.Y.Scale, p.Y.Tick.Marker = plot.LogScale{}, timeTicks{}
 	p.Y.Min = math.Pow(10, math.Floor(math.Log10(p.Y.Min)))
 	p.Y.Max = math.Pow(10, math.Ceil(math.Log10(p.Y.Max*1.3)))
+}
+
+// secondsAxis makes the horizontal axis one of whole seconds.
+func secondsAxis(p *plot.Plot) {
+	p.X.Min, p.X.Max = 0, math.Ceil(p.X.Max)
+	p.X.Tick.Marker = secondTicks{}
+}
+
+// secondTicks are some ten whole seconds.
+type secondTicks struct{}
+
+func (secondTicks) Ticks(low, high float64) (ticks []plot.Tick) {
+	step := math.Pow(10, math.Floor(math.Log10(max(high-low, 10)/10)))
+	for _, k := range []float64{2, 2.5, 2} { // 2, 5, 10 times
+		if (high-low)/step > 12 {
+			step *= k
+		}
+	}
+	for v := math.Ceil(low/step) * step; v <= high; v += step {
+		ticks = append(ticks, plot.Tick{Value: v, Label: fmt.Sprintf("%g", v)})
+	}
+	return ticks
 }
 
 // siTicks are 10k, 2M and so on.
