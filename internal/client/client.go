@@ -142,6 +142,10 @@ func (c *Client) Close() error {
 	c.mu.Unlock()
 	c.wg.Wait()
 	c.disk.close()
+	if st := c.LocalStats(); st.Reads > 0 {
+		c.log.Info("was read from servers on this host without the network", "reads", st.Reads, "bytes", st.Bytes, "changing", st.Changing,
+			"lapsed", st.Lapsed, "revoked", st.Revoked, "damaged", st.Damaged, "failed", st.Failed)
+	}
 	if err != nil {
 		return fmt.Errorf("close session: %w", err)
 	}

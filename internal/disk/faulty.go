@@ -372,7 +372,7 @@ func (d *Faulty) ReadDir(path string) ([]fs.DirEntry, error) {
 	}
 	var all []fs.DirEntry
 	for _, name := range d.children(path) {
-		all = append(all, fs.FileInfoToDirEntry(faultyInfo{name, d.live[filepath.Join(path, name)]}))
+		all = append(all, fs.FileInfoToDirEntry(d.live[filepath.Join(path, name)].info(name)))
 	}
 	return all, nil
 }
@@ -389,7 +389,7 @@ func (d *Faulty) Stat(path string) (fs.FileInfo, error) {
 	if n == nil {
 		return nil, &fs.PathError{Op: "stat", Path: path, Err: fs.ErrNotExist}
 	}
-	return faultyInfo{filepath.Base(path), n}, nil
+	return n.info(filepath.Base(path)), nil
 }
 
 // SyncDir implements FS.
@@ -445,22 +445,29 @@ func (d *Faulty) Lock(path string) (func() error, error) {
 	}, nil
 }
 
+// faultyInfo is what a file was when it was asked about.
 type faultyInfo struct {
-	name string
-	n    *node
+	name            string
+	dir             bool
+	size, allocated int64
+}
+
+// info describes a node. Preconditions: d.mu is held.
+func (n *node) info(name string) faultyInfo {
+	return faultyInfo{name: name, dir: n.dir, size: n.live.size, allocated: int64(len(n.live.pages)) * pageSize}
 }
 
 func (i faultyInfo) Name() string { return i.name }
-func (i faultyInfo) Size() int64  { return i.n.live.size }
+func (i faultyInfo) Size() int64  { return i.size }
 func (i faultyInfo) Mode() fs.FileMode {
-	if i.n.dir {
+	if i.dir {
 		return fs.ModeDir | 0o700
 	}
 	return 0o600
 }
 func (i faultyInfo) ModTime() time.Time { return time.Time{} }
-func (i faultyInfo) IsDir() bool        { return i.n.dir }
-func (i faultyInfo) Sys() any           { return faultySys{int64(len(i.n.live.pages)) * pageSize} }
+func (i faultyInfo) IsDir() bool        { return i.dir }
+func (i faultyInfo) Sys() any           { return faultySys{i.allocated} }
 
 type faultyFile struct {
 	d    *Faulty
