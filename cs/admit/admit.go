@@ -42,6 +42,9 @@ type Options struct {
 	Bytes int64 // their payload
 	// Largest is the most bytes of one request. It must fit beside the reserves.
 	Largest int64
+	// PerFlow is the part of Ops and Bytes, in percent, that one client may use, so that one that does not read its answers cannot hold
+	// all. Default: 50.
+	PerFlow int
 	// Waiting bounds the requests that wait. Default: 16,384.
 	Waiting int
 	// Shares, by class. Default: DefaultShares.
@@ -64,6 +67,7 @@ var DefaultShares = [Classes]Share{
 
 const (
 	defaultWaiting = 16384
+	defaultPerFlow = 50
 	defaultBusyFor = 100 * time.Millisecond
 	// unit is that of virtual time at the highest weight, in bytes: 2^64 of them are more than a server does in its life.
 	unit      = 64
@@ -95,15 +99,22 @@ const (
 func (r *Request) UnderWay() bool { return r.state == underWay }
 
 // Flow is one client. The zero value works; it is used with one Queue.
-type Flow struct{ lanes [Classes]lane }
+type Flow struct {
+	lanes  [Classes]lane
+	used   use
+	parked int // lanes that are not due although they have requests, since the client uses all it may
+}
 
 // lane is the requests of one client and class that wait.
 type lane struct {
 	head, tail *Request
 	start      uint64 // virtual time of its class at which head is due
 	finish     uint64 // at which the one before it was done
-	place      int    // in class.due, while head is set
+	place      int    // in class.due, while head is set; parked if it is not there
 }
+
+// parked is the place of a lane whose client uses all it may.
+const parked = -1
 
 // use is what requests hold.
 type use struct {
@@ -135,6 +146,7 @@ type class struct {
 type Queue struct {
 	o       Options
 	shared  use // the budget without the reserves
+	perFlow use
 	classes [Classes]class
 	virtual uint64
 	waiting int
@@ -147,6 +159,9 @@ func New(o Options) (*Queue, error) {
 	if o.Waiting == 0 {
 		o.Waiting = defaultWaiting
 	}
+	if o.PerFlow == 0 {
+		o.PerFlow = defaultPerFlow
+	}
 	if o.BusyFor == 0 {
 		o.BusyFor = defaultBusyFor
 	}
@@ -154,6 +169,7 @@ func New(o Options) (*Queue, error) {
 		o.Shares = DefaultShares
 	}
 	q := &Queue{o: o, shared: use{o.Ops, o.Bytes}, active: math.MinInt64 / 2}
+	q.perFlow = use{max(1, o.Ops*o.PerFlow/100), max(o.Largest, o.Bytes*int64(o.PerFlow)/100)}
 	var faults []error
 	for i := Guest; int(i) < Classes; i++ {
 		sh := o.Shares[i]
@@ -170,8 +186,8 @@ func New(o Options) (*Queue, error) {
 		faults = append(faults, fmt.Errorf("admission: of %d requests and %d bytes, %d and %d are not reserved: want at least one request of %d bytes",
 			o.Ops, o.Bytes, q.shared.ops, q.shared.bytes, max(o.Largest, 1)))
 	}
-	if o.Waiting < 0 || o.BusyFor < 0 {
-		faults = append(faults, fmt.Errorf("admission: Waiting %d, BusyFor %v: want nothing negative", o.Waiting, o.BusyFor))
+	if o.Waiting < 0 || o.BusyFor < 0 || o.PerFlow < 0 || o.PerFlow > 100 {
+		faults = append(faults, fmt.Errorf("admission: Waiting %d, BusyFor %v, PerFlow %d %%: want nothing negative, and at most all", o.Waiting, o.BusyFor, o.PerFlow))
 	}
 	return q, errors.Join(faults...)
 }
@@ -193,13 +209,41 @@ func (q *Queue) Ask(r *Request, f *Flow) bool {
 		return true
 	}
 	l.head, l.tail = r, r
-	c := &q.classes[r.Class]
+	q.due(r.Class, l)
+	return true
+}
+
+// due has the requests of a lane that is not due be so.
+func (q *Queue) due(k Class, l *lane) {
+	c := &q.classes[k]
 	l.start = max(c.virtual, l.finish)
 	if len(c.due) == 0 {
 		c.start = max(q.virtual, c.finish)
 	}
 	c.push(l)
-	return true
+}
+
+// park takes the lanes of a class that come first off those that are due, until the client of the first may use more.
+func (q *Queue) park(c *class) {
+	for len(c.due) > 0 {
+		l := c.due[0]
+		f := l.head.flow
+		if f.used.plus(use{1, l.head.Bytes}).within(q.perFlow) {
+			return
+		}
+		c.remove(0)
+		f.parked++
+	}
+}
+
+// unpark has the lanes of a client be due again.
+func (q *Queue) unpark(f *Flow) {
+	for k := range f.lanes {
+		if l := &f.lanes[k]; l.head != nil && l.place == parked {
+			q.due(Class(k), l)
+		}
+	}
+	f.parked = 0
 }
 
 // Next returns a request that may go on now, or nil.
@@ -222,6 +266,9 @@ func (q *Queue) Next(now time.Duration) *Request {
 			return nil
 		}
 		seen[k] = true
+		if q.park(&q.classes[k]); len(q.classes[k].due) == 0 {
+			continue
+		}
 		if busy && k.background() && !q.allowed(k, now) {
 			continue
 		}
@@ -318,6 +365,7 @@ func (q *Queue) serve(k Class, now time.Duration, busy bool) *Request {
 		return r
 	}
 	c.used = c.used.plus(use{1, r.Bytes})
+	r.flow.used = r.flow.used.plus(use{1, r.Bytes})
 	switch {
 	case !k.background():
 		q.active = now
@@ -340,9 +388,14 @@ func (q *Queue) Done(r *Request, now time.Duration) {
 	if r.state != underWay {
 		invariant.Failf("admission: request of class %d in state %d is done", r.Class, r.state)
 	}
+	f := r.flow
 	r.state, r.flow = idle, nil
 	if r.Class == Heartbeat {
 		return
+	}
+	f.used = f.used.plus(use{-1, -r.Bytes})
+	if f.parked > 0 {
+		q.unpark(f)
 	}
 	c := &q.classes[r.Class]
 	c.used = c.used.plus(use{-1, -r.Bytes})
@@ -375,13 +428,17 @@ func (q *Queue) Cancel(r *Request) bool {
 		l.head = r.next
 	default:
 		l.head, l.tail = nil, nil
-		c.remove(l.place)
+		if l.place == parked {
+			r.flow.parked--
+		} else {
+			c.remove(l.place)
+		}
 	}
 	r.state, r.flow, r.next = idle, nil, nil
 	return true
 }
 
-// Use returns how many requests of a class wait, how many clients they are of, and what those under way hold.
+// Use returns how many clients have requests of a class that are due, and what those under way hold.
 func (q *Queue) Use(k Class) (clients, ops int, bytes int64) {
 	c := &q.classes[k]
 	return len(c.due), c.used.ops, c.used.bytes

@@ -23,7 +23,7 @@ func mustNew(t testing.TB, o Options) *Queue {
 }
 
 // check holds the counters against the heaps, and the budget against its limits.
-func (q *Queue) check(t *testing.T) {
+func (q *Queue) check(t *testing.T, flows ...Flow) {
 	t.Helper()
 	var sum use
 	waits := 0
@@ -45,7 +45,23 @@ func (q *Queue) check(t *testing.T) {
 		}
 		sum = sum.plus(c.used)
 	}
-	if waits != q.waiting {
+	for i := range flows {
+		parkedLanes := 0
+		for k := range flows[i].lanes {
+			l := &flows[i].lanes[k]
+			if l.head == nil || l.place != parked {
+				continue
+			}
+			parkedLanes++
+			for r := l.head; r != nil; r = r.next {
+				waits++
+			}
+		}
+		if parkedLanes != flows[i].parked || !flows[i].used.within(q.perFlow) {
+			t.Fatalf("client %d: %d lanes parked, %d counted; uses %+v of %+v", i, parkedLanes, flows[i].parked, flows[i].used, q.perFlow)
+		}
+	}
+	if flows != nil && waits != q.waiting {
 		t.Fatalf("%d requests wait, %d counted", waits, q.waiting)
 	}
 	if !sum.within(use{q.o.Ops, q.o.Bytes}) {
@@ -79,7 +95,7 @@ func TestModel(t *testing.T) {
 				}
 				order[kk] = order[kk][1:]
 				under = append(under, r)
-				q.check(t)
+				q.check(t, flows...)
 			}
 		}
 		end := func(i int) {
@@ -119,7 +135,7 @@ func TestModel(t *testing.T) {
 				}
 				run()
 			}
-			q.check(t)
+			q.check(t, flows...)
 		}
 		for step := 0; done+canceled < asked; step++ {
 			if step > 10*asked {
@@ -129,6 +145,11 @@ func TestModel(t *testing.T) {
 			run()
 			if len(under) > 0 {
 				end(rng.IntN(len(under)))
+			}
+		}
+		for i := range flows {
+			if flows[i].used != (use{}) || flows[i].parked != 0 {
+				t.Errorf("seed %d: client %d uses %+v at the end", seed, i, flows[i].used)
 			}
 		}
 		if q.Waiting() != 0 || q.borrowed(Heartbeat) != (use{}) {
@@ -307,7 +328,9 @@ func TestRepairBesideGuests(t *testing.T) {
 
 // TestReplicationBesideGuests has guests that never end leave replication its reserve: they may be waiting for it elsewhere.
 func TestReplicationBesideGuests(t *testing.T) {
-	q := mustNew(t, testOptions())
+	o := testOptions()
+	o.PerFlow = 100
+	q := mustNew(t, o)
 	var f [3]Flow
 	var held []*Request
 	for {
@@ -337,6 +360,50 @@ func TestReplicationBesideGuests(t *testing.T) {
 	if q.Next(0) != nil || repair.UnderWay() {
 		t.Error("something goes on over the budget")
 	}
+}
+
+// TestStuckClient has a client whose requests never end, since it does not read its answers, leave the others half of the budget, and
+// get its own requests through when it comes back.
+func TestStuckClient(t *testing.T) {
+	q := mustNew(t, testOptions())
+	var stuck, other Flow
+	var all []*Request
+	for i := range 100 {
+		r := &Request{Class: Guest + Class(i%2), Bytes: mib}
+		q.Ask(r, &stuck)
+		all = append(all, r)
+		for q.Next(0) != nil {
+		}
+	}
+	if stuck.used.ops != 32 {
+		t.Errorf("a client has %d requests under way, limit 32", stuck.used.ops)
+	}
+	for range 10 {
+		r := &Request{Class: Guest, Bytes: mib}
+		q.Ask(r, &other)
+		if q.Next(0) != r {
+			t.Fatal("a client waits for one that is stuck")
+		}
+		q.Done(r, 0)
+	}
+	q.check(t, stuck, other)
+	if !q.Cancel(all[99]) {
+		t.Fatal("cannot cancel")
+	}
+	ended := 0
+	for i := 0; i < len(all); i++ {
+		if all[i].UnderWay() {
+			q.Done(all[i], 0)
+			ended++
+			for q.Next(0) != nil {
+			}
+			i = -1
+		}
+	}
+	if ended != 99 || q.Waiting() != 0 {
+		t.Errorf("%d of 99 requests came through, %d wait", ended, q.Waiting())
+	}
+	q.check(t, stuck, other)
 }
 
 // TestLargeAmongSmall has a large request come through beside small ones that never stop.

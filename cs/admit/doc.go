@@ -9,8 +9,9 @@
 //
 // Guarantees. What is under way stays within Options.Ops and Options.Bytes. Of each class, the clients that wait take turns by what
 // their requests cost, whatever the number of their requests (start-time fair queueing, Goyal, Vin and Cheng, SIGCOMM 1996); of one
-// client, requests go on in the order in which they came. Classes share in the same way by weight, except for two things:
+// client, requests go on in the order in which they came. Classes share in the same way by weight, except for this:
 //
+//   - A client uses Options.PerFlow of the budget at most.
 //   - A class has a reserve of the budget that no other can take, so that a server's guests, who may wait for another server, never
 //     keep away what that server's guests wait for here.
 //   - While guests or replication are active, and for Options.BusyFor afterwards, a class behind them goes on only as far as its weight

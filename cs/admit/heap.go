@@ -10,7 +10,7 @@ func (c *class) push(l *lane) {
 // remove takes out the lane at a place.
 func (c *class) remove(i int) {
 	last := len(c.due) - 1
-	c.due[i].place = -1
+	c.due[i].place = parked
 	if i != last {
 		c.set(i, c.due[last])
 	}
