@@ -113,11 +113,23 @@ func Readmit(o Options) (was []string, server id.ServerID, err error) {
 	return was, d.Server, err
 }
 
-// StoreOptions returns the options with which the store of a server's directory can be checked or dumped.
-func StoreOptions(o Options) (store.Options, id.ServerID, error) {
+// StoreOptions returns the options with which the store of a server's directory can be checked or dumped while the server is stopped, with
+// what is in its write journal, if it has one; done ends that.
+func StoreOptions(o Options) (so store.Options, server id.ServerID, done func() error, err error) {
 	o, d, err := whose(o)
 	if err != nil {
-		return store.Options{}, 0, err
+		return store.Options{}, 0, nil, err
 	}
-	return d.storeOptions(o), d.Server, nil
+	so = d.storeOptions(o)
+	so.FS, done, err = OpenDisk(o)
+	return so, d.Server, done, err
+}
+
+// MayStart says what keeps the server of a directory from starting, as Readmit would put right.
+func MayStart(o Options) (id.ServerID, error) {
+	o, d, err := whose(o)
+	if err != nil {
+		return 0, err
+	}
+	return d.Server, store.MayStart(d.storeOptions(o))
 }

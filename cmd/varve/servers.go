@@ -363,6 +363,7 @@ func (a *app) csCommand() *cobra.Command {
 	f.StringVarP(&journal, "journal", "j", "", "directory in which the write journal is now; with --lost-journal that of a new one, or "+cs.NoJournal)
 	f.Int64VarP(&journalMB, "journal-size", "s", 0, "with --lost-journal: size of the new write journal in MB (default: as it was)")
 	f.BoolVar(&lost, "lost-journal", false, "go on without the write journal that is missing or damaged: every chunk is rebuilt from other replicas")
+	cmd.AddCommand(a.csCheckCommand(), a.csDumpCommand(), a.csReadmitCommand(), a.csScrubCommand(), a.csStatCommand())
 	return cmd
 }
 
@@ -426,7 +427,7 @@ func runCSWith(ctx context.Context, o cs.Options, alone bool) error {
 		return &exitError{exitRefused, err}
 	}
 	if err != nil {
-		return otherKind(o.Dir, "cs.json", "mds", inUse(err))
+		return otherKind(o.Dir, "cs.json", "mds", csRefusal(err))
 	}
 	if alone {
 		limitHeap(cs.HeapLimit(s.Memory()))

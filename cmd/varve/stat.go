@@ -68,6 +68,12 @@ type serverJSON struct {
 	Memory    uint64 `json:"memory_bytes"`
 	Resident  uint64 `json:"resident_bytes"`
 	DataPath  string `json:"data_path,omitempty"`
+	Allocated uint64 `json:"allocated_bytes"` // of the chunks
+	Reserved  uint64 `json:"reserved_bytes"`  // kept free
+	BadBlocks uint64 `json:"bad_blocks"`      // in quarantine
+	Scrubbed  string `json:"scrubbed,omitempty"`
+	Scrub     uint32 `json:"scrub_permille"`
+	Reason    string `json:"reason,omitempty"` // why its disk failed
 
 	Journal *msg.SSDJournal `json:"journal,omitempty"` // the write journal on an SSD
 }
@@ -87,6 +93,7 @@ const (
 	stateUnreachable = "unreachable"
 	stateUnheard     = "unheard" // by a new leader, so far
 	stateRetired     = "retired"
+	stateFailed      = "failed" // its disk is out of service
 )
 
 func newStatusJSON(st *msg.StatusReply) *statusJSON {
@@ -103,7 +110,7 @@ func newStatusJSON(st *msg.StatusReply) *statusJSON {
 	}
 	for _, c := range st.Servers {
 		s.Servers = append(s.Servers, serverJSON{c.Server, c.Addr, c.Host, c.Tier, c.State, c.Total, c.Free, c.Chunks, c.HeardMs, c.LatencyUs,
-			c.Memory, c.Resident, c.DataPath, c.Journal})
+			c.Memory, c.Resident, c.DataPath, c.Allocated, c.Reserved, c.BadBlocks, isoTime(c.Scrubbed), c.ScrubPermille, c.Reason, c.Journal})
 	}
 	for _, c := range st.Sessions {
 		s.Sessions = append(s.Sessions, &sessionJSON{c.Session, c.Host, c.Mount, c.Files, c.RenewedMs, c.Connected})
@@ -149,8 +156,15 @@ func health(s *statusJSON) (word string, reasons []string) {
 		case !s.ledBy, c.State == stateLive, c.State == stateRetired:
 		case c.State == stateUnheard:
 			unheard++
+		case c.State == stateFailed:
+			worse("DEGRADED", "the disk of chunk server %s (%s) failed and is out of service: make a new server on another disk and remove this one (%s)",
+				id.ServerID(c.ID), c.Addr, c.Reason)
 		default:
 			worse("DEGRADED", "chunk server %s (%s) is %s", id.ServerID(c.ID), c.Addr, c.State)
+		}
+		if s.ledBy && c.BadBlocks > 0 && c.State != stateRetired {
+			worse("DEGRADED", "the disk of chunk server %s (%s) has %s, in quarantine until they are mended: varve cs stat cs%d", id.ServerID(c.ID), c.Addr,
+				count(c.BadBlocks, "bad block"), c.ID)
 		}
 	}
 	if unheard > 0 { // no reason to call it degraded
@@ -261,14 +275,14 @@ func (a *app) printServers(s *statusJSON) error {
 		return err
 	}
 	fmt.Fprintln(a.out)
-	rows = [][]string{{"CS", "ADDRESS", "STATE", "HOST", "TIER", "CHUNKS", "FREE", "TOTAL", "MEMORY", "DATA PATH", "HEARD"}}
+	rows = [][]string{{"CS", "ADDRESS", "STATE", "HOST", "TIER", "CHUNKS", "USED", "FREE", "TOTAL", "BAD", "MEMORY", "DATA PATH", "HEARD"}}
 	for _, c := range s.Servers {
 		heard := "-"
 		if c.HeardMS >= 0 && c.State != stateRetired {
 			heard = a.age(time.Duration(c.HeardMS) * time.Millisecond)
 		}
 		rows = append(rows, []string{id.ServerID(c.ID).String(), c.Addr, stateWords(c.State), c.Host, strconv.FormatUint(uint64(c.Tier), 10),
-			strconv.FormatUint(c.Chunks, 10), a.size(c.Free), a.size(c.Total), a.memoryWords(c), cmp.Or(c.DataPath, "-"), heard})
+			strconv.FormatUint(c.Chunks, 10), a.size(c.Allocated), a.size(c.Free), a.size(c.Total), strconv.FormatUint(c.BadBlocks, 10), a.memoryWords(c), cmp.Or(c.DataPath, "-"), heard})
 	}
 	if err := a.table(rows); err != nil {
 		return err
