@@ -131,5 +131,5 @@ func MayStart(o Options) (id.ServerID, error) {
 	if err != nil {
 		return 0, err
 	}
-	return d.Server, store.MayStart(d.storeOptions(o))
+	return d.Server, store.Owned(d.storeOptions(o))
 }

@@ -357,23 +357,3 @@ func Readmit(o Options) (was []string, err error) {
 	}
 	return was, f.Close()
 }
-
-// MayStart says what keeps a store from being opened, as far as its label tells: nil, ErrRetired, ErrMoved, ErrCorrupt, or that it is somebody else's.
-func MayStart(o Options) error {
-	o, err := o.withDefaults()
-	if err != nil {
-		return err
-	}
-	if _, err := o.FS.Stat(filepath.Join(o.Dir, labelName)); errors.Is(err, fs.ErrNotExist) {
-		at, err := disk.Identify(o.FS, o.Dir)
-		if err != nil {
-			return err
-		}
-		return mayLabel(&o, at)
-	}
-	f, err := openLabel(&o)
-	if err != nil {
-		return err
-	}
-	return f.Close()
-}
