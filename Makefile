@@ -29,6 +29,7 @@ check: ## gofmt, go vet, staticcheck, and that generated code is what `make gene
 	@bad=$$(git ls-files -co --exclude-standard '*.go' | while read -r f; do if [ -f "$$f" ]; then echo "$$f"; fi; done | xargs -r gofmt -l); \
 	if [ -n "$$bad" ]; then echo "gofmt -w these:"; echo "$$bad"; exit 1; fi
 	go vet ./...
+	go vet -tags gain ./bench/gain
 	go run $(STATICCHECK) ./...
 	.ci/generate --check
 
