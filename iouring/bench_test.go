@@ -30,7 +30,7 @@ const (
 
 // benchTime is how long each of the rounds of each way lasts.
 func benchTime() (rounds int, each time.Duration) {
-	rounds, each = 5, time.Second
+	rounds, each = 15, 300*time.Millisecond // short turns: what else the machine does hits all alike
 	if n, err := strconv.Atoi(os.Getenv("VARVE_BENCH_ROUNDS")); err == nil && n > 0 {
 		rounds = n
 	}
@@ -260,6 +260,87 @@ func BenchmarkRandomRead(b *testing.B) {
 					b.ReportMetric(float64(t.cpu.Nanoseconds())/1e3, "fio-cpu-µs/op")
 					b.ReportMetric(m.iops/t.iops, "ring/fio")
 				}
+			}
+		})
+	}
+}
+
+// BenchmarkNop is the price of the ring itself, without any work.
+func BenchmarkNop(b *testing.B) {
+	for _, batch := range []int{1, 32} {
+		b.Run(fmt.Sprintf("batch=%d", batch), func(b *testing.B) {
+			runtime.LockOSThread()
+			b.Cleanup(runtime.UnlockOSThread)
+			r := newRing(b, iouring.Options{})
+			done := make([]iouring.Completion, 0, batch)
+			b.ReportAllocs()
+			for b.Loop() {
+				for i := range batch {
+					if _, err := r.Nop(uint64(i)); err != nil {
+						b.Fatal(err)
+					}
+				}
+				if err := r.Submit(batch); err != nil {
+					b.Fatal(err)
+				}
+				done = r.Reap(done[:0], batch)
+			}
+		})
+	}
+}
+
+// BenchmarkWake is the way from another goroutine to the ring's owner and back over a channel.
+func BenchmarkWake(b *testing.B) {
+	for _, t := range []struct {
+		name    string
+		without iouring.Feature
+	}{{"message", 0}, {"eventfd", iouring.SyncMsgRing}} {
+		b.Run("by="+t.name, func(b *testing.B) {
+			type ready struct {
+				w   *iouring.Waker
+				err error
+			}
+			start, seen, stopped := make(chan ready), make(chan struct{}), make(chan error, 1)
+			go func() {
+				runtime.LockOSThread()
+				r, err := iouring.New(iouring.Options{Without: t.without})
+				if err != nil {
+					start <- ready{err: err}
+					return
+				}
+				w, err := r.NewWaker(1)
+				start <- ready{w, err}
+				for done := []iouring.Completion(nil); err == nil; {
+					if err = r.Submit(1); err != nil {
+						break
+					}
+					if done = r.Reap(done[:0], 8); len(done) > 0 {
+						if _, ok := <-seen; !ok {
+							err = r.Close()
+							stopped <- err
+							return
+						}
+					}
+				}
+				stopped <- err
+			}()
+			s := <-start
+			if s.err != nil {
+				b.Skip(s.err)
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := s.w.Wake(); err != nil {
+					b.Fatal(err)
+				}
+				seen <- struct{}{}
+			}
+			close(seen)
+			if err := s.w.Wake(); err != nil && !errors.Is(err, iouring.ErrClosed) {
+				b.Fatal(err)
+			}
+			if err := <-stopped; err != nil {
+				b.Fatal(err)
 			}
 		})
 	}

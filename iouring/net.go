@@ -130,9 +130,7 @@ func (r *Ring) RecvSelect(fd FD, g *BufferGroup, data uint64) (Op, error) {
 	}
 	s.group = g
 	e.Flags, e.BufIndex = e.Flags|sqeBufferSelect, g.id
-	if !g.ring {
-		e.Len = uint32(g.size)
-	}
+	e.Len = uint32(g.size) // before 6.0, 0 does not mean as much as fits
 	return Op(e.UserData), nil
 }
 
@@ -165,7 +163,8 @@ func (r *Ring) SendV(fd FD, bufs [][]byte, flags int, data uint64) (Op, error) {
 
 // SendZC is Send from the caller's pages. The first completion says how much was sent, and has More if the network still
 // uses p; then a second one, Notif, follows when it does not. Without the feature it is Send: the buffer is
-// the caller's again at the completion without More, either way. It pays from about 10 KiB on, not on loopback, where the
+// the caller's again at the completion without More, either way. That can take as long as the peer does not acknowledge what it got, and
+// cannot be cancelled: shut such a socket down before Close. It pays from about 10 KiB on, not on loopback, where the
 // kernel copies, and UNIX sockets answer EOPNOTSUPP.
 func (r *Ring) SendZC(fd FD, p []byte, flags int, data uint64) (Op, error) {
 	o, err := r.Send(fd, p, flags, data)

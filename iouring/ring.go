@@ -288,6 +288,7 @@ func (r *Ring) Close() error {
 	}
 	r.drop()
 	if err := r.drain(); err != nil {
+		r.unregisterSelf()
 		return errors.Join(err, unix.Close(r.fd)) // and stays held
 	}
 	err := r.unregister()
