@@ -132,3 +132,56 @@ func TestMemoryIsGivenBack(t *testing.T) {
 	code, _ := c.read(7, 1, 0, 1<<20)
 	c.want(code, fserr.OK, "read")
 }
+
+// TestCrossedForwards has two servers full of writes that each of them can end only when the other has taken a part: neither keeps the
+// other waiting, although all that guests may hold is held.
+func TestCrossedForwards(t *testing.T) {
+	const clients, depth, size = 4, 80, 64 << 10 // more than the gate lets go on, for each server
+	f := newFakeLeader(t)
+	a, b := newTestServer(t, f), newTestServer(t, f)
+	waitPeers(t, a, b)
+	waitPeers(t, b, a)
+	f.create(7, 1, a, b)
+	f.create(8, 1, a, b)
+	most := 0
+	var work sync.WaitGroup
+	for i, s := range []*testServer{a, b} {
+		other := []*testServer{b, a}[i]
+		for n := range clients {
+			c := dial(t, s, id.SessionID(10+clients*i+n))
+			work.Go(func() {
+				done := make(chan *wire.Call, depth)
+				p := pattern(uint64(n), size)
+				for k := range depth {
+					r := writeRequest(id.ChunkID(7+i), uint32(n*depth+k)*size, p)
+					r.Flags, r.Forward[0], r.Session = wire.Ordered, other.ID(), c.session
+					c.c.Start(&wire.Frame{Type: wire.Write, Class: wire.ClassGuest, Epoch: 1, Body: r.Append(nil), Data: p}, done)
+				}
+				for range depth {
+					if call := <-done; call.Err != nil {
+						t.Errorf("write: %v", call.Err)
+					} else {
+						if call.Reply.Code != fserr.OK {
+							t.Errorf("write: %v", call.Reply.Code)
+						}
+						call.Reply.Release()
+					}
+				}
+			})
+		}
+	}
+	ended := make(chan struct{})
+	go func() { work.Wait(); close(ended) }()
+	for running := true; running; {
+		select {
+		case <-ended:
+			running = false
+		case <-time.After(time.Millisecond):
+			waiting, _ := a.gate.use()
+			most = max(most, waiting)
+		}
+	}
+	t.Logf("at most %d requests were seen waiting at the gate", most)
+	sameReplicas(t, 7, 1, a, b)
+	sameReplicas(t, 8, 1, a, b)
+}
