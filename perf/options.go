@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -57,7 +58,9 @@ const (
 type Options struct {
 	// Target is mount:DIR, file:PATH (a file or block device), cs:ADDR (a chunk server), or null, which does nothing; default null.
 	Target string `json:"target"`
-	RW     RW     `json:"rw"` // default randread
+	// Label is part of the names of the files below mount:DIR, so that several runs at once have their own: letters, digits and "-".
+	Label string `json:"label,omitempty"`
+	RW    RW     `json:"rw"` // default randread
 	// ReadPercent is the share of reads of randrw; default 50.
 	ReadPercent int   `json:"read_percent,omitempty"`
 	BlockSize   int64 `json:"block_size"` // bytes of an operation; default 4096
@@ -79,6 +82,16 @@ type Options struct {
 	Seed       uint64 `json:"seed"`             // of the random order; the same seed gives the same order to each job
 	Direct     bool   `json:"direct,omitempty"` // O_DIRECT
 	Engine     Engine `json:"engine"`           // default auto
+}
+
+var labelForm = regexp.MustCompile(`^[A-Za-z0-9-]{0,64}$`)
+
+// fileName is the name of a job's file below mount:DIR.
+func (o *Options) fileName(job int) string {
+	if o.Label == "" {
+		return fmt.Sprintf("varve-perf.%d", job)
+	}
+	return fmt.Sprintf("varve-perf.%s.%d", o.Label, job)
 }
 
 // setDefaults fills in what is zero.
@@ -129,6 +142,7 @@ func (o Options) Validate() error {
 	if err != nil {
 		faults = append(faults, err)
 	}
+	check(labelForm.MatchString(o.Label), "label %q: want at most 64 letters, digits and -", o.Label)
 	check(slices.Contains(patterns, o.RW), "pattern %q: want one of %v", o.RW, patterns)
 	if t.server() {
 		check(o.Engine == Auto || o.Engine == Wire, "engine %q: a server is reached by connections, want auto", o.Engine)

@@ -29,6 +29,35 @@ func Run(ctx context.Context, o Options) (*Result, error) { return RunWith(ctx, 
 
 // RunWith is Run, and tells progress, unless it is nil, every second of the load what happened in it.
 func RunWith(ctx context.Context, o Options, progress func(Progress)) (*Result, error) {
+	jobs, err := openAll(ctx, &o)
+	if err != nil {
+		return nil, err
+	}
+	res, stuck := measure(ctx, &o, jobs, progress)
+	if stuck {
+		return res, nil // closing would let what hangs write to files opened later
+	}
+	if err := closeAll(jobs); err != nil && res.Stopped == "" {
+		res.Stopped = fmt.Sprintf("target fails: close: %v", err)
+	}
+	return res, nil
+}
+
+// Prepare lays out what Run with the same options would lay out before it measures, so that several runs that begin together
+// measure at the same time. Blocks that are both written and verified are laid out by Run once more.
+func Prepare(ctx context.Context, o Options) error {
+	if t, err := parseTarget(o.Target); err == nil && t.server() {
+		return nil // its chunks go with the connection
+	}
+	jobs, err := openAll(ctx, &o)
+	if err != nil {
+		return err
+	}
+	return closeAll(jobs)
+}
+
+// openAll checks the options, fills in what is zero, and opens and lays out what the jobs work on.
+func openAll(ctx context.Context, o *Options) ([]*job, error) {
 	if err := o.Validate(); err != nil {
 		return nil, fmt.Errorf("options: %w", err)
 	}
@@ -44,31 +73,25 @@ func RunWith(ctx context.Context, o Options, progress func(Progress)) (*Result, 
 	run := uint64(time.Now().UnixNano())
 	words := newPool(run)
 	jobs := make([]*job, 0, o.Jobs)
-	closeAll := func() error {
-		var err error
-		for _, j := range jobs {
-			err = errors.Join(err, j.file.close())
-		}
-		return err
-	}
 	for n := range o.Jobs {
-		f, err := t.open(ctx, n, &o)
+		f, err := t.open(ctx, n, o)
 		if err != nil {
-			return nil, errors.Join(fmt.Errorf("target %s: %w", o.Target, err), closeAll())
+			return nil, errors.Join(fmt.Errorf("target %s: %w", o.Target, err), closeAll(jobs))
 		}
-		jobs = append(jobs, newJob(&o, n, f, words, run))
+		jobs = append(jobs, newJob(o, n, f, words, run))
 	}
-	if err := layOutAll(ctx, &o, jobs); err != nil {
-		return nil, errors.Join(err, closeAll())
+	if err := layOutAll(ctx, o, jobs); err != nil {
+		return nil, errors.Join(err, closeAll(jobs))
 	}
-	res, stuck := measure(ctx, &o, jobs, progress)
-	if stuck {
-		return res, nil // closing would let what hangs write to files opened later
+	return jobs, nil
+}
+
+func closeAll(jobs []*job) error {
+	var err error
+	for _, j := range jobs {
+		err = errors.Join(err, j.file.close())
 	}
-	if err := closeAll(); err != nil && res.Stopped == "" {
-		res.Stopped = fmt.Sprintf("target fails: close: %v", err)
-	}
-	return res, nil
+	return err
 }
 
 // layOutAll writes the files that are to be read and are not there in full. What is verified while it is also written

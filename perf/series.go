@@ -146,3 +146,12 @@ func (p Progress) String() string {
 	return fmt.Sprintf("%s IOPS, %s MiB/s, p50 %s, p99 %s%s", humanize.Comma(p.IOPS), humanize.FtoaWithDigits(float64(p.Bytes)/(1<<20), 1),
 		ShortDuration(p.P50), ShortDuration(p.P99), errors)
 }
+
+// all returns the latencies of all reads and writes, nil without any.
+func (s *series) all() (h *hdrhistogram.Histogram) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	merge(&h, s.total[opRead])
+	merge(&h, s.total[opWrite])
+	return h
+}

@@ -65,7 +65,7 @@ func (t target) open(ctx context.Context, job int, o *Options) (*file, error) {
 		} else if !st.IsDir() {
 			return nil, fmt.Errorf("%s is not a directory: for a file use file:%s", t.path, t.path)
 		}
-		f.path, f.base = filepath.Join(t.path, fmt.Sprintf("varve-perf.%d", job)), 0
+		f.path, f.base = filepath.Join(t.path, o.fileName(job)), 0
 	}
 	flags := unix.O_RDWR | unix.O_CREAT | unix.O_CLOEXEC
 	if o.Direct {

@@ -3,29 +3,32 @@ package main
 import (
 	"errors"
 	"fmt"
-	"math"
 	"os"
-	"strconv"
-	"strings"
 	"time"
 
 	"varve/perf"
+	"varve/perf/profile"
 
 	"github.com/spf13/cobra"
 )
 
 // perfFlags are the flags of perf run that are not an option of the load as they stand.
 type perfFlags struct {
-	o      perf.Options
-	rw     string
-	engine string
-	bs     string
-	size   string
-	outDir string
+	o          perf.Options
+	rw         string
+	engine     string
+	bs         string
+	size       string
+	outDir     string
+	profile    string
+	times      float64
+	budget     time.Duration
+	percentile float64
+	sizes      float64
 }
 
 func (a *app) perfCommand() *cobra.Command {
-	return groupCommand("perf", "Generate load and measure it", a.perfRunCommand(), a.perfReportCommand(), a.perfCompareCommand())
+	return groupCommand("perf", "Generate load and measure it", a.perfRunCommand(), a.perfListCommand(), a.perfShowCommand(), a.perfReportCommand(), a.perfCompareCommand())
 }
 
 func (a *app) perfRunCommand() *cobra.Command {
@@ -36,7 +39,12 @@ func (a *app) perfRunCommand() *cobra.Command {
 			"Below mount:DIR each job has a file varve-perf.N, which is kept for the next run; in file:PATH, which may be a\n" +
 			"block device, each has a part, and writing destroys what is there. At cs:IP:PORT, one chunk server, each has chunks that\n" +
 			"belong to no file and are removed at the end, so nothing is destroyed. Ctrl-C ends the run and reports what ran.",
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.perfRun(cmd, f) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if f.profile != "" {
+				return a.perfProfile(cmd, f)
+			}
+			return a.perfRun(cmd, f)
+		},
 	}
 	fl, o := cmd.Flags(), &f.o
 	fl.StringVar(&o.Target, "target", "", "mount:DIR, file:PATH, cs:IP:PORT (a chunk server) or null (the generator alone)")
@@ -56,6 +64,11 @@ func (a *app) perfRunCommand() *cobra.Command {
 	fl.BoolVar(&o.Direct, "direct", false, "go past the page cache (O_DIRECT)")
 	fl.StringVar(&f.engine, "engine", string(perf.Auto), "auto, sync or uring")
 	fl.Uint64Var(&o.Seed, "seed", 0, "of the random order")
+	fl.DurationVar(&f.budget, "budget", 0, "look for the highest rate at which this latency holds, with a run of --for at each rate")
+	fl.Float64Var(&f.percentile, "budget-percentile", 99, "with --budget: of how many of the operations, in percent")
+	fl.StringVar(&f.profile, "profile", "", "a load made of several, instead of the flags above: a name of perf list, a YAML file, or a job file of fio (.fio)")
+	fl.Float64Var(&f.times, "scale-time", 1, "with --profile: make its times so many times longer")
+	fl.Float64Var(&f.sizes, "scale-size", 1, "with --profile: make its sizes so many times larger")
 	fl.StringVar(&f.outDir, "out", "", "also write the result to this directory: text, JSON, CSV, HdrHistogram log; see perf report")
 	return cmd
 }
@@ -89,6 +102,9 @@ func (a *app) perfRun(cmd *cobra.Command, f *perfFlags) error {
 			return err
 		}
 	}
+	if f.budget != 0 {
+		return a.perfSearch(cmd, o, f)
+	}
 	progress, done := a.perfProgress(o.Duration)
 	res, err := perf.RunWith(cmd.Context(), o, progress)
 	done()
@@ -111,6 +127,27 @@ func (a *app) perfRun(cmd *cobra.Command, f *perfFlags) error {
 	return err
 }
 
+// perfSearch looks for the highest rate at which a latency holds.
+func (a *app) perfSearch(cmd *cobra.Command, o perf.Options, f *perfFlags) error {
+	var step func(perf.Step)
+	if f, ok := a.err.(*os.File); ok && isTerminal(f) {
+		step = func(s perf.Step) { fmt.Fprintln(f, s) }
+	}
+	found, err := perf.Search(cmd.Context(), o, perf.Budget{Percentile: f.percentile, Latency: f.budget}, step)
+	if err != nil {
+		return err
+	}
+	if f.outDir != "" && found.Best != nil {
+		if err := found.Best.WriteDir(f.outDir); err != nil {
+			return err
+		}
+	}
+	if a.json {
+		return a.printJSON(found)
+	}
+	return found.WriteText(a.out)
+}
+
 // perfFault says in one line what was wrong with a run, the worst first.
 func perfFault(res *perf.Result) error {
 	switch v := res.Verify; {
@@ -122,17 +159,13 @@ func perfFault(res *perf.Result) error {
 	return fmt.Errorf("%s: some operations failed; see the report", res.Options.Target)
 }
 
-// parseBytes reads a size as fio and dd do: k, m, g and t, with or without "b" or "ib", are powers of 1024.
+// parseBytes reads the size that a flag has.
 func parseBytes(flag, s string) (int64, error) {
-	lower := strings.ToLower(s)
-	digits := strings.TrimRight(lower, "kmgtib")
-	unit := strings.TrimSuffix(strings.TrimSuffix(lower[len(digits):], "b"), "i")
-	shift, ok := map[string]int{"": 0, "k": 10, "m": 20, "g": 30, "t": 40}[unit]
-	n, err := strconv.ParseInt(digits, 10, 64)
-	if err != nil || !ok || n < 1 || n > math.MaxInt64>>shift {
-		return 0, fmt.Errorf("%s %q: want a number of bytes such as 4096, 4k or 2g", flag, s)
+	n, err := profile.ParseBytes(s)
+	if err != nil {
+		return 0, fmt.Errorf("%s %w", flag, err)
 	}
-	return n << shift, nil
+	return int64(n), nil
 }
 
 // perfProgress shows what a run measures while it goes on, if standard error is a terminal. Call done when it is over.
