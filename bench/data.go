@@ -33,6 +33,9 @@ var jobs = []job{
 type result struct {
 	Jobs []struct {
 		Read, Write direction
+		User        float64 `json:"usr_cpu"` // percent of the job's run time
+		System      float64 `json:"sys_cpu"`
+		Runtime     float64 `json:"job_runtime"` // ms
 	} `json:"jobs"`
 }
 

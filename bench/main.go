@@ -3,11 +3,13 @@
 //
 //	go run ./bench [--part metadata] [--rounds 3] [--for 5s] [--size 1g] [--mds 3] [--cs 3] [--json FILE]
 //	go run ./bench --part cs [--rounds 3] [--for 5s] [--size 1g]
+//	go run ./bench --part local [--rounds 3] [--for 5s] [--size 1g]
 //	go run ./bench mds [--clients 256] [--for 5s]
 //	go run ./bench failover [--kills 50]
 //
-// The second measures one chunk server with a bare client, beside fio on the same disk and a bare TCP stream. The third asks the metadata
-// servers themselves, with many sessions and without a mount. The fourth kills the leader with SIGKILL again
+// The second measures one chunk server with a bare client, beside fio on the same disk and a bare TCP stream. The third reads through
+// a mount that goes around the network to chunk servers on its host, and one that does not. The next asks the metadata
+// servers themselves, with many sessions and without a mount. The last kills the leader with SIGKILL again
 // and again while files are made through a mount, says how long nothing was served, and looks whether every file that was acknowledged is there, once.
 //
 // The machine's own disk bounds everything, and machines drift: trust the ratios, which come from neighbouring
@@ -55,7 +57,7 @@ func main() {
 	flag.StringVar(&o.dir, "dir", "", "where to keep the cluster and the local files (default: a temporary directory)")
 	flag.StringVar(&o.out, "json", "", "also write every sample to this file")
 	flag.StringVar(&o.only, "only", "", "run only the rows whose name contains this")
-	flag.StringVar(&o.part, "part", "all", "all (data and metadata), data, metadata or cs")
+	flag.StringVar(&o.part, "part", "all", "all (data and metadata), data, metadata, cs or local")
 	flag.IntVar(&o.entries, "entries", 100_000, "entries of the directory that is listed; 0: none is")
 	flag.IntVar(&o.clients, "clients", 256, "mds: sessions, each with one request under way")
 	flag.IntVar(&o.kills, "kills", 50, "failover: how often the leader is killed")
@@ -105,8 +107,11 @@ func run(ctx context.Context, o options) (err error) {
 	if _, err := exec.LookPath("fio"); err != nil && o.part != "metadata" {
 		return fmt.Errorf("needs fio (apt-get install fio): %w", err)
 	}
-	if o.part == "cs" {
+	switch o.part {
+	case "cs":
 		return runCS(ctx, o)
+	case "local":
+		return runLocal(ctx, o)
 	}
 	local := filepath.Join(o.dir, "local")
 	if err := os.MkdirAll(local, 0o755); err != nil {
