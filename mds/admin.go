@@ -211,7 +211,7 @@ func (l *leadership) addSoft(r *msg.StatusReply) {
 	}
 	for _, one := range r.Sessions {
 		if x := l.sessions[id.SessionID(one.Session)]; x != nil {
-			one.RenewedMs = (now - x.renewed).Milliseconds()
+			one.RenewedMs, one.Local = (now - x.renewed).Milliseconds(), x.local
 		}
 	}
 }

@@ -169,7 +169,7 @@ func (s *Server) serveSession(ctx context.Context, c *wire.Conn, p *peer, f *wir
 			s.answer(c, f, fserr.NoSession, nil)
 			return
 		}
-		code := l.renew(id.SessionID(req.Session))
+		code := l.renew(id.SessionID(req.Session), req.Local)
 		if err := l.confirmRead(ctx); err != nil { // a client must not live on the word of a leader that was replaced
 			s.failure(c, f, err)
 			return

@@ -22,6 +22,7 @@ type session struct {
 	renewed  time.Duration   // bootNow; when the leader began, if it has not heard from the session yet
 	heard    bool            // opened or renewed with this leader
 	deadline time.Duration   // bootNow
+	local    *msg.LocalReads // as it said last; nil: it did not
 	ctx      context.Context // ends when the session is closing
 	cancel   context.CancelFunc
 	closing  bool
@@ -155,7 +156,7 @@ func (l *leadership) openSession(ctx context.Context, req *msg.OpenSession) (id.
 }
 
 // renew extends the session's lease.
-func (l *leadership) renew(session id.SessionID) fserr.Code {
+func (l *leadership) renew(session id.SessionID, local *msg.LocalReads) fserr.Code {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	x := l.sessions[session]
@@ -165,7 +166,7 @@ func (l *leadership) renew(session id.SessionID) fserr.Code {
 	case x.closing:
 		return fserr.Unavailable
 	}
-	x.renewed, x.heard = bootNow(), true
+	x.renewed, x.heard, x.local = bootNow(), true, local
 	x.deadline = x.renewed + l.s.o.SessionLease
 	return fserr.OK
 }

@@ -79,12 +79,22 @@ type serverJSON struct {
 }
 
 type sessionJSON struct {
-	ID        uint64 `json:"id"`
-	Host      string `json:"host"`
-	Mount     string `json:"mount"`
-	Files     uint64 `json:"files"`
-	RenewedMS int64  `json:"renewed_ms"`
-	Connected bool   `json:"connected"`
+	ID        uint64     `json:"id"`
+	Host      string     `json:"host"`
+	Mount     string     `json:"mount"`
+	Files     uint64     `json:"files"`
+	RenewedMS int64      `json:"renewed_ms"`
+	Connected bool       `json:"connected"`
+	Local     *localJSON `json:"local,omitempty"` // what was read around the network
+}
+
+type localJSON struct {
+	Servers   uint32 `json:"servers"` // chunk servers on the mount's host that let it
+	Chunks    uint32 `json:"chunks"`
+	Reads     uint64 `json:"reads"`
+	Bytes     uint64 `json:"bytes"`
+	Fallbacks uint64 `json:"fallbacks"`
+	Damaged   uint64 `json:"damaged"`
 }
 
 // States of servers as the metadata servers name them.
@@ -113,7 +123,11 @@ func newStatusJSON(st *msg.StatusReply) *statusJSON {
 			c.Memory, c.Resident, c.DataPath, c.Allocated, c.Reserved, c.BadBlocks, isoTime(c.Scrubbed), c.ScrubPermille, c.Reason, c.Journal})
 	}
 	for _, c := range st.Sessions {
-		s.Sessions = append(s.Sessions, &sessionJSON{c.Session, c.Host, c.Mount, c.Files, c.RenewedMs, c.Connected})
+		one := &sessionJSON{c.Session, c.Host, c.Mount, c.Files, c.RenewedMs, c.Connected, nil}
+		if n := c.Local; n != nil {
+			one.Local = &localJSON{n.Servers, n.Chunks, n.Reads, n.Bytes, n.Fallbacks, n.Damaged}
+		}
+		s.Sessions = append(s.Sessions, one)
 	}
 	s.Health, s.Reasons = health(s)
 	return s
@@ -227,10 +241,14 @@ func (a *app) printStatus(s *statusJSON) error {
 	if err := a.printServers(s); err != nil {
 		return err
 	}
-	rows := [][]string{{"SESSION", "HOST", "MOUNT", "FILES", "RENEWED", "CONNECTED"}}
+	rows := [][]string{{"SESSION", "HOST", "MOUNT", "FILES", "RENEWED", "CONNECTED", "LOCAL READS"}}
 	for _, c := range s.Sessions {
+		local := "-"
+		if c.Local != nil {
+			local = count(c.Local.Reads, "read")
+		}
 		rows = append(rows, []string{strconv.FormatUint(c.ID, 10), c.Host, c.Mount, strconv.FormatUint(c.Files, 10),
-			a.age(time.Duration(c.RenewedMS) * time.Millisecond), yesNo(c.Connected)})
+			a.age(time.Duration(c.RenewedMS) * time.Millisecond), yesNo(c.Connected), local})
 	}
 	fmt.Fprintln(a.out)
 	return a.table(rows)

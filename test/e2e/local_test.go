@@ -190,6 +190,18 @@ func TestLocalReads(t *testing.T) {
 		}
 	}
 	c.checkReplicas(3)
+	c.wait(15*time.Second, "varve stat to tell of local reads", func() error {
+		st, err := c.status()
+		if err != nil {
+			return err
+		}
+		for _, one := range st.Sessions {
+			if one.Mount == a && one.Local != nil && one.Local.Reads > 100 && one.Local.Servers > 0 {
+				return nil
+			}
+		}
+		return fmt.Errorf("%v", st.Sessions)
+	})
 	got := []int{endA(), endB()}
 	t.Logf("of all reads %d of the one mount and %d of the other went around the network", got[0], got[1])
 	if got[0] < 100 || got[1] == 0 {

@@ -356,7 +356,7 @@ func (x Callback_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Callback_Kind.Descriptor instead.
 func (Callback_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{51, 0}
+	return file_msg_proto_rawDescGZIP(), []int{52, 0}
 }
 
 type Hello struct {
@@ -4189,6 +4189,7 @@ func (x *OpenSessionReply) GetRenewMs() uint32 {
 type RenewSession struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
+	Local         *LocalReads            `protobuf:"bytes,2,opt,name=local,proto3" json:"local,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4230,6 +4231,98 @@ func (x *RenewSession) GetSession() uint64 {
 	return 0
 }
 
+func (x *RenewSession) GetLocal() *LocalReads {
+	if x != nil {
+		return x.Local
+	}
+	return nil
+}
+
+// What a mount has read by itself from chunk servers on its host. fallbacks: had to go over the network after all.
+type LocalReads struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Servers       uint32                 `protobuf:"varint,1,opt,name=servers,proto3" json:"servers,omitempty"`
+	Chunks        uint32                 `protobuf:"varint,2,opt,name=chunks,proto3" json:"chunks,omitempty"`
+	Reads         uint64                 `protobuf:"varint,3,opt,name=reads,proto3" json:"reads,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Fallbacks     uint64                 `protobuf:"varint,5,opt,name=fallbacks,proto3" json:"fallbacks,omitempty"`
+	Damaged       uint64                 `protobuf:"varint,6,opt,name=damaged,proto3" json:"damaged,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LocalReads) Reset() {
+	*x = LocalReads{}
+	mi := &file_msg_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LocalReads) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LocalReads) ProtoMessage() {}
+
+func (x *LocalReads) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LocalReads.ProtoReflect.Descriptor instead.
+func (*LocalReads) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *LocalReads) GetServers() uint32 {
+	if x != nil {
+		return x.Servers
+	}
+	return 0
+}
+
+func (x *LocalReads) GetChunks() uint32 {
+	if x != nil {
+		return x.Chunks
+	}
+	return 0
+}
+
+func (x *LocalReads) GetReads() uint64 {
+	if x != nil {
+		return x.Reads
+	}
+	return 0
+}
+
+func (x *LocalReads) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *LocalReads) GetFallbacks() uint64 {
+	if x != nil {
+		return x.Fallbacks
+	}
+	return 0
+}
+
+func (x *LocalReads) GetDamaged() uint64 {
+	if x != nil {
+		return x.Damaged
+	}
+	return 0
+}
+
 // cache_ms: how long from the sending of the renewal, on the client's boot-time clock, what was granted on this connection may
 // be used; also the answer to OpenSession's first renewal. 0: not at all.
 type RenewSessionReply struct {
@@ -4242,7 +4335,7 @@ type RenewSessionReply struct {
 
 func (x *RenewSessionReply) Reset() {
 	*x = RenewSessionReply{}
-	mi := &file_msg_proto_msgTypes[49]
+	mi := &file_msg_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4254,7 +4347,7 @@ func (x *RenewSessionReply) String() string {
 func (*RenewSessionReply) ProtoMessage() {}
 
 func (x *RenewSessionReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[49]
+	mi := &file_msg_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4267,7 +4360,7 @@ func (x *RenewSessionReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewSessionReply.ProtoReflect.Descriptor instead.
 func (*RenewSessionReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{49}
+	return file_msg_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *RenewSessionReply) GetLeaseMs() uint32 {
@@ -4293,7 +4386,7 @@ type CloseSession struct {
 
 func (x *CloseSession) Reset() {
 	*x = CloseSession{}
-	mi := &file_msg_proto_msgTypes[50]
+	mi := &file_msg_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4305,7 +4398,7 @@ func (x *CloseSession) String() string {
 func (*CloseSession) ProtoMessage() {}
 
 func (x *CloseSession) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[50]
+	mi := &file_msg_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4318,7 +4411,7 @@ func (x *CloseSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseSession.ProtoReflect.Descriptor instead.
 func (*CloseSession) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{50}
+	return file_msg_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *CloseSession) GetSession() uint64 {
@@ -4345,7 +4438,7 @@ type Callback struct {
 
 func (x *Callback) Reset() {
 	*x = Callback{}
-	mi := &file_msg_proto_msgTypes[51]
+	mi := &file_msg_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4357,7 +4450,7 @@ func (x *Callback) String() string {
 func (*Callback) ProtoMessage() {}
 
 func (x *Callback) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[51]
+	mi := &file_msg_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4370,7 +4463,7 @@ func (x *Callback) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Callback.ProtoReflect.Descriptor instead.
 func (*Callback) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{51}
+	return file_msg_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Callback) GetKind() Callback_Kind {
@@ -4449,7 +4542,7 @@ type CallbackReply struct {
 
 func (x *CallbackReply) Reset() {
 	*x = CallbackReply{}
-	mi := &file_msg_proto_msgTypes[52]
+	mi := &file_msg_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4461,7 +4554,7 @@ func (x *CallbackReply) String() string {
 func (*CallbackReply) ProtoMessage() {}
 
 func (x *CallbackReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[52]
+	mi := &file_msg_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4474,7 +4567,7 @@ func (x *CallbackReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CallbackReply.ProtoReflect.Descriptor instead.
 func (*CallbackReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{52}
+	return file_msg_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *CallbackReply) GetKeep() Want {
@@ -4528,7 +4621,7 @@ type RegisterServer struct {
 
 func (x *RegisterServer) Reset() {
 	*x = RegisterServer{}
-	mi := &file_msg_proto_msgTypes[53]
+	mi := &file_msg_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4540,7 +4633,7 @@ func (x *RegisterServer) String() string {
 func (*RegisterServer) ProtoMessage() {}
 
 func (x *RegisterServer) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[53]
+	mi := &file_msg_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4553,7 +4646,7 @@ func (x *RegisterServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterServer.ProtoReflect.Descriptor instead.
 func (*RegisterServer) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{53}
+	return file_msg_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *RegisterServer) GetServer() uint32 {
@@ -4626,7 +4719,7 @@ type RegisterServerReply struct {
 
 func (x *RegisterServerReply) Reset() {
 	*x = RegisterServerReply{}
-	mi := &file_msg_proto_msgTypes[54]
+	mi := &file_msg_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4638,7 +4731,7 @@ func (x *RegisterServerReply) String() string {
 func (*RegisterServerReply) ProtoMessage() {}
 
 func (x *RegisterServerReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[54]
+	mi := &file_msg_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4651,7 +4744,7 @@ func (x *RegisterServerReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterServerReply.ProtoReflect.Descriptor instead.
 func (*RegisterServerReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{54}
+	return file_msg_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *RegisterServerReply) GetServer() uint32 {
@@ -4706,7 +4799,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_msg_proto_msgTypes[55]
+	mi := &file_msg_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4718,7 +4811,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[55]
+	mi := &file_msg_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4731,7 +4824,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{55}
+	return file_msg_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Peer) GetServer() uint32 {
@@ -4759,7 +4852,7 @@ type ChunkReport struct {
 
 func (x *ChunkReport) Reset() {
 	*x = ChunkReport{}
-	mi := &file_msg_proto_msgTypes[56]
+	mi := &file_msg_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4771,7 +4864,7 @@ func (x *ChunkReport) String() string {
 func (*ChunkReport) ProtoMessage() {}
 
 func (x *ChunkReport) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[56]
+	mi := &file_msg_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4784,7 +4877,7 @@ func (x *ChunkReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkReport.ProtoReflect.Descriptor instead.
 func (*ChunkReport) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{56}
+	return file_msg_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ChunkReport) GetChunks() []*ChunkInfo {
@@ -4820,7 +4913,7 @@ type ChunkInfo struct {
 
 func (x *ChunkInfo) Reset() {
 	*x = ChunkInfo{}
-	mi := &file_msg_proto_msgTypes[57]
+	mi := &file_msg_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4832,7 +4925,7 @@ func (x *ChunkInfo) String() string {
 func (*ChunkInfo) ProtoMessage() {}
 
 func (x *ChunkInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[57]
+	mi := &file_msg_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4845,7 +4938,7 @@ func (x *ChunkInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkInfo.ProtoReflect.Descriptor instead.
 func (*ChunkInfo) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{57}
+	return file_msg_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ChunkInfo) GetId() uint64 {
@@ -4887,7 +4980,7 @@ type ChunkReportReply struct {
 
 func (x *ChunkReportReply) Reset() {
 	*x = ChunkReportReply{}
-	mi := &file_msg_proto_msgTypes[58]
+	mi := &file_msg_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4899,7 +4992,7 @@ func (x *ChunkReportReply) String() string {
 func (*ChunkReportReply) ProtoMessage() {}
 
 func (x *ChunkReportReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[58]
+	mi := &file_msg_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4912,7 +5005,7 @@ func (x *ChunkReportReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkReportReply.ProtoReflect.Descriptor instead.
 func (*ChunkReportReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{58}
+	return file_msg_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ChunkReportReply) GetAccept() []uint64 {
@@ -4955,7 +5048,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_msg_proto_msgTypes[59]
+	mi := &file_msg_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4967,7 +5060,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[59]
+	mi := &file_msg_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4980,7 +5073,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{59}
+	return file_msg_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *Heartbeat) GetServer() uint32 {
@@ -5131,7 +5224,7 @@ type SSDJournal struct {
 
 func (x *SSDJournal) Reset() {
 	*x = SSDJournal{}
-	mi := &file_msg_proto_msgTypes[60]
+	mi := &file_msg_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5143,7 +5236,7 @@ func (x *SSDJournal) String() string {
 func (*SSDJournal) ProtoMessage() {}
 
 func (x *SSDJournal) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[60]
+	mi := &file_msg_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5156,7 +5249,7 @@ func (x *SSDJournal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SSDJournal.ProtoReflect.Descriptor instead.
 func (*SSDJournal) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{60}
+	return file_msg_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *SSDJournal) GetSize() uint64 {
@@ -5261,7 +5354,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_msg_proto_msgTypes[61]
+	mi := &file_msg_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5273,7 +5366,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[61]
+	mi := &file_msg_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5286,7 +5379,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{61}
+	return file_msg_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *HeartbeatReply) GetFenced() []uint64 {
@@ -5320,7 +5413,7 @@ type ChunkCreate struct {
 
 func (x *ChunkCreate) Reset() {
 	*x = ChunkCreate{}
-	mi := &file_msg_proto_msgTypes[62]
+	mi := &file_msg_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5332,7 +5425,7 @@ func (x *ChunkCreate) String() string {
 func (*ChunkCreate) ProtoMessage() {}
 
 func (x *ChunkCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[62]
+	mi := &file_msg_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5345,7 +5438,7 @@ func (x *ChunkCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkCreate.ProtoReflect.Descriptor instead.
 func (*ChunkCreate) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{62}
+	return file_msg_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ChunkCreate) GetChunk() uint64 {
@@ -5371,7 +5464,7 @@ type ChunkDelete struct {
 
 func (x *ChunkDelete) Reset() {
 	*x = ChunkDelete{}
-	mi := &file_msg_proto_msgTypes[63]
+	mi := &file_msg_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5383,7 +5476,7 @@ func (x *ChunkDelete) String() string {
 func (*ChunkDelete) ProtoMessage() {}
 
 func (x *ChunkDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[63]
+	mi := &file_msg_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5396,7 +5489,7 @@ func (x *ChunkDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkDelete.ProtoReflect.Descriptor instead.
 func (*ChunkDelete) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{63}
+	return file_msg_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ChunkDelete) GetChunks() []uint64 {
@@ -5416,7 +5509,7 @@ type ChunkAdopt struct {
 
 func (x *ChunkAdopt) Reset() {
 	*x = ChunkAdopt{}
-	mi := &file_msg_proto_msgTypes[64]
+	mi := &file_msg_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5428,7 +5521,7 @@ func (x *ChunkAdopt) String() string {
 func (*ChunkAdopt) ProtoMessage() {}
 
 func (x *ChunkAdopt) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[64]
+	mi := &file_msg_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5441,7 +5534,7 @@ func (x *ChunkAdopt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkAdopt.ProtoReflect.Descriptor instead.
 func (*ChunkAdopt) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{64}
+	return file_msg_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ChunkAdopt) GetChunk() uint64 {
@@ -5467,7 +5560,7 @@ type ChunkAccept struct {
 
 func (x *ChunkAccept) Reset() {
 	*x = ChunkAccept{}
-	mi := &file_msg_proto_msgTypes[65]
+	mi := &file_msg_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5479,7 +5572,7 @@ func (x *ChunkAccept) String() string {
 func (*ChunkAccept) ProtoMessage() {}
 
 func (x *ChunkAccept) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[65]
+	mi := &file_msg_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5492,7 +5585,7 @@ func (x *ChunkAccept) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkAccept.ProtoReflect.Descriptor instead.
 func (*ChunkAccept) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{65}
+	return file_msg_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ChunkAccept) GetChunks() []uint64 {
@@ -5513,7 +5606,7 @@ type ChunkJoin struct {
 
 func (x *ChunkJoin) Reset() {
 	*x = ChunkJoin{}
-	mi := &file_msg_proto_msgTypes[66]
+	mi := &file_msg_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5525,7 +5618,7 @@ func (x *ChunkJoin) String() string {
 func (*ChunkJoin) ProtoMessage() {}
 
 func (x *ChunkJoin) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[66]
+	mi := &file_msg_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5538,7 +5631,7 @@ func (x *ChunkJoin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkJoin.ProtoReflect.Descriptor instead.
 func (*ChunkJoin) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{66}
+	return file_msg_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ChunkJoin) GetChunk() uint64 {
@@ -5568,7 +5661,7 @@ type ChunkRebuild struct {
 
 func (x *ChunkRebuild) Reset() {
 	*x = ChunkRebuild{}
-	mi := &file_msg_proto_msgTypes[67]
+	mi := &file_msg_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5580,7 +5673,7 @@ func (x *ChunkRebuild) String() string {
 func (*ChunkRebuild) ProtoMessage() {}
 
 func (x *ChunkRebuild) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[67]
+	mi := &file_msg_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5593,7 +5686,7 @@ func (x *ChunkRebuild) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkRebuild.ProtoReflect.Descriptor instead.
 func (*ChunkRebuild) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{67}
+	return file_msg_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ChunkRebuild) GetChunk() uint64 {
@@ -5633,7 +5726,7 @@ type ChunkRebuildReply struct {
 
 func (x *ChunkRebuildReply) Reset() {
 	*x = ChunkRebuildReply{}
-	mi := &file_msg_proto_msgTypes[68]
+	mi := &file_msg_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5645,7 +5738,7 @@ func (x *ChunkRebuildReply) String() string {
 func (*ChunkRebuildReply) ProtoMessage() {}
 
 func (x *ChunkRebuildReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[68]
+	mi := &file_msg_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5658,7 +5751,7 @@ func (x *ChunkRebuildReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkRebuildReply.ProtoReflect.Descriptor instead.
 func (*ChunkRebuildReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{68}
+	return file_msg_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ChunkRebuildReply) GetBytesCopied() uint64 {
@@ -5678,7 +5771,7 @@ type ChunkPromote struct {
 
 func (x *ChunkPromote) Reset() {
 	*x = ChunkPromote{}
-	mi := &file_msg_proto_msgTypes[69]
+	mi := &file_msg_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5690,7 +5783,7 @@ func (x *ChunkPromote) String() string {
 func (*ChunkPromote) ProtoMessage() {}
 
 func (x *ChunkPromote) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[69]
+	mi := &file_msg_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5703,7 +5796,7 @@ func (x *ChunkPromote) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkPromote.ProtoReflect.Descriptor instead.
 func (*ChunkPromote) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{69}
+	return file_msg_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ChunkPromote) GetChunk() uint64 {
@@ -5732,7 +5825,7 @@ type ChunkPunch struct {
 
 func (x *ChunkPunch) Reset() {
 	*x = ChunkPunch{}
-	mi := &file_msg_proto_msgTypes[70]
+	mi := &file_msg_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5744,7 +5837,7 @@ func (x *ChunkPunch) String() string {
 func (*ChunkPunch) ProtoMessage() {}
 
 func (x *ChunkPunch) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[70]
+	mi := &file_msg_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5757,7 +5850,7 @@ func (x *ChunkPunch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkPunch.ProtoReflect.Descriptor instead.
 func (*ChunkPunch) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{70}
+	return file_msg_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ChunkPunch) GetChunk() uint64 {
@@ -5797,7 +5890,7 @@ type Fence struct {
 
 func (x *Fence) Reset() {
 	*x = Fence{}
-	mi := &file_msg_proto_msgTypes[71]
+	mi := &file_msg_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5809,7 +5902,7 @@ func (x *Fence) String() string {
 func (*Fence) ProtoMessage() {}
 
 func (x *Fence) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[71]
+	mi := &file_msg_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5822,7 +5915,7 @@ func (x *Fence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fence.ProtoReflect.Descriptor instead.
 func (*Fence) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{71}
+	return file_msg_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *Fence) GetSessions() []uint64 {
@@ -5840,7 +5933,7 @@ type Empty struct {
 
 func (x *Empty) Reset() {
 	*x = Empty{}
-	mi := &file_msg_proto_msgTypes[72]
+	mi := &file_msg_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5852,7 +5945,7 @@ func (x *Empty) String() string {
 func (*Empty) ProtoMessage() {}
 
 func (x *Empty) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[72]
+	mi := &file_msg_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5865,7 +5958,7 @@ func (x *Empty) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Empty.ProtoReflect.Descriptor instead.
 func (*Empty) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{72}
+	return file_msg_proto_rawDescGZIP(), []int{73}
 }
 
 type ChunkTable struct {
@@ -5878,7 +5971,7 @@ type ChunkTable struct {
 
 func (x *ChunkTable) Reset() {
 	*x = ChunkTable{}
-	mi := &file_msg_proto_msgTypes[73]
+	mi := &file_msg_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5890,7 +5983,7 @@ func (x *ChunkTable) String() string {
 func (*ChunkTable) ProtoMessage() {}
 
 func (x *ChunkTable) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[73]
+	mi := &file_msg_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5903,7 +5996,7 @@ func (x *ChunkTable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkTable.ProtoReflect.Descriptor instead.
 func (*ChunkTable) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{73}
+	return file_msg_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ChunkTable) GetChunk() uint64 {
@@ -5931,7 +6024,7 @@ type ChunkTableReply struct {
 
 func (x *ChunkTableReply) Reset() {
 	*x = ChunkTableReply{}
-	mi := &file_msg_proto_msgTypes[74]
+	mi := &file_msg_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5943,7 +6036,7 @@ func (x *ChunkTableReply) String() string {
 func (*ChunkTableReply) ProtoMessage() {}
 
 func (x *ChunkTableReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[74]
+	mi := &file_msg_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5956,7 +6049,7 @@ func (x *ChunkTableReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkTableReply.ProtoReflect.Descriptor instead.
 func (*ChunkTableReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{74}
+	return file_msg_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ChunkTableReply) GetEpoch() uint64 {
@@ -5991,7 +6084,7 @@ type ChunkSeek struct {
 
 func (x *ChunkSeek) Reset() {
 	*x = ChunkSeek{}
-	mi := &file_msg_proto_msgTypes[75]
+	mi := &file_msg_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6003,7 +6096,7 @@ func (x *ChunkSeek) String() string {
 func (*ChunkSeek) ProtoMessage() {}
 
 func (x *ChunkSeek) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[75]
+	mi := &file_msg_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6016,7 +6109,7 @@ func (x *ChunkSeek) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkSeek.ProtoReflect.Descriptor instead.
 func (*ChunkSeek) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{75}
+	return file_msg_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ChunkSeek) GetChunk() uint64 {
@@ -6050,7 +6143,7 @@ type ChunkSeekReply struct {
 
 func (x *ChunkSeekReply) Reset() {
 	*x = ChunkSeekReply{}
-	mi := &file_msg_proto_msgTypes[76]
+	mi := &file_msg_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6062,7 +6155,7 @@ func (x *ChunkSeekReply) String() string {
 func (*ChunkSeekReply) ProtoMessage() {}
 
 func (x *ChunkSeekReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[76]
+	mi := &file_msg_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6075,7 +6168,7 @@ func (x *ChunkSeekReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkSeekReply.ProtoReflect.Descriptor instead.
 func (*ChunkSeekReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{76}
+	return file_msg_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ChunkSeekReply) GetOffset() uint32 {
@@ -6102,7 +6195,7 @@ type ChunkList struct {
 
 func (x *ChunkList) Reset() {
 	*x = ChunkList{}
-	mi := &file_msg_proto_msgTypes[77]
+	mi := &file_msg_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6114,7 +6207,7 @@ func (x *ChunkList) String() string {
 func (*ChunkList) ProtoMessage() {}
 
 func (x *ChunkList) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[77]
+	mi := &file_msg_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6127,7 +6220,7 @@ func (x *ChunkList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkList.ProtoReflect.Descriptor instead.
 func (*ChunkList) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{77}
+	return file_msg_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ChunkList) GetAfter() uint64 {
@@ -6154,7 +6247,7 @@ type ChunkListReply struct {
 
 func (x *ChunkListReply) Reset() {
 	*x = ChunkListReply{}
-	mi := &file_msg_proto_msgTypes[78]
+	mi := &file_msg_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6166,7 +6259,7 @@ func (x *ChunkListReply) String() string {
 func (*ChunkListReply) ProtoMessage() {}
 
 func (x *ChunkListReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[78]
+	mi := &file_msg_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6179,7 +6272,7 @@ func (x *ChunkListReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkListReply.ProtoReflect.Descriptor instead.
 func (*ChunkListReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{78}
+	return file_msg_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ChunkListReply) GetChunks() []*ChunkInfo {
@@ -6205,7 +6298,7 @@ type ChunkVerify struct {
 
 func (x *ChunkVerify) Reset() {
 	*x = ChunkVerify{}
-	mi := &file_msg_proto_msgTypes[79]
+	mi := &file_msg_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6217,7 +6310,7 @@ func (x *ChunkVerify) String() string {
 func (*ChunkVerify) ProtoMessage() {}
 
 func (x *ChunkVerify) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[79]
+	mi := &file_msg_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6230,7 +6323,7 @@ func (x *ChunkVerify) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkVerify.ProtoReflect.Descriptor instead.
 func (*ChunkVerify) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{79}
+	return file_msg_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ChunkVerify) GetChunk() uint64 {
@@ -6251,7 +6344,7 @@ type ChunkVerifyReply struct {
 
 func (x *ChunkVerifyReply) Reset() {
 	*x = ChunkVerifyReply{}
-	mi := &file_msg_proto_msgTypes[80]
+	mi := &file_msg_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6263,7 +6356,7 @@ func (x *ChunkVerifyReply) String() string {
 func (*ChunkVerifyReply) ProtoMessage() {}
 
 func (x *ChunkVerifyReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[80]
+	mi := &file_msg_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6276,7 +6369,7 @@ func (x *ChunkVerifyReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkVerifyReply.ProtoReflect.Descriptor instead.
 func (*ChunkVerifyReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{80}
+	return file_msg_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *ChunkVerifyReply) GetBlocks() uint32 {
@@ -6310,7 +6403,7 @@ type StoreStat struct {
 
 func (x *StoreStat) Reset() {
 	*x = StoreStat{}
-	mi := &file_msg_proto_msgTypes[81]
+	mi := &file_msg_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6322,7 +6415,7 @@ func (x *StoreStat) String() string {
 func (*StoreStat) ProtoMessage() {}
 
 func (x *StoreStat) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[81]
+	mi := &file_msg_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6335,7 +6428,7 @@ func (x *StoreStat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreStat.ProtoReflect.Descriptor instead.
 func (*StoreStat) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{81}
+	return file_msg_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *StoreStat) GetMaxBad() uint32 {
@@ -6363,7 +6456,7 @@ type StoreStatReply struct {
 
 func (x *StoreStatReply) Reset() {
 	*x = StoreStatReply{}
-	mi := &file_msg_proto_msgTypes[82]
+	mi := &file_msg_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6375,7 +6468,7 @@ func (x *StoreStatReply) String() string {
 func (*StoreStatReply) ProtoMessage() {}
 
 func (x *StoreStatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[82]
+	mi := &file_msg_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6388,7 +6481,7 @@ func (x *StoreStatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreStatReply.ProtoReflect.Descriptor instead.
 func (*StoreStatReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{82}
+	return file_msg_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *StoreStatReply) GetChunks() uint64 {
@@ -6473,7 +6566,7 @@ type BadBlock struct {
 
 func (x *BadBlock) Reset() {
 	*x = BadBlock{}
-	mi := &file_msg_proto_msgTypes[83]
+	mi := &file_msg_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6485,7 +6578,7 @@ func (x *BadBlock) String() string {
 func (*BadBlock) ProtoMessage() {}
 
 func (x *BadBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[83]
+	mi := &file_msg_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6498,7 +6591,7 @@ func (x *BadBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BadBlock.ProtoReflect.Descriptor instead.
 func (*BadBlock) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{83}
+	return file_msg_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *BadBlock) GetChunk() uint64 {
@@ -6547,7 +6640,7 @@ type ScrubStat struct {
 
 func (x *ScrubStat) Reset() {
 	*x = ScrubStat{}
-	mi := &file_msg_proto_msgTypes[84]
+	mi := &file_msg_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6559,7 +6652,7 @@ func (x *ScrubStat) String() string {
 func (*ScrubStat) ProtoMessage() {}
 
 func (x *ScrubStat) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[84]
+	mi := &file_msg_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6572,7 +6665,7 @@ func (x *ScrubStat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubStat.ProtoReflect.Descriptor instead.
 func (*ScrubStat) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{84}
+	return file_msg_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *ScrubStat) GetRate() uint64 {
@@ -6656,7 +6749,7 @@ type Scrub struct {
 
 func (x *Scrub) Reset() {
 	*x = Scrub{}
-	mi := &file_msg_proto_msgTypes[85]
+	mi := &file_msg_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6668,7 +6761,7 @@ func (x *Scrub) String() string {
 func (*Scrub) ProtoMessage() {}
 
 func (x *Scrub) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[85]
+	mi := &file_msg_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6681,7 +6774,7 @@ func (x *Scrub) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Scrub.ProtoReflect.Descriptor instead.
 func (*Scrub) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{85}
+	return file_msg_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *Scrub) GetRate() uint64 {
@@ -6713,7 +6806,7 @@ type Status struct {
 
 func (x *Status) Reset() {
 	*x = Status{}
-	mi := &file_msg_proto_msgTypes[86]
+	mi := &file_msg_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6725,7 +6818,7 @@ func (x *Status) String() string {
 func (*Status) ProtoMessage() {}
 
 func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[86]
+	mi := &file_msg_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6738,7 +6831,7 @@ func (x *Status) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Status.ProtoReflect.Descriptor instead.
 func (*Status) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{86}
+	return file_msg_proto_rawDescGZIP(), []int{87}
 }
 
 type StatusReply struct {
@@ -6772,7 +6865,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_msg_proto_msgTypes[87]
+	mi := &file_msg_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6784,7 +6877,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[87]
+	mi := &file_msg_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6797,7 +6890,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{87}
+	return file_msg_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *StatusReply) GetName() string {
@@ -6976,7 +7069,7 @@ type MetaServer struct {
 
 func (x *MetaServer) Reset() {
 	*x = MetaServer{}
-	mi := &file_msg_proto_msgTypes[88]
+	mi := &file_msg_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6988,7 +7081,7 @@ func (x *MetaServer) String() string {
 func (*MetaServer) ProtoMessage() {}
 
 func (x *MetaServer) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[88]
+	mi := &file_msg_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7001,7 +7094,7 @@ func (x *MetaServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaServer.ProtoReflect.Descriptor instead.
 func (*MetaServer) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{88}
+	return file_msg_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *MetaServer) GetServer() uint32 {
@@ -7081,7 +7174,7 @@ type ChunkServer struct {
 
 func (x *ChunkServer) Reset() {
 	*x = ChunkServer{}
-	mi := &file_msg_proto_msgTypes[89]
+	mi := &file_msg_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7093,7 +7186,7 @@ func (x *ChunkServer) String() string {
 func (*ChunkServer) ProtoMessage() {}
 
 func (x *ChunkServer) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[89]
+	mi := &file_msg_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7106,7 +7199,7 @@ func (x *ChunkServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkServer.ProtoReflect.Descriptor instead.
 func (*ChunkServer) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{89}
+	return file_msg_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *ChunkServer) GetServer() uint32 {
@@ -7258,13 +7351,14 @@ type Session struct {
 	Files         uint64                 `protobuf:"varint,5,opt,name=files,proto3" json:"files,omitempty"`
 	RenewedMs     int64                  `protobuf:"varint,6,opt,name=renewed_ms,json=renewedMs,proto3" json:"renewed_ms,omitempty"`
 	Connected     bool                   `protobuf:"varint,7,opt,name=connected,proto3" json:"connected,omitempty"`
+	Local         *LocalReads            `protobuf:"bytes,8,opt,name=local,proto3" json:"local,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_msg_proto_msgTypes[90]
+	mi := &file_msg_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7276,7 +7370,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[90]
+	mi := &file_msg_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7289,7 +7383,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{90}
+	return file_msg_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *Session) GetSession() uint64 {
@@ -7341,6 +7435,13 @@ func (x *Session) GetConnected() bool {
 	return false
 }
 
+func (x *Session) GetLocal() *LocalReads {
+	if x != nil {
+		return x.Local
+	}
+	return nil
+}
+
 // Answers at an applied index >= at_least. kind is as in the event Digest. at (kind 1 only): at that very index, which must be among
 // the newest that the server has applied, else NotExist.
 type StateDigest struct {
@@ -7354,7 +7455,7 @@ type StateDigest struct {
 
 func (x *StateDigest) Reset() {
 	*x = StateDigest{}
-	mi := &file_msg_proto_msgTypes[91]
+	mi := &file_msg_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7366,7 +7467,7 @@ func (x *StateDigest) String() string {
 func (*StateDigest) ProtoMessage() {}
 
 func (x *StateDigest) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[91]
+	mi := &file_msg_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7379,7 +7480,7 @@ func (x *StateDigest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateDigest.ProtoReflect.Descriptor instead.
 func (*StateDigest) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{91}
+	return file_msg_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *StateDigest) GetAtLeast() uint64 {
@@ -7414,7 +7515,7 @@ type StateDigestReply struct {
 
 func (x *StateDigestReply) Reset() {
 	*x = StateDigestReply{}
-	mi := &file_msg_proto_msgTypes[92]
+	mi := &file_msg_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7426,7 +7527,7 @@ func (x *StateDigestReply) String() string {
 func (*StateDigestReply) ProtoMessage() {}
 
 func (x *StateDigestReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[92]
+	mi := &file_msg_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7439,7 +7540,7 @@ func (x *StateDigestReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateDigestReply.ProtoReflect.Descriptor instead.
 func (*StateDigestReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{92}
+	return file_msg_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *StateDigestReply) GetIndex() uint64 {
@@ -7474,7 +7575,7 @@ type JoinMeta struct {
 
 func (x *JoinMeta) Reset() {
 	*x = JoinMeta{}
-	mi := &file_msg_proto_msgTypes[93]
+	mi := &file_msg_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7486,7 +7587,7 @@ func (x *JoinMeta) String() string {
 func (*JoinMeta) ProtoMessage() {}
 
 func (x *JoinMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[93]
+	mi := &file_msg_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7499,7 +7600,7 @@ func (x *JoinMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinMeta.ProtoReflect.Descriptor instead.
 func (*JoinMeta) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{93}
+	return file_msg_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *JoinMeta) GetAddr() string {
@@ -7536,7 +7637,7 @@ type JoinMetaReply struct {
 
 func (x *JoinMetaReply) Reset() {
 	*x = JoinMetaReply{}
-	mi := &file_msg_proto_msgTypes[94]
+	mi := &file_msg_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7548,7 +7649,7 @@ func (x *JoinMetaReply) String() string {
 func (*JoinMetaReply) ProtoMessage() {}
 
 func (x *JoinMetaReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[94]
+	mi := &file_msg_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7561,7 +7662,7 @@ func (x *JoinMetaReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinMetaReply.ProtoReflect.Descriptor instead.
 func (*JoinMetaReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{94}
+	return file_msg_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *JoinMetaReply) GetServer() uint32 {
@@ -7611,7 +7712,7 @@ type JournalRead struct {
 
 func (x *JournalRead) Reset() {
 	*x = JournalRead{}
-	mi := &file_msg_proto_msgTypes[95]
+	mi := &file_msg_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7623,7 +7724,7 @@ func (x *JournalRead) String() string {
 func (*JournalRead) ProtoMessage() {}
 
 func (x *JournalRead) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[95]
+	mi := &file_msg_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7636,7 +7737,7 @@ func (x *JournalRead) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalRead.ProtoReflect.Descriptor instead.
 func (*JournalRead) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{95}
+	return file_msg_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *JournalRead) GetFrom() uint64 {
@@ -7680,7 +7781,7 @@ type JournalReadReply struct {
 
 func (x *JournalReadReply) Reset() {
 	*x = JournalReadReply{}
-	mi := &file_msg_proto_msgTypes[96]
+	mi := &file_msg_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7692,7 +7793,7 @@ func (x *JournalReadReply) String() string {
 func (*JournalReadReply) ProtoMessage() {}
 
 func (x *JournalReadReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[96]
+	mi := &file_msg_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7705,7 +7806,7 @@ func (x *JournalReadReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalReadReply.ProtoReflect.Descriptor instead.
 func (*JournalReadReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{96}
+	return file_msg_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *JournalReadReply) GetNext() uint64 {
@@ -7751,7 +7852,7 @@ type Members struct {
 
 func (x *Members) Reset() {
 	*x = Members{}
-	mi := &file_msg_proto_msgTypes[97]
+	mi := &file_msg_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7763,7 +7864,7 @@ func (x *Members) String() string {
 func (*Members) ProtoMessage() {}
 
 func (x *Members) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[97]
+	mi := &file_msg_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7776,7 +7877,7 @@ func (x *Members) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Members.ProtoReflect.Descriptor instead.
 func (*Members) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{97}
+	return file_msg_proto_rawDescGZIP(), []int{98}
 }
 
 type MembersReply struct {
@@ -7791,7 +7892,7 @@ type MembersReply struct {
 
 func (x *MembersReply) Reset() {
 	*x = MembersReply{}
-	mi := &file_msg_proto_msgTypes[98]
+	mi := &file_msg_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7803,7 +7904,7 @@ func (x *MembersReply) String() string {
 func (*MembersReply) ProtoMessage() {}
 
 func (x *MembersReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[98]
+	mi := &file_msg_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7816,7 +7917,7 @@ func (x *MembersReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MembersReply.ProtoReflect.Descriptor instead.
 func (*MembersReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{98}
+	return file_msg_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *MembersReply) GetAddrs() []string {
@@ -7858,7 +7959,7 @@ type RemoveMeta struct {
 
 func (x *RemoveMeta) Reset() {
 	*x = RemoveMeta{}
-	mi := &file_msg_proto_msgTypes[99]
+	mi := &file_msg_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7870,7 +7971,7 @@ func (x *RemoveMeta) String() string {
 func (*RemoveMeta) ProtoMessage() {}
 
 func (x *RemoveMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[99]
+	mi := &file_msg_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7883,7 +7984,7 @@ func (x *RemoveMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMeta.ProtoReflect.Descriptor instead.
 func (*RemoveMeta) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{99}
+	return file_msg_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *RemoveMeta) GetServer() uint32 {
@@ -7904,7 +8005,7 @@ type AdminReply struct {
 
 func (x *AdminReply) Reset() {
 	*x = AdminReply{}
-	mi := &file_msg_proto_msgTypes[100]
+	mi := &file_msg_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7916,7 +8017,7 @@ func (x *AdminReply) String() string {
 func (*AdminReply) ProtoMessage() {}
 
 func (x *AdminReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[100]
+	mi := &file_msg_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7929,7 +8030,7 @@ func (x *AdminReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminReply.ProtoReflect.Descriptor instead.
 func (*AdminReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{100}
+	return file_msg_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *AdminReply) GetDetail() string {
@@ -7955,7 +8056,7 @@ type TransferLeader struct {
 
 func (x *TransferLeader) Reset() {
 	*x = TransferLeader{}
-	mi := &file_msg_proto_msgTypes[101]
+	mi := &file_msg_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7967,7 +8068,7 @@ func (x *TransferLeader) String() string {
 func (*TransferLeader) ProtoMessage() {}
 
 func (x *TransferLeader) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[101]
+	mi := &file_msg_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7980,7 +8081,7 @@ func (x *TransferLeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeader.ProtoReflect.Descriptor instead.
 func (*TransferLeader) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{101}
+	return file_msg_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *TransferLeader) GetServer() uint32 {
@@ -8001,7 +8102,7 @@ type SetConfig struct {
 
 func (x *SetConfig) Reset() {
 	*x = SetConfig{}
-	mi := &file_msg_proto_msgTypes[102]
+	mi := &file_msg_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8013,7 +8114,7 @@ func (x *SetConfig) String() string {
 func (*SetConfig) ProtoMessage() {}
 
 func (x *SetConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[102]
+	mi := &file_msg_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8026,7 +8127,7 @@ func (x *SetConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetConfig.ProtoReflect.Descriptor instead.
 func (*SetConfig) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{102}
+	return file_msg_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *SetConfig) GetKey() string {
@@ -8051,7 +8152,7 @@ type GetConfig struct {
 
 func (x *GetConfig) Reset() {
 	*x = GetConfig{}
-	mi := &file_msg_proto_msgTypes[103]
+	mi := &file_msg_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8063,7 +8164,7 @@ func (x *GetConfig) String() string {
 func (*GetConfig) ProtoMessage() {}
 
 func (x *GetConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[103]
+	mi := &file_msg_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8076,7 +8177,7 @@ func (x *GetConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConfig.ProtoReflect.Descriptor instead.
 func (*GetConfig) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{103}
+	return file_msg_proto_rawDescGZIP(), []int{104}
 }
 
 type GetConfigReply struct {
@@ -8088,7 +8189,7 @@ type GetConfigReply struct {
 
 func (x *GetConfigReply) Reset() {
 	*x = GetConfigReply{}
-	mi := &file_msg_proto_msgTypes[104]
+	mi := &file_msg_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8100,7 +8201,7 @@ func (x *GetConfigReply) String() string {
 func (*GetConfigReply) ProtoMessage() {}
 
 func (x *GetConfigReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[104]
+	mi := &file_msg_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8113,7 +8214,7 @@ func (x *GetConfigReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConfigReply.ProtoReflect.Descriptor instead.
 func (*GetConfigReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{104}
+	return file_msg_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *GetConfigReply) GetSettings() []*Setting {
@@ -8135,7 +8236,7 @@ type Setting struct {
 
 func (x *Setting) Reset() {
 	*x = Setting{}
-	mi := &file_msg_proto_msgTypes[105]
+	mi := &file_msg_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8147,7 +8248,7 @@ func (x *Setting) String() string {
 func (*Setting) ProtoMessage() {}
 
 func (x *Setting) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[105]
+	mi := &file_msg_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8160,7 +8261,7 @@ func (x *Setting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Setting.ProtoReflect.Descriptor instead.
 func (*Setting) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{105}
+	return file_msg_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *Setting) GetKey() string {
@@ -8202,7 +8303,7 @@ type FenceSession struct {
 
 func (x *FenceSession) Reset() {
 	*x = FenceSession{}
-	mi := &file_msg_proto_msgTypes[106]
+	mi := &file_msg_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8214,7 +8315,7 @@ func (x *FenceSession) String() string {
 func (*FenceSession) ProtoMessage() {}
 
 func (x *FenceSession) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[106]
+	mi := &file_msg_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8227,7 +8328,7 @@ func (x *FenceSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FenceSession.ProtoReflect.Descriptor instead.
 func (*FenceSession) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{106}
+	return file_msg_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *FenceSession) GetSession() uint64 {
@@ -8254,7 +8355,7 @@ type FenceSessionReply struct {
 
 func (x *FenceSessionReply) Reset() {
 	*x = FenceSessionReply{}
-	mi := &file_msg_proto_msgTypes[107]
+	mi := &file_msg_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8266,7 +8367,7 @@ func (x *FenceSessionReply) String() string {
 func (*FenceSessionReply) ProtoMessage() {}
 
 func (x *FenceSessionReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[107]
+	mi := &file_msg_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8279,7 +8380,7 @@ func (x *FenceSessionReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FenceSessionReply.ProtoReflect.Descriptor instead.
 func (*FenceSessionReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{107}
+	return file_msg_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *FenceSessionReply) GetIndex() uint64 {
@@ -8305,7 +8406,7 @@ type LeaseShow struct {
 
 func (x *LeaseShow) Reset() {
 	*x = LeaseShow{}
-	mi := &file_msg_proto_msgTypes[108]
+	mi := &file_msg_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8317,7 +8418,7 @@ func (x *LeaseShow) String() string {
 func (*LeaseShow) ProtoMessage() {}
 
 func (x *LeaseShow) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[108]
+	mi := &file_msg_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8330,7 +8431,7 @@ func (x *LeaseShow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseShow.ProtoReflect.Descriptor instead.
 func (*LeaseShow) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{108}
+	return file_msg_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *LeaseShow) GetIno() uint64 {
@@ -8358,7 +8459,7 @@ type LeaseHolder struct {
 
 func (x *LeaseHolder) Reset() {
 	*x = LeaseHolder{}
-	mi := &file_msg_proto_msgTypes[109]
+	mi := &file_msg_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8370,7 +8471,7 @@ func (x *LeaseHolder) String() string {
 func (*LeaseHolder) ProtoMessage() {}
 
 func (x *LeaseHolder) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[109]
+	mi := &file_msg_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8383,7 +8484,7 @@ func (x *LeaseHolder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseHolder.ProtoReflect.Descriptor instead.
 func (*LeaseHolder) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{109}
+	return file_msg_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *LeaseHolder) GetIno() uint64 {
@@ -8466,7 +8567,7 @@ type LeaseShowReply struct {
 
 func (x *LeaseShowReply) Reset() {
 	*x = LeaseShowReply{}
-	mi := &file_msg_proto_msgTypes[110]
+	mi := &file_msg_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8478,7 +8579,7 @@ func (x *LeaseShowReply) String() string {
 func (*LeaseShowReply) ProtoMessage() {}
 
 func (x *LeaseShowReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[110]
+	mi := &file_msg_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8491,7 +8592,7 @@ func (x *LeaseShowReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseShowReply.ProtoReflect.Descriptor instead.
 func (*LeaseShowReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{110}
+	return file_msg_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *LeaseShowReply) GetHolders() []*LeaseHolder {
@@ -8521,7 +8622,7 @@ type LeaseTake struct {
 
 func (x *LeaseTake) Reset() {
 	*x = LeaseTake{}
-	mi := &file_msg_proto_msgTypes[111]
+	mi := &file_msg_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8533,7 +8634,7 @@ func (x *LeaseTake) String() string {
 func (*LeaseTake) ProtoMessage() {}
 
 func (x *LeaseTake) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[111]
+	mi := &file_msg_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8546,7 +8647,7 @@ func (x *LeaseTake) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseTake.ProtoReflect.Descriptor instead.
 func (*LeaseTake) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{111}
+	return file_msg_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *LeaseTake) GetIno() uint64 {
@@ -8588,7 +8689,7 @@ type LeaseTakeReply struct {
 
 func (x *LeaseTakeReply) Reset() {
 	*x = LeaseTakeReply{}
-	mi := &file_msg_proto_msgTypes[112]
+	mi := &file_msg_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8600,7 +8701,7 @@ func (x *LeaseTakeReply) String() string {
 func (*LeaseTakeReply) ProtoMessage() {}
 
 func (x *LeaseTakeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[112]
+	mi := &file_msg_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8613,7 +8714,7 @@ func (x *LeaseTakeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseTakeReply.ProtoReflect.Descriptor instead.
 func (*LeaseTakeReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{112}
+	return file_msg_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *LeaseTakeReply) GetReleased() []uint64 {
@@ -8941,9 +9042,18 @@ const file_msg_proto_rawDesc = "" +
 	"\x10OpenSessionReply\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x19\n" +
 	"\blease_ms\x18\x02 \x01(\rR\aleaseMs\x12\x19\n" +
-	"\brenew_ms\x18\x03 \x01(\rR\arenewMs\"(\n" +
+	"\brenew_ms\x18\x03 \x01(\rR\arenewMs\"U\n" +
 	"\fRenewSession\x12\x18\n" +
-	"\asession\x18\x01 \x01(\x04R\asession\"I\n" +
+	"\asession\x18\x01 \x01(\x04R\asession\x12+\n" +
+	"\x05local\x18\x02 \x01(\v2\x15.varve.msg.LocalReadsR\x05local\"\xa2\x01\n" +
+	"\n" +
+	"LocalReads\x12\x18\n" +
+	"\aservers\x18\x01 \x01(\rR\aservers\x12\x16\n" +
+	"\x06chunks\x18\x02 \x01(\rR\x06chunks\x12\x14\n" +
+	"\x05reads\x18\x03 \x01(\x04R\x05reads\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\x12\x1c\n" +
+	"\tfallbacks\x18\x05 \x01(\x04R\tfallbacks\x12\x18\n" +
+	"\adamaged\x18\x06 \x01(\x04R\adamaged\"I\n" +
 	"\x11RenewSessionReply\x12\x19\n" +
 	"\blease_ms\x18\x01 \x01(\rR\aleaseMs\x12\x19\n" +
 	"\bcache_ms\x18\x02 \x01(\rR\acacheMs\"(\n" +
@@ -9210,7 +9320,7 @@ const file_msg_proto_rawDesc = "" +
 	"\x06memory\x18\x11 \x01(\x04R\x06memory\x12\x1a\n" +
 	"\bresident\x18\x12 \x01(\x04R\bresident\x12\x1b\n" +
 	"\tdata_path\x18\x13 \x01(\tR\bdataPath\x12/\n" +
-	"\ajournal\x18\x14 \x01(\v2\x15.varve.msg.SSDJournalR\ajournal\"\xb8\x01\n" +
+	"\ajournal\x18\x14 \x01(\v2\x15.varve.msg.SSDJournalR\ajournal\"\xe5\x01\n" +
 	"\aSession\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x14\n" +
@@ -9219,7 +9329,8 @@ const file_msg_proto_rawDesc = "" +
 	"\x05files\x18\x05 \x01(\x04R\x05files\x12\x1d\n" +
 	"\n" +
 	"renewed_ms\x18\x06 \x01(\x03R\trenewedMs\x12\x1c\n" +
-	"\tconnected\x18\a \x01(\bR\tconnected\"L\n" +
+	"\tconnected\x18\a \x01(\bR\tconnected\x12+\n" +
+	"\x05local\x18\b \x01(\v2\x15.varve.msg.LocalReadsR\x05local\"L\n" +
 	"\vStateDigest\x12\x19\n" +
 	"\bat_least\x18\x01 \x01(\x04R\aatLeast\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\rR\x04kind\x12\x0e\n" +
@@ -9352,7 +9463,7 @@ func file_msg_proto_rawDescGZIP() []byte {
 }
 
 var file_msg_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_msg_proto_msgTypes = make([]protoimpl.MessageInfo, 113)
+var file_msg_proto_msgTypes = make([]protoimpl.MessageInfo, 114)
 var file_msg_proto_goTypes = []any{
 	(FileType)(0),               // 0: varve.msg.FileType
 	(Want)(0),                   // 1: varve.msg.Want
@@ -9409,70 +9520,71 @@ var file_msg_proto_goTypes = []any{
 	(*OpenSession)(nil),         // 52: varve.msg.OpenSession
 	(*OpenSessionReply)(nil),    // 53: varve.msg.OpenSessionReply
 	(*RenewSession)(nil),        // 54: varve.msg.RenewSession
-	(*RenewSessionReply)(nil),   // 55: varve.msg.RenewSessionReply
-	(*CloseSession)(nil),        // 56: varve.msg.CloseSession
-	(*Callback)(nil),            // 57: varve.msg.Callback
-	(*CallbackReply)(nil),       // 58: varve.msg.CallbackReply
-	(*RegisterServer)(nil),      // 59: varve.msg.RegisterServer
-	(*RegisterServerReply)(nil), // 60: varve.msg.RegisterServerReply
-	(*Peer)(nil),                // 61: varve.msg.Peer
-	(*ChunkReport)(nil),         // 62: varve.msg.ChunkReport
-	(*ChunkInfo)(nil),           // 63: varve.msg.ChunkInfo
-	(*ChunkReportReply)(nil),    // 64: varve.msg.ChunkReportReply
-	(*Heartbeat)(nil),           // 65: varve.msg.Heartbeat
-	(*SSDJournal)(nil),          // 66: varve.msg.SSDJournal
-	(*HeartbeatReply)(nil),      // 67: varve.msg.HeartbeatReply
-	(*ChunkCreate)(nil),         // 68: varve.msg.ChunkCreate
-	(*ChunkDelete)(nil),         // 69: varve.msg.ChunkDelete
-	(*ChunkAdopt)(nil),          // 70: varve.msg.ChunkAdopt
-	(*ChunkAccept)(nil),         // 71: varve.msg.ChunkAccept
-	(*ChunkJoin)(nil),           // 72: varve.msg.ChunkJoin
-	(*ChunkRebuild)(nil),        // 73: varve.msg.ChunkRebuild
-	(*ChunkRebuildReply)(nil),   // 74: varve.msg.ChunkRebuildReply
-	(*ChunkPromote)(nil),        // 75: varve.msg.ChunkPromote
-	(*ChunkPunch)(nil),          // 76: varve.msg.ChunkPunch
-	(*Fence)(nil),               // 77: varve.msg.Fence
-	(*Empty)(nil),               // 78: varve.msg.Empty
-	(*ChunkTable)(nil),          // 79: varve.msg.ChunkTable
-	(*ChunkTableReply)(nil),     // 80: varve.msg.ChunkTableReply
-	(*ChunkSeek)(nil),           // 81: varve.msg.ChunkSeek
-	(*ChunkSeekReply)(nil),      // 82: varve.msg.ChunkSeekReply
-	(*ChunkList)(nil),           // 83: varve.msg.ChunkList
-	(*ChunkListReply)(nil),      // 84: varve.msg.ChunkListReply
-	(*ChunkVerify)(nil),         // 85: varve.msg.ChunkVerify
-	(*ChunkVerifyReply)(nil),    // 86: varve.msg.ChunkVerifyReply
-	(*StoreStat)(nil),           // 87: varve.msg.StoreStat
-	(*StoreStatReply)(nil),      // 88: varve.msg.StoreStatReply
-	(*BadBlock)(nil),            // 89: varve.msg.BadBlock
-	(*ScrubStat)(nil),           // 90: varve.msg.ScrubStat
-	(*Scrub)(nil),               // 91: varve.msg.Scrub
-	(*Status)(nil),              // 92: varve.msg.Status
-	(*StatusReply)(nil),         // 93: varve.msg.StatusReply
-	(*MetaServer)(nil),          // 94: varve.msg.MetaServer
-	(*ChunkServer)(nil),         // 95: varve.msg.ChunkServer
-	(*Session)(nil),             // 96: varve.msg.Session
-	(*StateDigest)(nil),         // 97: varve.msg.StateDigest
-	(*StateDigestReply)(nil),    // 98: varve.msg.StateDigestReply
-	(*JoinMeta)(nil),            // 99: varve.msg.JoinMeta
-	(*JoinMetaReply)(nil),       // 100: varve.msg.JoinMetaReply
-	(*JournalRead)(nil),         // 101: varve.msg.JournalRead
-	(*JournalReadReply)(nil),    // 102: varve.msg.JournalReadReply
-	(*Members)(nil),             // 103: varve.msg.Members
-	(*MembersReply)(nil),        // 104: varve.msg.MembersReply
-	(*RemoveMeta)(nil),          // 105: varve.msg.RemoveMeta
-	(*AdminReply)(nil),          // 106: varve.msg.AdminReply
-	(*TransferLeader)(nil),      // 107: varve.msg.TransferLeader
-	(*SetConfig)(nil),           // 108: varve.msg.SetConfig
-	(*GetConfig)(nil),           // 109: varve.msg.GetConfig
-	(*GetConfigReply)(nil),      // 110: varve.msg.GetConfigReply
-	(*Setting)(nil),             // 111: varve.msg.Setting
-	(*FenceSession)(nil),        // 112: varve.msg.FenceSession
-	(*FenceSessionReply)(nil),   // 113: varve.msg.FenceSessionReply
-	(*LeaseShow)(nil),           // 114: varve.msg.LeaseShow
-	(*LeaseHolder)(nil),         // 115: varve.msg.LeaseHolder
-	(*LeaseShowReply)(nil),      // 116: varve.msg.LeaseShowReply
-	(*LeaseTake)(nil),           // 117: varve.msg.LeaseTake
-	(*LeaseTakeReply)(nil),      // 118: varve.msg.LeaseTakeReply
+	(*LocalReads)(nil),          // 55: varve.msg.LocalReads
+	(*RenewSessionReply)(nil),   // 56: varve.msg.RenewSessionReply
+	(*CloseSession)(nil),        // 57: varve.msg.CloseSession
+	(*Callback)(nil),            // 58: varve.msg.Callback
+	(*CallbackReply)(nil),       // 59: varve.msg.CallbackReply
+	(*RegisterServer)(nil),      // 60: varve.msg.RegisterServer
+	(*RegisterServerReply)(nil), // 61: varve.msg.RegisterServerReply
+	(*Peer)(nil),                // 62: varve.msg.Peer
+	(*ChunkReport)(nil),         // 63: varve.msg.ChunkReport
+	(*ChunkInfo)(nil),           // 64: varve.msg.ChunkInfo
+	(*ChunkReportReply)(nil),    // 65: varve.msg.ChunkReportReply
+	(*Heartbeat)(nil),           // 66: varve.msg.Heartbeat
+	(*SSDJournal)(nil),          // 67: varve.msg.SSDJournal
+	(*HeartbeatReply)(nil),      // 68: varve.msg.HeartbeatReply
+	(*ChunkCreate)(nil),         // 69: varve.msg.ChunkCreate
+	(*ChunkDelete)(nil),         // 70: varve.msg.ChunkDelete
+	(*ChunkAdopt)(nil),          // 71: varve.msg.ChunkAdopt
+	(*ChunkAccept)(nil),         // 72: varve.msg.ChunkAccept
+	(*ChunkJoin)(nil),           // 73: varve.msg.ChunkJoin
+	(*ChunkRebuild)(nil),        // 74: varve.msg.ChunkRebuild
+	(*ChunkRebuildReply)(nil),   // 75: varve.msg.ChunkRebuildReply
+	(*ChunkPromote)(nil),        // 76: varve.msg.ChunkPromote
+	(*ChunkPunch)(nil),          // 77: varve.msg.ChunkPunch
+	(*Fence)(nil),               // 78: varve.msg.Fence
+	(*Empty)(nil),               // 79: varve.msg.Empty
+	(*ChunkTable)(nil),          // 80: varve.msg.ChunkTable
+	(*ChunkTableReply)(nil),     // 81: varve.msg.ChunkTableReply
+	(*ChunkSeek)(nil),           // 82: varve.msg.ChunkSeek
+	(*ChunkSeekReply)(nil),      // 83: varve.msg.ChunkSeekReply
+	(*ChunkList)(nil),           // 84: varve.msg.ChunkList
+	(*ChunkListReply)(nil),      // 85: varve.msg.ChunkListReply
+	(*ChunkVerify)(nil),         // 86: varve.msg.ChunkVerify
+	(*ChunkVerifyReply)(nil),    // 87: varve.msg.ChunkVerifyReply
+	(*StoreStat)(nil),           // 88: varve.msg.StoreStat
+	(*StoreStatReply)(nil),      // 89: varve.msg.StoreStatReply
+	(*BadBlock)(nil),            // 90: varve.msg.BadBlock
+	(*ScrubStat)(nil),           // 91: varve.msg.ScrubStat
+	(*Scrub)(nil),               // 92: varve.msg.Scrub
+	(*Status)(nil),              // 93: varve.msg.Status
+	(*StatusReply)(nil),         // 94: varve.msg.StatusReply
+	(*MetaServer)(nil),          // 95: varve.msg.MetaServer
+	(*ChunkServer)(nil),         // 96: varve.msg.ChunkServer
+	(*Session)(nil),             // 97: varve.msg.Session
+	(*StateDigest)(nil),         // 98: varve.msg.StateDigest
+	(*StateDigestReply)(nil),    // 99: varve.msg.StateDigestReply
+	(*JoinMeta)(nil),            // 100: varve.msg.JoinMeta
+	(*JoinMetaReply)(nil),       // 101: varve.msg.JoinMetaReply
+	(*JournalRead)(nil),         // 102: varve.msg.JournalRead
+	(*JournalReadReply)(nil),    // 103: varve.msg.JournalReadReply
+	(*Members)(nil),             // 104: varve.msg.Members
+	(*MembersReply)(nil),        // 105: varve.msg.MembersReply
+	(*RemoveMeta)(nil),          // 106: varve.msg.RemoveMeta
+	(*AdminReply)(nil),          // 107: varve.msg.AdminReply
+	(*TransferLeader)(nil),      // 108: varve.msg.TransferLeader
+	(*SetConfig)(nil),           // 109: varve.msg.SetConfig
+	(*GetConfig)(nil),           // 110: varve.msg.GetConfig
+	(*GetConfigReply)(nil),      // 111: varve.msg.GetConfigReply
+	(*Setting)(nil),             // 112: varve.msg.Setting
+	(*FenceSession)(nil),        // 113: varve.msg.FenceSession
+	(*FenceSessionReply)(nil),   // 114: varve.msg.FenceSessionReply
+	(*LeaseShow)(nil),           // 115: varve.msg.LeaseShow
+	(*LeaseHolder)(nil),         // 116: varve.msg.LeaseHolder
+	(*LeaseShowReply)(nil),      // 117: varve.msg.LeaseShowReply
+	(*LeaseTake)(nil),           // 118: varve.msg.LeaseTake
+	(*LeaseTakeReply)(nil),      // 119: varve.msg.LeaseTakeReply
 }
 var file_msg_proto_depIdxs = []int32{
 	4,   // 0: varve.msg.Hello.role:type_name -> varve.msg.Hello.Role
@@ -9533,29 +9645,31 @@ var file_msg_proto_depIdxs = []int32{
 	10,  // 55: varve.msg.PolicyReply.effective:type_name -> varve.msg.Policy
 	10,  // 56: varve.msg.PolicyReply.own:type_name -> varve.msg.Policy
 	41,  // 57: varve.msg.PolicyReply.chunks:type_name -> varve.msg.Chunk
-	5,   // 58: varve.msg.Callback.kind:type_name -> varve.msg.Callback.Kind
-	2,   // 59: varve.msg.Callback.mode:type_name -> varve.msg.Mode
-	1,   // 60: varve.msg.CallbackReply.keep:type_name -> varve.msg.Want
-	61,  // 61: varve.msg.RegisterServerReply.peers:type_name -> varve.msg.Peer
-	63,  // 62: varve.msg.ChunkReport.chunks:type_name -> varve.msg.ChunkInfo
-	66,  // 63: varve.msg.Heartbeat.journal:type_name -> varve.msg.SSDJournal
-	61,  // 64: varve.msg.HeartbeatReply.peers:type_name -> varve.msg.Peer
-	63,  // 65: varve.msg.ChunkListReply.chunks:type_name -> varve.msg.ChunkInfo
-	89,  // 66: varve.msg.StoreStatReply.bad_blocks:type_name -> varve.msg.BadBlock
-	90,  // 67: varve.msg.StoreStatReply.scrub:type_name -> varve.msg.ScrubStat
-	94,  // 68: varve.msg.StatusReply.metas:type_name -> varve.msg.MetaServer
-	95,  // 69: varve.msg.StatusReply.servers:type_name -> varve.msg.ChunkServer
-	96,  // 70: varve.msg.StatusReply.sessions:type_name -> varve.msg.Session
-	66,  // 71: varve.msg.ChunkServer.journal:type_name -> varve.msg.SSDJournal
-	111, // 72: varve.msg.GetConfigReply.settings:type_name -> varve.msg.Setting
-	1,   // 73: varve.msg.LeaseHolder.want:type_name -> varve.msg.Want
-	2,   // 74: varve.msg.LeaseHolder.mode:type_name -> varve.msg.Mode
-	115, // 75: varve.msg.LeaseShowReply.holders:type_name -> varve.msg.LeaseHolder
-	76,  // [76:76] is the sub-list for method output_type
-	76,  // [76:76] is the sub-list for method input_type
-	76,  // [76:76] is the sub-list for extension type_name
-	76,  // [76:76] is the sub-list for extension extendee
-	0,   // [0:76] is the sub-list for field type_name
+	55,  // 58: varve.msg.RenewSession.local:type_name -> varve.msg.LocalReads
+	5,   // 59: varve.msg.Callback.kind:type_name -> varve.msg.Callback.Kind
+	2,   // 60: varve.msg.Callback.mode:type_name -> varve.msg.Mode
+	1,   // 61: varve.msg.CallbackReply.keep:type_name -> varve.msg.Want
+	62,  // 62: varve.msg.RegisterServerReply.peers:type_name -> varve.msg.Peer
+	64,  // 63: varve.msg.ChunkReport.chunks:type_name -> varve.msg.ChunkInfo
+	67,  // 64: varve.msg.Heartbeat.journal:type_name -> varve.msg.SSDJournal
+	62,  // 65: varve.msg.HeartbeatReply.peers:type_name -> varve.msg.Peer
+	64,  // 66: varve.msg.ChunkListReply.chunks:type_name -> varve.msg.ChunkInfo
+	90,  // 67: varve.msg.StoreStatReply.bad_blocks:type_name -> varve.msg.BadBlock
+	91,  // 68: varve.msg.StoreStatReply.scrub:type_name -> varve.msg.ScrubStat
+	95,  // 69: varve.msg.StatusReply.metas:type_name -> varve.msg.MetaServer
+	96,  // 70: varve.msg.StatusReply.servers:type_name -> varve.msg.ChunkServer
+	97,  // 71: varve.msg.StatusReply.sessions:type_name -> varve.msg.Session
+	67,  // 72: varve.msg.ChunkServer.journal:type_name -> varve.msg.SSDJournal
+	55,  // 73: varve.msg.Session.local:type_name -> varve.msg.LocalReads
+	112, // 74: varve.msg.GetConfigReply.settings:type_name -> varve.msg.Setting
+	1,   // 75: varve.msg.LeaseHolder.want:type_name -> varve.msg.Want
+	2,   // 76: varve.msg.LeaseHolder.mode:type_name -> varve.msg.Mode
+	116, // 77: varve.msg.LeaseShowReply.holders:type_name -> varve.msg.LeaseHolder
+	78,  // [78:78] is the sub-list for method output_type
+	78,  // [78:78] is the sub-list for method input_type
+	78,  // [78:78] is the sub-list for extension type_name
+	78,  // [78:78] is the sub-list for extension extendee
+	0,   // [0:78] is the sub-list for field type_name
 }
 
 func init() { file_msg_proto_init() }
@@ -9610,7 +9724,7 @@ func file_msg_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_msg_proto_rawDesc), len(file_msg_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   113,
+			NumMessages:   114,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
