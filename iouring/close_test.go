@@ -3,6 +3,7 @@ package iouring_test
 import (
 	"bytes"
 	"errors"
+	"runtime"
 	"testing"
 	"time"
 
@@ -133,6 +134,44 @@ func TestOverflow(t *testing.T) {
 			if !c.More() && got < size {
 				r.ok(r.RecvMulti(iouring.FD(a), g, 1))
 			}
+		}
+	})
+}
+
+// TestThreadGone closes a ring whose thread has ended. Close may fail, but must neither hang nor free what the kernel could write to.
+func TestThreadGone(t *testing.T) {
+	inModes(t, func(t *testing.T, without iouring.Feature) {
+		a, b := pair(t, unix.AF_UNIX)
+		type made struct {
+			r   *iouring.Ring
+			err error
+		}
+		c := make(chan made)
+		go func() {
+			runtime.LockOSThread() // and never unlocks: the thread ends with the goroutine
+			r, err := iouring.New(iouring.Options{CloseWithin: time.Second, Without: without})
+			if err == nil {
+				_, err = r.Recv(iouring.FD(a), make([]byte, 8), 0, 1)
+				err = errors.Join(err, r.Submit(0))
+			}
+			c <- made{r, err}
+		}()
+		m := <-c
+		if errors.Is(m.err, iouring.ErrUnavailable) {
+			t.Skip(m.err)
+		}
+		if m.err != nil {
+			t.Fatal(m.err)
+		}
+		time.Sleep(time.Millisecond)
+		if err := m.r.Close(); err != nil {
+			t.Log(err)
+			if !m.r.Held() {
+				t.Error("the ring could not be closed and is not held")
+			}
+		}
+		if _, err := unix.Write(b, []byte("x")); err != nil {
+			t.Fatal(err)
 		}
 	})
 }

@@ -130,3 +130,36 @@ func TestRecvSelect(t *testing.T) {
 		small.Recycle(0)
 	})
 }
+
+// TestGroupWraps uses a group's buffers more often than its counter of 16 bits counts.
+func TestGroupWraps(t *testing.T) {
+	inModes(t, func(t *testing.T, without iouring.Feature) {
+		r := newRing(t, iouring.Options{Without: without})
+		g, err := r.NewBufferGroup(1, 4, 8)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, b := pair(t, unix.AF_UNIX)
+		messages := 70_000
+		if without != 0 || testing.Short() {
+			messages = 1000
+		}
+		armed := false
+		p := make([]byte, 8)
+		for i := range messages {
+			if !armed {
+				r.ok(r.RecvMulti(iouring.FD(b), g, 1))
+			}
+			p[0], p[7] = byte(i), byte(i>>8)
+			if _, err := unix.Write(a, p); err != nil {
+				t.Fatal(err)
+			}
+			c := r.wantN(1, 8)
+			if q := g.Buffer(c.Buffer); !bytes.Equal(p, q) {
+				t.Fatalf("message %d: %v, want %v", i, q, p)
+			}
+			g.Recycle(c.Buffer)
+			armed = c.More()
+		}
+	})
+}

@@ -27,6 +27,7 @@ func registerCall(fd int, op uint32, arg unsafe.Pointer, n int) error {
 // registerSelf registers the ring's own descriptor with the calling thread. That is only for speed: the kernel allows 16 for a
 // thread, and without it the descriptor serves.
 func (r *Ring) registerSelf() {
+	r.thread = unix.Gettid()
 	if !r.has.Has(RingFD) {
 		return
 	}
@@ -37,9 +38,12 @@ func (r *Ring) registerSelf() {
 }
 
 func (r *Ring) unregisterSelf() {
-	if r.enterFl&enterRegistered != 0 {
-		u := rsrcUpdate{offset: uint32(r.enterFD)}
-		r.enterFD, r.enterFl = r.fd, r.enterFl&^enterRegistered
+	if r.enterFl&enterRegistered == 0 {
+		return
+	}
+	u := rsrcUpdate{offset: uint32(r.enterFD)}
+	r.enterFD, r.enterFl = r.fd, r.enterFl&^enterRegistered
+	if unix.Gettid() == r.thread { // another thread may have another ring at this place
 		_ = r.register(unregRingFDs, unsafe.Pointer(&u), 1) // else the thread's exit does it
 	}
 }

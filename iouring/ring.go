@@ -24,6 +24,7 @@ type Ring struct {
 	queued   int // entries that the kernel did not take yet
 	internal int // operations of the ring's own that have not completed
 	last     *SQE
+	thread   int // that owns the ring
 	disabled bool
 	closed   bool
 	chores   bool // a waker is to be armed, or buffers are to be given back
@@ -206,8 +207,8 @@ func (r *Ring) retry(err error, tries *int) (bool, error) {
 		}
 	case unix.EBADR:
 		return false, ErrLost
-	case unix.EEXIST:
-		return false, fmt.Errorf("io_uring: enter: %w: called by another thread than the ring's owner", err)
+	case unix.EEXIST, unix.EBADF, unix.EINVAL: // the last two of a place among another thread's registered rings
+		return false, fmt.Errorf("io_uring: enter: %w: called by thread %d, but %d owns the ring", err, unix.Gettid(), r.thread)
 	case unix.EBADFD:
 		return false, fmt.Errorf("io_uring: enter: %w: the ring was not enabled", err)
 	}
@@ -285,6 +286,9 @@ func (r *Ring) Close() error {
 	if r.disabled {
 		release(r)
 		return r.release()
+	}
+	if unix.Gettid() != r.thread { // the kernel decides whether that may be
+		r.unregisterSelf()
 	}
 	r.drop()
 	if err := r.drain(); err != nil {
