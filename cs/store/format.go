@@ -75,7 +75,8 @@ package store
 // generation, which are believed too: a false mark costs time, a missed one would cost truth. Records do not
 // cross sectors, so a loss of power leaves each whole or not there. One that holds other bytes, or is missing
 // before another in its sector, was overwritten or never written: then every extent counts as active. The same
-// holds if a region's header was: marks of the generation after the one that counts are believed. A header
+// holds if a region's header was: marks of the generation after the one that counts are believed. And a block that
+// is a hole to the table but holds data, in an extent that is not active, gets a checksum that no read accepts. A header
 // slot is written only while the other is on stable media, so one is always valid; a chunk file
 // without a valid header is reported as joining, lost, at epoch 0, and made anew by a join.
 //

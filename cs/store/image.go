@@ -301,6 +301,9 @@ func (s *Store) fill(e *entry, im *image) error {
 			return fmt.Errorf("chunk %v: extent %d: %w", e.id, i, err)
 		}
 	}
+	if err := s.falseHoles(e, im, st, replay); err != nil {
+		return fmt.Errorf("chunk %v: look for lost blocks: %w", e.id, err)
+	}
 	now := s.now()
 	for i := range im.last {
 		im.last[i] = now
@@ -331,30 +334,30 @@ func (s *Store) recompute(e *entry, im *image, st *stage, extent uint32) error {
 // data is right and one that does not makes reads fail, but a false hole would read as zeros: it
 // gets a checksum that no read accepts.
 func (s *Store) mistrust(e *entry, im *image, st *stage, extent uint32) error {
-	return s.each(e, im, st, extent, func(block uint32, data []byte) {
-		if im.sums[block] == chunk.Hole && !chunk.IsZero(data) {
-			if im.sums[block] = ^chunk.Sum(data); im.sums[block] == chunk.Hole {
-				im.sums[block] = 1
-			}
-		}
-	})
+	return s.doubt(e, im, st, extent*pageSums, (extent+1)*pageSums)
 }
 
 // each gives every block of an extent that can be read to do. Those that the medium does not give go into quarantine.
 func (s *Store) each(e *entry, im *image, st *stage, extent uint32, do func(block uint32, data []byte)) error {
-	for off := extent * chunk.ExtentSize; off < (extent+1)*chunk.ExtentSize; off += stageSize {
-		first, bad := off/chunk.BlockSize, map[uint32]bool(nil)
-		if _, err := im.f.ReadAt(st.buf, place(first)); err != nil {
-			err = s.misread(e, im.f, first, st.buf, err)
+	return s.blocks(e, im, st, extent*pageSums, (extent+1)*pageSums, do)
+}
+
+// blocks is each for the blocks from first up to end.
+func (s *Store) blocks(e *entry, im *image, st *stage, first, end uint32, do func(block uint32, data []byte)) error {
+	for ; first < end; first += stageSize / chunk.BlockSize {
+		bad := map[uint32]bool(nil)
+		buf := st.buf[:min(stageSize, (end-first)*chunk.BlockSize)]
+		if _, err := im.f.ReadAt(buf, place(first)); err != nil {
+			err = s.misread(e, im.f, first, buf, err)
 			if errors.Is(err, ErrBadBlock) {
 				bad = s.bad.of(e.id)
 			} else if err != nil {
 				return err
 			}
 		}
-		for i := uint32(0); i < stageSize; i += chunk.BlockSize {
+		for i := uint32(0); i < uint32(len(buf)); i += chunk.BlockSize {
 			if b := first + i/chunk.BlockSize; !bad[b] {
-				do(b, st.buf[i:i+chunk.BlockSize])
+				do(b, buf[i:i+chunk.BlockSize])
 			}
 		}
 	}

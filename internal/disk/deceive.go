@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"io"
 	"maps"
 	"math/rand"
 	"path/filepath"
@@ -133,4 +134,22 @@ func (d *Faulty) places() (all []Place) {
 		}
 	}
 	return all
+}
+
+var _ DataFinder = (*faultyFile)(nil)
+
+// NextData implements DataFinder.
+func (f *faultyFile) NextData(off int64) (from, to int64, err error) {
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
+	at := slices.Sorted(maps.Keys(f.n.live.pages))
+	i, _ := slices.BinarySearch(at, off/pageSize)
+	if i == len(at) {
+		return 0, 0, io.EOF
+	}
+	j := i + 1
+	for j < len(at) && at[j] == at[j-1]+1 {
+		j++
+	}
+	return max(off, at[i]*pageSize), (at[j-1] + 1) * pageSize, nil
 }

@@ -33,6 +33,13 @@ type Descriptor interface {
 	Descriptor() int
 }
 
+// DataFinder is a File that knows where its data is.
+type DataFinder interface {
+	// NextData returns the first range at or after off that is not a hole, io.EOF if there is none. Filesystems that do not know take all
+	// of a file for data.
+	NextData(off int64) (from, to int64, err error)
+}
+
 // Flag says how Open opens.
 type Flag int
 

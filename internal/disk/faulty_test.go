@@ -3,8 +3,10 @@ package disk
 import (
 	"bytes"
 	"errors"
+	"io"
 	"io/fs"
 	"math/rand"
+	"path/filepath"
 	"syscall"
 	"testing"
 )
@@ -238,5 +240,42 @@ func TestFaultyStrays(t *testing.T) {
 	}
 	if len(hit) != 4 {
 		t.Errorf("landed in %d of 4 pages", len(hit))
+	}
+}
+
+func TestNextData(t *testing.T) {
+	d := newDisk(t)
+	path := filepath.Join(t.TempDir(), "a")
+	for name, open := range map[string]func() (File, error){
+		"faulty": func() (File, error) { return d.Open("/d/a", ReadWrite|Create) },
+		"os":     func() (File, error) { return OS{}.Open(path, ReadWrite|Create) },
+	} {
+		f, err := open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Truncate(1 << 20); err != nil {
+			t.Fatal(err)
+		}
+		for _, off := range []int64{64 << 10, 68 << 10, 512 << 10} {
+			if _, err := f.WriteAt(bytes.Repeat([]byte{1}, 4096), off); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, c := range [][3]int64{{0, 64 << 10, 72 << 10}, {66 << 10, 66 << 10, 72 << 10}, {72 << 10, 512 << 10, 516 << 10}} {
+			from, to, err := f.(DataFinder).NextData(c[0])
+			if from == 0 && name == "os" {
+				t.Skip("the filesystem does not know where its data is")
+			}
+			if from != c[1] || to != c[2] || err != nil {
+				t.Errorf("%s: next data from %d: %d to %d, %v, want %d to %d", name, c[0], from, to, err, c[1], c[2])
+			}
+		}
+		if _, _, err := f.(DataFinder).NextData(516 << 10); err != io.EOF {
+			t.Errorf("%s: behind the last data: %v", name, err)
+		}
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }

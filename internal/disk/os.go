@@ -2,6 +2,7 @@ package disk
 
 import (
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 
@@ -117,4 +118,21 @@ func (o osFile) Size() (int64, error) {
 		return 0, err
 	}
 	return st.Size(), nil
+}
+
+var _ DataFinder = osFile{}
+
+// NextData implements DataFinder. It moves the file's offset, which nothing here uses.
+func (o osFile) NextData(off int64) (from, to int64, err error) {
+	fd := int(o.f.Fd())
+	if from, err = unix.Seek(fd, off, unix.SEEK_DATA); err == nil {
+		to, err = unix.Seek(fd, from, unix.SEEK_HOLE)
+	}
+	switch err {
+	case nil:
+		return from, to, nil
+	case unix.ENXIO:
+		return 0, 0, io.EOF
+	}
+	return 0, 0, &os.PathError{Op: "seek", Path: o.f.Name(), Err: err}
 }

@@ -65,7 +65,7 @@ func TestMemory(t *testing.T) {
 	server := start(t, nil, append(g.enter(), binary, "cs", "-r", store, "--memory", strconv.Itoa(serverMemory))...)
 	addr, _ := l.waitServing(t, server)
 
-	alone := memoryLoad(t, addr, 3*time.Second)
+	alone := memoryLoad(t, addr, 2*time.Second)
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -73,7 +73,7 @@ func TestMemory(t *testing.T) {
 	hog := start(t, []string{hogEnv + "=" + filepath.Join(dir, "hog")}, append(g.enter(), self)...)
 	pressed := g.pressed()
 	time.Sleep(500 * time.Millisecond)
-	beside := memoryLoad(t, addr, 6*time.Second)
+	beside := memoryLoad(t, addr, 4*time.Second)
 
 	peak := peakMemory(t, server)
 	t.Logf("server of %d MiB in a cgroup of %d MiB: resident at most %d MiB; the limit was hit %d times", serverMemory>>20, groupLimit>>20, peak>>20, g.pressed()-pressed)
@@ -114,7 +114,7 @@ func memoryLoad(t *testing.T, addr string, d time.Duration) (sum loadResult) {
 	for n := range 4 {
 		work.Go(func() {
 			res, err := perf.Run(ctx, perf.Options{
-				Target: "cs:" + addr, RW: perf.RandRW, BlockSize: 1 << 20, QD: 32, Size: 128 << 20, Duration: d, Seed: uint64(n), Verify: true,
+				Target: "cs:" + addr, RW: perf.RandRW, BlockSize: 1 << 20, QD: 32, Size: 64 << 20, Duration: d, Seed: uint64(n), Verify: true,
 			})
 			if err != nil {
 				t.Error(err)

@@ -91,7 +91,7 @@ func (c *simCount) add(o simCount) {
 func TestLyingDisk(t *testing.T) {
 	otherwise := 3 // for the race detector, which makes it slow
 	if os.Getenv("VARVE_E2E") != "" {
-		otherwise = 40
+		otherwise = 25
 	}
 	seeds, from := number(t, "VARVE_SEEDS", otherwise), int64(number(t, "VARVE_SEED", 1))
 	template := simTemplate(t)
