@@ -217,25 +217,25 @@ func (s *Server) admitOwn(ctx context.Context, k admit.Class, bytes int64) (*gra
 }
 
 // wait returns when a request may go on. It takes the grant back if ctx ends first.
-func (t *gate) wait(ctx context.Context, g *grant, f *flow) error {
-	now, err := t.ask(&g.Request, f)
+func (g *gate) wait(ctx context.Context, r *grant, f *flow) error {
+	now, err := g.ask(&r.Request, f)
 	if now {
 		return nil
 	}
 	if err == nil {
 		select {
-		case <-g.ready:
+		case <-r.ready:
 			return nil
 		case <-ctx.Done():
 			err = ctx.Err()
 		}
-		if !t.cancel(&g.Request) {
-			<-g.ready
-			g.Release(nil)
+		if !g.cancel(&r.Request) {
+			<-r.ready
+			r.Release(nil)
 			return err
 		}
 	}
-	grants.Put(g)
+	grants.Put(r)
 	return err
 }
 

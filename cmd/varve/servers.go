@@ -347,7 +347,7 @@ func (a *app) csCommand() *cobra.Command {
 	var memory sizeFlag
 	var journal string
 	var journalMB int64
-	var lost bool
+	var lost, populate bool
 	cmd := a.serverCommand("cs", "Run a chunk server in the foreground", func(ctx context.Context, dir string, log *slog.Logger) error {
 		if err := ssdFlags(&journal, journalMB); err != nil {
 			return err
@@ -355,13 +355,14 @@ func (a *app) csCommand() *cobra.Command {
 		if !lost && (journalMB != 0 || journal == cs.NoJournal) {
 			return usagef("a write journal is made by make-cs, or anew with --lost-journal")
 		}
-		return runCSWith(ctx, cs.Options{Dir: dir, Version: version, Logger: log, Memory: int64(memory),
+		return runCSWith(ctx, cs.Options{Dir: dir, Version: version, Logger: log, Memory: int64(memory), Populate: populate,
 			Journal: journal, JournalBytes: journalMB << 20, LostJournal: lost}, true)
 	})
 	memory.flag(cmd)
 	f := cmd.Flags()
 	f.StringVarP(&journal, "journal", "j", "", "directory in which the write journal is now; with --lost-journal that of a new one, or "+cs.NoJournal)
 	f.Int64VarP(&journalMB, "journal-size", "s", 0, "with --lost-journal: size of the new write journal in MB (default: as it was)")
+	f.BoolVar(&populate, "populate", false, "take up all memory for data at the start, where a ring can use it with less work")
 	f.BoolVar(&lost, "lost-journal", false, "go on without the write journal that is missing or damaged: every chunk is rebuilt from other replicas")
 	cmd.AddCommand(a.csCheckCommand(), a.csDumpCommand(), a.csReadmitCommand(), a.csScrubCommand(), a.csStatCommand())
 	return cmd
