@@ -15,8 +15,10 @@
 //     request may wait for a peer, and a peer's request never waits for another server.
 //   - Which data request goes on next is decided by class and fairly among clients (cs/admit), before any memory is taken for it;
 //     a connection whose request has to wait is not read.
+//   - Clients on the same host may read chunk files by themselves, under what package internal/local says: they see nothing that
+//     the server would not answer.
 //
 // There is no authentication: whoever reaches the address and knows the cluster's UUID may read and write.
 //
-// The directory holds cs.json (identity) and what cs/store keeps.
+// The directory holds cs.json (identity), what cs/store keeps, and local.used while clients may read by themselves.
 package cs

@@ -20,6 +20,8 @@ const (
 	maxAsks = 64
 	// askAgain is the pause after which a chunk that was refused is asked for again.
 	askAgain = 5 * time.Second
+	// askLater is the pause if the server's store does not pass files on at all.
+	askLater = time.Minute
 	// dialAgain is the pause after which a server without a socket here is tried again: one whose address is of this host, or another.
 	dialAgain      = time.Second
 	dialAgainAfar  = time.Minute
@@ -198,7 +200,11 @@ func (l *bypass) receive() {
 		}
 		switch p.Kind {
 		case local.Granted:
-			g := &grant{epoch: p.Epoch, notBefore: time.Now().Add(askAgain).UnixNano()}
+			pause := askAgain
+			if p.Code == fserr.NotSupported {
+				pause = askLater
+			}
+			g := &grant{epoch: p.Epoch, notBefore: time.Now().Add(pause).UnixNano()}
 			if p.Code == fserr.OK && f != nil {
 				if g.Grant, err = local.NewGrant(l.seat, p.Place, p.Stamp, f, p.Time); err != nil {
 					g.Grant = nil // it is over already

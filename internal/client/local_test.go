@@ -3,6 +3,7 @@ package client
 import (
 	"bytes"
 	"context"
+	"errors"
 	"math/rand/v2"
 	"os"
 	"sync"
@@ -15,6 +16,7 @@ import (
 	"varve/internal/id"
 	"varve/internal/local"
 	"varve/internal/wire/msg"
+	"varve/iouring"
 )
 
 // near is a world with one chunk server that serves its own host, and a file of some blocks there.
@@ -233,9 +235,18 @@ func TestLocalClock(t *testing.T) {
 	}
 }
 
-// Many readers and writers at once: a thread with a ring does the reads. Each reader checks what only it writes.
+// Many readers and writers at once: a thread with a ring does the reads, or, where there is no ring, goroutines. Each reader checks what
+// only it writes.
 func TestLocalConcurrent(t *testing.T) {
+	t.Run("ring", func(t *testing.T) { localConcurrent(t, true) })
+	t.Run("plain", func(t *testing.T) { localConcurrent(t, false) })
+}
+
+func localConcurrent(t *testing.T, ring bool) {
 	w, n, c, f, _ := near(t, nil)
+	if !ring {
+		c.disk.start.Do(func() {}) // as if the kernel had none
+	}
 	readsLocally(t, c, f)
 	const jobs = 8
 	var stop atomic.Bool
@@ -282,7 +293,13 @@ func TestLocalConcurrent(t *testing.T) {
 	stop.Store(true)
 	wg.Wait()
 	st := c.LocalStats()
-	t.Logf("%+v; %d over the network; ring %t", st, w.cs[1].readCount(), c.disk.ring)
+	c.disk.mu.Lock()
+	has := c.disk.ring
+	c.disk.mu.Unlock()
+	if _, err := iouring.Probe(); ring != has && !errors.Is(err, iouring.ErrUnavailable) {
+		t.Errorf("ring %t, want %t", has, ring)
+	}
+	t.Logf("%+v; %d over the network; ring %t", st, w.cs[1].readCount(), has)
 	if st.Reads < 100 {
 		t.Errorf("only %d reads went around the network", st.Reads)
 	}
