@@ -102,6 +102,7 @@ const (
 	regFiles2          = 13
 	regBuffers2        = 15
 	regBuffersUpdate   = 16
+	regWorkers         = 19
 	regRingFDs         = 20
 	unregRingFDs       = 21
 	regPbufRing        = 22

@@ -116,8 +116,9 @@ func TestAcceptDirect(t *testing.T) {
 // TestSendRecv streams through each way of sending and of receiving.
 func TestSendRecv(t *testing.T) {
 	sends := map[string]func(r *tester, fd iouring.FD, p []byte) (iouring.Op, error){
-		"Send":  func(r *tester, fd iouring.FD, p []byte) (iouring.Op, error) { return r.Send(fd, p, 0, 1) },
-		"Write": func(r *tester, fd iouring.FD, p []byte) (iouring.Op, error) { return r.Write(fd, p, 0, 1) },
+		"Send":       func(r *tester, fd iouring.FD, p []byte) (iouring.Op, error) { return r.Send(fd, p, 0, 1) },
+		"Write":      func(r *tester, fd iouring.FD, p []byte) (iouring.Op, error) { return r.Write(fd, p, 0, 1) },
+		"WriteFixed": func(r *tester, fd iouring.FD, p []byte) (iouring.Op, error) { return r.WriteFixed(fd, p, 0, 0, 1) },
 		"SendV": func(r *tester, fd iouring.FD, p []byte) (iouring.Op, error) {
 			return r.SendV(fd, [][]byte{p[:1], p[1 : len(p)/2], p[len(p)/2:]}, 0, 1)
 		},
@@ -185,6 +186,29 @@ func TestSendRecv(t *testing.T) {
 					t.Errorf("%s, %s: what was received differs", sname, rname)
 				}
 			}
+		}
+		r.idle()
+	})
+}
+
+// TestNonEmpty is told that there is more to receive.
+func TestNonEmpty(t *testing.T) {
+	inModes(t, func(t *testing.T, without iouring.Feature) {
+		r := newRing(t, iouring.Options{FileWorkers: 2, OtherWorkers: 3, Without: without})
+		a, b := tcpPair(t)
+		if _, err := unix.Write(a, make([]byte, 100)); err != nil {
+			t.Fatal(err)
+		}
+		p := make([]byte, 60)
+		r.ok(r.Recv(iouring.FD(b), p, unix.MSG_WAITALL, 1))
+		if c := r.wantN(1, 60); c.Flags&iouring.SockNonEmpty == 0 {
+			if f, err := iouring.Probe(); err == nil && f.Has(iouring.BufferRing) { // both are of 5.19
+				t.Errorf("40 bytes are left, but the completion says %+v", c)
+			}
+		}
+		r.ok(r.Recv(iouring.FD(b), p, 0, 1))
+		if c := r.wantN(1, 40); c.Flags&iouring.SockNonEmpty != 0 {
+			t.Errorf("no bytes are left, but the completion says %+v", c)
 		}
 		r.idle()
 	})

@@ -41,6 +41,10 @@ type Options struct {
 	SQE128      bool   // submissions of 128 bytes: commands (Raw) have 80 bytes instead of 16
 	CQE32       bool   // completions of 32 bytes: Completion.Extra
 
+	// FileWorkers and OtherWorkers bound the kernel's threads that do for the owner what would block it: operations on
+	// files, and those without an end, as on pipes. Default, 0: the kernel's own, 4 for each CPU and RLIMIT_NPROC.
+	FileWorkers, OtherWorkers uint32
+
 	// Disabled makes a ring that another thread will own: register with it what is to be registered, then let the owner
 	// call Enable, before which nothing can be submitted.
 	Disabled bool
@@ -88,9 +92,11 @@ func (o *Options) check() error {
 	return errors.Join(faults...)
 }
 
-// unavailable says of an error of io_uring_setup what to do about it.
+// unavailable says of an error of io_uring's system calls what to do about it.
 func unavailable(err error) error {
 	switch {
+	case err == nil:
+		return fmt.Errorf("%w: nothing was done", ErrUnavailable)
 	case errors.Is(err, unix.ENOSYS):
 		return fmt.Errorf("%w: the kernel has none: %w", ErrUnavailable, err)
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):

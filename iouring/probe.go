@@ -50,7 +50,9 @@ func probeKernel() (Feature, error) {
 func probeOps(fd int, features uint32) (Feature, error) {
 	const need = featSingleMmap | featNoDrop | featSubmitStable | featFastPoll | featExtArg | featRsrcTags
 	pr := new(probe)
-	if err := registerProbe(fd, pr); err != nil || features&need != need || pr.ops[opLinkat].flags&opSupported == 0 {
+	if err := registerProbe(fd, pr); err == unix.EPERM || err == unix.EACCES || err == unix.ENOSYS {
+		return 0, unavailable(err)
+	} else if err != nil || features&need != need || pr.ops[opLinkat].flags&opSupported == 0 {
 		return 0, fmt.Errorf("%w: the kernel is older than 5.15 (features %#x)", ErrUnavailable, features)
 	}
 	var has Feature
@@ -108,6 +110,13 @@ func probeByTrying(has Feature) (Feature, error) {
 		return 0, err
 	}
 	hold(r)
+	if _, err = r.Nop(0); err == nil {
+		err = r.Submit(1)
+	}
+	var c [1]Completion
+	if d := r.Reap(c[:0], 1); err != nil || len(d) != 1 {
+		return 0, errors.Join(unavailable(err), r.Close())
+	}
 	r.has = has | RingFD
 	if r.registerSelf(); r.enterFl&enterRegistered != 0 {
 		has |= RingFD

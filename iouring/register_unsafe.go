@@ -24,6 +24,15 @@ func registerCall(fd int, op uint32, arg unsafe.Pointer, n int) error {
 	}
 }
 
+// registerWorkers sets the limits of the kernel's threads.
+func (r *Ring) registerWorkers() error {
+	n := [2]uint32{r.o.FileWorkers, r.o.OtherWorkers}
+	if n == [2]uint32{} {
+		return nil
+	}
+	return r.register(regWorkers, unsafe.Pointer(&n), len(n))
+}
+
 // registerSelf registers the ring's own descriptor with the calling thread. That is only for speed: the kernel allows 16 for a
 // thread, and without it the descriptor serves.
 func (r *Ring) registerSelf() {

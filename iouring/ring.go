@@ -70,8 +70,19 @@ func New(o Options) (*Ring, error) {
 		r.disabled = true
 		return r, nil
 	}
-	r.registerSelf()
+	if err := r.begin(); err != nil {
+		return nil, errors.Join(err, r.Close())
+	}
 	return r, nil
+}
+
+// begin does what only the owner can do first.
+func (r *Ring) begin() error {
+	r.registerSelf()
+	if err := r.registerWorkers(); err != nil {
+		return fmt.Errorf("io_uring: limit the kernel's threads to %d and %d: %w", r.o.FileWorkers, r.o.OtherWorkers, err)
+	}
+	return nil
 }
 
 // setupFlags are the flags of io_uring_setup for a ring with these features.
@@ -106,7 +117,9 @@ func (r *Ring) Enable() error {
 		return fmt.Errorf("io_uring: enable: %w", err)
 	}
 	r.disabled = false
-	r.registerSelf()
+	if err := r.begin(); err != nil {
+		return err
+	}
 	for _, w := range r.wakers {
 		if w.direct && w.set.Load() {
 			if err := syncMessage(&w.sqe); err != nil {
