@@ -90,10 +90,8 @@ func (s *Server) addStore(h *msg.Heartbeat) {
 	if u, err := s.store.Usage(); err == nil {
 		h.Allocated, h.Reserved, h.BadBlocks = u.Allocated, u.Reserved, uint64(u.Bad)
 	}
-	if h.BadBlocks > 0 {
-		for _, c := range s.store.BadChunks(badChunksTold) {
-			h.BadChunks = append(h.BadChunks, uint64(c))
-		}
+	for _, c := range s.store.BadChunks(badChunksTold) {
+		h.BadChunks = append(h.BadChunks, uint64(c))
 	}
 	st := s.store.ScrubStat()
 	h.Scrubbed, h.ScrubPermille = unixNano(st.Passed), permille(st.Done)

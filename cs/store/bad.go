@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"varve/internal/chunk"
 	"varve/internal/disk"
@@ -19,8 +20,21 @@ func (s *Store) BadBlocks(limit int) (n int, list []BadBlock) {
 	return n, list
 }
 
-// BadChunks returns the first chunks that have blocks in quarantine, at most limit.
-func (s *Store) BadChunks(limit int) []id.ChunkID { return s.bad.chunks(limit) }
+// BadChunks returns chunks that must be mended from another replica, at most limit: those without a readable header, and those
+// with blocks in quarantine.
+func (s *Store) BadChunks(limit int) (all []id.ChunkID) {
+	s.headless.Range(func(c, _ any) bool {
+		all = append(all, c.(id.ChunkID))
+		return len(all) < limit
+	})
+	slices.Sort(all)
+	for _, c := range s.bad.chunks(limit) {
+		if len(all) < limit && !slices.Contains(all, c) {
+			all = append(all, c)
+		}
+	}
+	return all
+}
 
 // refuseBad fails if one of the blocks [first, first+n) is in quarantine.
 func (s *Store) refuseBad(e *entry, first uint32, n int) error {

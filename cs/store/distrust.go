@@ -58,6 +58,9 @@ func Distrust(o Options) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	if err := removeIndex(o.FS, o.Dir); err != nil {
+		return 0, err
+	}
 	st := newStage()
 	marked := ids[:min(len(ids), maxDistrust)]
 	for i, c := range ids {

@@ -27,9 +27,11 @@ type entry struct {
 
 	// gate is held shared by operations and exclusively by what changes the fields below.
 	gate    sync.RWMutex
-	gone    bool // deleted: look the chunk up again
-	known   bool // rep was read from the disk
-	corrupt bool // no valid header; only Join and Delete help
+	gone    bool        // deleted: look the chunk up again
+	known   bool        // rep was read from the disk
+	indexed bool        // the index on the disk tells of the chunk what the header does
+	rec     repl.Record // in the header; if known. Written by whoever writes the header
+	corrupt bool        // no valid header; only Join and Delete help
 	rep     repl.Replica
 	img     *image // nil while the file is not open
 	loads   uint32 // how often it was opened
@@ -216,11 +218,21 @@ func (s *Store) readHeader(e *entry, f disk.File, b []byte) (header, error) {
 	if err != nil {
 		return header{}, s.unreadable(e, err)
 	}
-	if !e.known {
+	wrong := e.indexed && h.rec != e.rec
+	if wrong {
+		s.o.Logger.Error("the index tells something else of a chunk than its header, which counts", "chunk", e.id,
+			"index epoch", e.rec.Epoch, "index state", e.rec.State, "epoch", h.rec.Epoch, "state", h.rec.State)
+		if err := s.index.touch(e.id); err != nil {
+			return header{}, s.fail("write index", e.id, err)
+		}
+		e.indexed = false
+	}
+	if !e.known || wrong {
 		e.mu.Lock()
 		active := e.replay != 0
 		e.mu.Unlock()
-		e.rep, e.known = repl.Restart(h.rec, active), true
+		e.rep, e.known, e.rec = repl.Restart(h.rec, active), true, h.rec
+		s.index.changed()
 	}
 	return h, nil
 }
@@ -230,6 +242,13 @@ func (s *Store) unreadable(e *entry, err error) error {
 	if !e.corrupt {
 		s.o.Logger.Error("chunk has no readable header", "chunk", e.id, "cause", err)
 	}
+	if e.indexed {
+		if terr := s.index.touch(e.id); terr != nil {
+			return s.fail("write index", e.id, terr)
+		}
+		e.indexed = false
+	}
+	s.headless.Store(e.id, true)
 	e.rep, e.known, e.corrupt = repl.Replica{State: repl.Lost}, true, true
 	return fmt.Errorf("chunk %v: %w: %w", e.id, fserr.Of(err), err)
 }
@@ -377,6 +396,12 @@ func (s *Store) listed(e *entry) map[uint32]bool {
 func (s *Store) writeHeader(e *entry, rec repl.Record) error {
 	p := getPage()
 	defer putPage(p)
+	if e.indexed && rec != e.rec {
+		if err := s.index.touch(e.id); err != nil {
+			return s.fail("write index", e.id, err)
+		}
+		e.indexed = false
+	}
 	im := e.img
 	h := header{cluster: s.o.Cluster, chunk: e.id, rec: rec, sequence: im.sequence + 1, pages: im.pages}
 	h.encode(p[:])
@@ -386,6 +411,7 @@ func (s *Store) writeHeader(e *entry, rec repl.Record) error {
 		return s.fail("write header", e.id, err)
 	}
 	im.sequence++
+	e.rec = rec
 	return nil
 }
 

@@ -5,9 +5,11 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"varve/cs/repl"
 	"varve/internal/chunk"
+	"varve/internal/disk"
 	"varve/internal/id"
 )
 
@@ -35,25 +37,48 @@ func sparseChunks(tb testing.TB, o Options, n int) {
 	}
 }
 
-// BenchmarkStart opens a store of 100,000 chunks and lists all of them, as a server does when it registers.
+// BenchmarkStart opens a store of 100,000 chunks and lists all of them, as a server does when it registers: after a clean stop, after
+// SIGKILL, and when it must read every header since there is no index.
 func BenchmarkStart(b *testing.B) {
 	const n = 100000
-	o := Options{Dir: b.TempDir(), Cluster: testCluster, SettleEvery: -1}
+	o := Options{Dir: b.TempDir(), Cluster: testCluster, SettleEvery: -1, ScrubRate: -1}
 	sparseChunks(b, o, n)
-	for b.Loop() {
-		s := mustOpen(b, o)
-		println("open", int(b.Elapsed().Milliseconds()))
-		got := 0
-		for after, more := id.ChunkID(0), true; more; {
-			var infos []Info
-			infos, more = s.List(after, 4096)
-			got += len(infos)
-			after = infos[len(infos)-1].ID
-		}
-		if got != n {
-			b.Fatalf("%d chunks listed, want %d", got, n)
-		}
-		println("list", int(b.Elapsed().Milliseconds()))
-		must(b, s.Close())
+	for _, after := range []string{"first", "stop", "kill"} {
+		b.Run("chunks=100000/after="+after, func(b *testing.B) {
+			var open, list float64
+			for b.Loop() {
+				if after == "first" {
+					must(b, removeIndex(disk.OS{}, o.Dir))
+				}
+				start := time.Now()
+				s := mustOpen(b, o)
+				open += time.Since(start).Seconds()
+				got := 0
+				for after, more := id.ChunkID(0), true; more; {
+					var infos []Info
+					infos, more = s.List(after, 4096)
+					got += len(infos)
+					after = infos[len(infos)-1].ID
+				}
+				if got != n {
+					b.Fatalf("%d chunks listed, want %d", got, n)
+				}
+				list += time.Since(start).Seconds()
+				if after != "kill" {
+					must(b, s.Close())
+					continue
+				}
+				must(b, s.Adopt(id.ChunkID(b.N%n+1), id.Epoch(time.Now().Unix())))
+				close(s.stop)
+				s.settler.Wait()
+				for _, e := range s.open {
+					must(b, e.img.f.Close())
+				}
+				must(b, s.closeFiles())
+				must(b, s.unlock())
+			}
+			b.ReportMetric(open/float64(b.N)*1e3, "ms-open/op")
+			b.ReportMetric(list/float64(b.N)*1e3, "ms-listed/op")
+		})
 	}
 }

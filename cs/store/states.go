@@ -50,13 +50,18 @@ func (s *Store) remake(e *entry, in repl.Input) error {
 	if v != repl.Persist {
 		return refuse(e, in, v)
 	}
+	if err := s.index.made(e.id); err != nil {
+		return s.fail("write index", e.id, err)
+	}
 	if err := s.make(e.id, next.Record()); err != nil {
 		return err
 	}
+	e.rec = next.Record()
 	if err := s.pardon(e); err != nil {
 		return err
 	}
 	e.corrupt, e.rep = false, next
+	s.headless.Delete(e.id)
 	s.recount(e)
 	return nil
 }
@@ -162,7 +167,12 @@ func (s *Store) add(c id.ChunkID, rep repl.Replica) error {
 	i, _ := slices.BinarySearch(s.ids, c)
 	s.ids = slices.Insert(s.ids, i, c)
 	s.mu.Unlock()
-	if err := s.make(c, rep.Record()); err != nil {
+	if err := s.index.made(c); err != nil {
+		s.drop(e)
+		return s.fail("write index", c, err)
+	}
+	e.rec = rep.Record()
+	if err := s.make(c, e.rec); err != nil {
 		s.drop(e)
 		return err
 	}
@@ -174,6 +184,8 @@ func (s *Store) add(c id.ChunkID, rep repl.Replica) error {
 func (s *Store) drop(e *entry) {
 	e.gone = true
 	s.uncount(e)
+	s.index.changed()
+	s.headless.Delete(e.id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.chunks, e.id)

@@ -53,7 +53,9 @@ type Store struct {
 	active   atomic.Int64 // chunks with active extents
 	label    disk.File
 	bad      *quarantine
+	headless sync.Map // id.ChunkID of the chunks without a readable header
 	scrub    scrub
+	index    index
 	found    atomic.Uint64 // blocks put in quarantine by this process
 	stages   chan *stage
 	stop     chan struct{}
@@ -142,6 +144,7 @@ func (s *Store) Close() error {
 	}
 	if err == nil {
 		s.scrub.save()
+		s.writeIndex()
 	}
 	for _, e := range s.open {
 		err = errors.Join(err, e.img.f.Close())
@@ -157,6 +160,7 @@ func (s *Store) closeFiles() (err error) {
 	if s.bad != nil {
 		err = errors.Join(err, s.bad.f.Close())
 	}
+	err = errors.Join(err, s.index.close())
 	if s.scrub.file != nil {
 		err = errors.Join(err, s.scrub.file.f.Close())
 	}
