@@ -43,9 +43,10 @@ type Frame struct {
 	// Grant is what Conn.Admission gave a received request, or nil.
 	Grant Grant
 
-	id     uint64
-	pooled bool
-	kept   bool // of requests: serve gives it back to frames
+	id      uint64
+	pooled  bool
+	kept    bool   // of requests: serve gives it back to frames
+	bodyCRC uint32 // of DecodeHeader
 }
 
 // frames are for requests. Those of answers are their callers'.
@@ -57,14 +58,14 @@ func (f *Frame) Release() {
 	if f == nil || !f.pooled {
 		return
 	}
-	f.pooled = false
-	Recycle(f.Body)
-	if f.Grant != nil {
-		f.Grant.Release(f.Data)
+	body, data, grant := f.Body, f.Data, f.Grant
+	f.pooled, f.Body, f.Data, f.Grant = false, nil, nil, nil
+	Recycle(body)
+	if grant != nil {
+		grant.Release(data) // f is the carrier's again, if there is one
 	} else {
-		Recycle(f.Data)
+		Recycle(data)
 	}
-	f.Body, f.Data, f.Grant = nil, nil, nil
 }
 
 // Admission decides when requests go on, and gives them memory for their data.
@@ -121,12 +122,17 @@ type Conn struct {
 	mu      sync.Mutex
 	pending map[uint64]*Call
 	err     error // why it ended
+	link    Link  // if it is carried; set before anything is received, and not changed afterwards
+
+	remote, local string // addresses
 
 	// Value is the server's own data about the peer, set in the handshake and not changed afterwards.
 	Value any
 	// Admission, if set in the handshake, is asked about each request. It is shared by connections. Default: all go on at once, with
 	// memory from Buffer.
 	Admission Admission
+	// Carrier, if set in the handshake, moves the connection's bytes. Admission is not asked then. Default: goroutines.
+	Carrier Carrier
 }
 
 func newConn(nc net.Conn, br *bufio.Reader, o Options) *Conn {
@@ -140,7 +146,8 @@ func newConn(nc net.Conn, br *bufio.Reader, o Options) *Conn {
 	return &Conn{
 		nc: nc, br: br, slots: make(chan struct{}, o.InFlight),
 		ctx: ctx, cancel: cancel, readEnd: make(chan struct{}), pending: make(map[uint64]*Call),
-		out: sender{nc: nc, timeout: o.WriteTimeout},
+		out:    sender{nc: nc, timeout: o.WriteTimeout},
+		remote: nc.RemoteAddr().String(), local: nc.LocalAddr().String(),
 	}
 }
 
@@ -151,10 +158,13 @@ func (c *Conn) start(h Handler) {
 }
 
 // RemoteAddr returns the peer's address.
-func (c *Conn) RemoteAddr() string { return c.nc.RemoteAddr().String() }
+func (c *Conn) RemoteAddr() string { return c.remote }
 
 // LocalAddr returns this side's address.
-func (c *Conn) LocalAddr() string { return c.nc.LocalAddr().String() }
+func (c *Conn) LocalAddr() string { return c.local }
+
+// Context ends with the connection. Handlers get it.
+func (c *Conn) Context() context.Context { return c.ctx }
 
 // Done is closed when the connection has ended.
 func (c *Conn) Done() <-chan struct{} { return c.ctx.Done() }
@@ -189,11 +199,15 @@ func (c *Conn) fail(err error) {
 		err = fmt.Errorf("%w: %w", ErrClosed, err)
 	}
 	c.err = err
-	pending := c.pending
+	pending, link := c.pending, c.link
 	c.pending = nil
 	c.mu.Unlock()
 	c.cancel()
-	c.nc.Close()
+	if link != nil {
+		link.Close()
+	} else {
+		c.nc.Close()
+	}
 	for _, call := range pending {
 		call.Err = err
 		call.done <- call
@@ -341,10 +355,13 @@ func (c *Conn) readLoop() {
 
 func (c *Conn) serve(f *Frame) {
 	defer c.serving.Done()
-	defer func() { <-c.slots }()
+	if c.Carrier == nil { // which counts by itself
+		defer func() { <-c.slots }()
+	}
+	kept := f.kept
 	defer func() {
-		f.Release()
-		if f.kept {
+		f.Release() // after which f may be the carrier's
+		if kept {
 			*f = Frame{}
 			frames.Put(f)
 		}

@@ -103,7 +103,7 @@ func (c *Conn) sayHello(ctx context.Context, hello *msg.Hello) (*msg.HelloReply,
 }
 
 // Acceptor decides about a connection by its hello. It returns what will answer its requests, or an
-// outcome other than OK to refuse it. It may set c.Value and c.Admission. It may block (to quiesce an older connection).
+// outcome other than OK to refuse it. It may set c.Value, c.Admission and c.Carrier. It may block (to quiesce an older connection).
 type Acceptor func(c *Conn, hello *msg.Hello) (Handler, *msg.HelloReply, fserr.Code)
 
 // Server accepts connections on a listener.
@@ -175,6 +175,9 @@ func (s *Server) handshake(c *Conn) {
 		s.mu.Unlock()
 	}()
 	h, err := s.greet(c)
+	if err == nil && c.Carrier != nil {
+		err = c.carry(h)
+	}
 	if err != nil {
 		level := slog.LevelWarn
 		if err == io.EOF {
@@ -185,7 +188,9 @@ func (s *Server) handshake(c *Conn) {
 		close(c.readEnd) // nothing was ever read for a handler: Quiesce need not wait
 		return
 	}
-	c.start(h)
+	if c.Carrier == nil {
+		c.start(h)
+	}
 	if s.Started != nil {
 		s.Started(c)
 	}

@@ -44,6 +44,9 @@ func (c *Conn) write(f *Frame, reqID uint64, answer bool) error {
 		typ: f.Type, class: f.Class, answer: answer, id: reqID, epoch: f.Epoch, code: f.Code,
 		bodyLen: uint32(len(f.Body)), dataLen: uint32(len(f.Data)), bodyCRC: crc32.Checksum(f.Body, castagnoli),
 	}
+	if c.link != nil { // only handlers write then, which began after it was set
+		return writeLink(c.link, &h, f.Body, f.Data)
+	}
 	if len(f.Data) > smallData || len(f.Body) > maxSmall {
 		return c.out.writeNow(&h, f.Body, f.Data)
 	}
