@@ -112,6 +112,9 @@ func (c *Conn) Fill(p []byte) {
 // Pause stops OnData and OnFilled, and soon reading, until Resume.
 func (c *Conn) Pause() { c.paused = true }
 
+// Paused says that Pause was called, and Resume was not since.
+func (c *Conn) Paused() bool { return c.paused }
+
 // Resume ends a pause.
 func (c *Conn) Resume() {
 	c.paused = false

@@ -6,14 +6,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// File is an open file on which operations run. It does not own the descriptor: who closes that waits for the operations first.
+// File is an open file on which operations run. It does not own the descriptor: who closes that waits for the operations first. It is
+// kept where it does not move until they have ended, beside the Op for instance.
 type File struct {
 	l  *Loop
 	fd int32
 }
 
 // File makes fd, opened for direct or buffered I/O, a file of the loop.
-func (l *Loop) File(fd int) *File { return &File{l: l, fd: int32(fd)} }
+func (l *Loop) File(fd int) File { return File{l: l, fd: int32(fd)} }
 
 // Read fills p from off. For direct I/O p, its length and off are aligned as the file wants it. p is the kernel's until op.Done.
 func (f *File) Read(op *Op, p []byte, off int64) { f.transfer(op, opRead, p, off) }

@@ -260,7 +260,7 @@ func TestFile(t *testing.T) {
 		}
 		defer f.Close()
 		const blocks, size = 100, 4096
-		var file *reactor.File
+		var file reactor.File
 		on(t, l, func() { file = l.File(int(f.Fd())) })
 		run := func(n int, begin func(op *reactor.Op, i int), bytes int) {
 			t.Helper()
@@ -316,7 +316,8 @@ func TestFile(t *testing.T) {
 					}
 					close(done)
 				}
-				l.File(1<<20).Read(&bad, got[:size], 0)
+				none := l.File(1 << 20)
+				none.Read(&bad, got[:size], 0)
 			}
 			file.Read(&past, got[:2*size], (blocks-1)*size)
 		})
@@ -333,7 +334,7 @@ func TestStuck(t *testing.T) {
 	}
 	defer unix.Close(p[0])
 	defer unix.Close(p[1])
-	buf := make([]byte, 1)
+	buf, pipe := make([]byte, 1), l.File(p[0])
 	ended := make(chan struct{})
 	var late, stuck reactor.Op
 	on(t, l, func() {
@@ -345,7 +346,7 @@ func TestStuck(t *testing.T) {
 				t.Errorf("read of an empty pipe: %d, %v; want a time-out", n, err)
 			}
 		}
-		l.File(p[0]).Read(&late, buf, 0)
+		pipe.Read(&late, buf, 0)
 		stuck.Done = func(n int, err error) {
 			if n != 1 || err != nil || buf[0] != 'x' || !timedOut {
 				t.Errorf("read of a pipe: %d, %v, %q; the other timed out: %v", n, err, buf, timedOut)
@@ -358,7 +359,7 @@ func TestStuck(t *testing.T) {
 		on(t, l, func() { under = late.UnderWay() })
 		return !under
 	})
-	on(t, l, func() { l.File(p[0]).Read(&stuck, buf, 0) })
+	on(t, l, func() { pipe.Read(&stuck, buf, 0) })
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
 	defer cancel()
 	if err := l.Close(ctx); !errors.Is(err, context.DeadlineExceeded) {
