@@ -92,6 +92,9 @@ func (s *Server) accept(c *wire.Conn, hello *msg.Hello) (wire.Handler, *msg.Hell
 		s.gate.leave(p.flow)
 	}()
 	c.Value, c.Admission = p, (*data)(s)
+	if s.reactors != nil {
+		c.Carrier = s.reactors
+	}
 	return (*data)(s), reply, fserr.OK
 }
 

@@ -160,36 +160,50 @@ func (p peer) class(c wire.Class) admit.Class {
 	return admit.Guest
 }
 
-// grant is what a data request of a connection that goroutines serve holds: its place in the gate and memory. It is kept for the next.
+// grant is what a data request holds: its place in the gate and memory. It is kept for the next.
 type grant struct {
 	admit.Request
 	s      *Server
 	memory *arena.Arena
 	ready  chan struct{} // told when the request may go on
 	answer []byte        // of memory, for a read
+
+	carried *request // that it belongs to, if a reactor has the connection
+	gated   bool     // of carried: the gate has let it pass
 }
 
 var _ wire.Grant = (*grant)(nil)
 
 var grants = sync.Pool{New: func() any { return &grant{ready: make(chan struct{}, 1)} }}
 
-func (g *grant) granted() { g.ready <- struct{}{} }
+func (g *grant) granted() {
+	if q := g.carried; q != nil {
+		q.d.loop.Post(&q.task)
+		return
+	}
+	g.ready <- struct{}{}
+}
+
+// cost returns what a request with size bytes of data is counted with at the gate. Others than gated ones go on at once.
+func cost(f *wire.Frame, size int) (bytes int64, gated bool) {
+	switch f.Type {
+	case wire.Read:
+		return max(int64(size), min(int64(wire.DataLength(f.Body)), wire.MaxData)), true
+	case wire.ChunkTable:
+		return tableBytes, true
+	case wire.Write, wire.Punch, wire.Flush:
+		return int64(size), true
+	}
+	return int64(size), size > 0 // small, and does not touch the disk much
+}
 
 // Admit implements wire.Admission. What is over the bounds waits here, and is not read from its connection.
 func (h *data) Admit(ctx context.Context, c *wire.Conn, f *wire.Frame, size int) (wire.Grant, []byte, error) {
 	s := (*Server)(h)
 	p := c.Value.(peer)
-	bytes := int64(size)
-	switch f.Type {
-	case wire.Read:
-		bytes = max(bytes, min(int64(wire.DataLength(f.Body)), wire.MaxData))
-	case wire.ChunkTable:
-		bytes = tableBytes
-	case wire.Write, wire.Punch, wire.Flush:
-	default:
-		if size == 0 {
-			return nil, nil, nil // small, and does not touch the disk much
-		}
+	bytes, gated := cost(f, size)
+	if !gated {
+		return nil, nil, nil
 	}
 	g := grants.Get().(*grant)
 	g.s, g.memory = s, p.memory
@@ -241,6 +255,16 @@ func (g *gate) wait(ctx context.Context, r *grant, f *flow) error {
 
 // Release implements wire.Grant.
 func (g *grant) Release(data []byte) {
+	g.giveBack(data)
+	if g.carried != nil {
+		g.carried.released()
+		return
+	}
+	grants.Put(g)
+}
+
+// giveBack gives memory back, and the place in the gate.
+func (g *grant) giveBack(data []byte) {
 	if data != nil {
 		g.memory.Put(data)
 	}
@@ -248,6 +272,8 @@ func (g *grant) Release(data []byte) {
 		g.memory.Put(g.answer)
 		g.answer = nil
 	}
-	g.s.gate.done(&g.Request)
-	grants.Put(g)
+	if g.carried == nil || g.gated {
+		g.gated = false
+		g.s.gate.done(&g.Request)
+	}
 }

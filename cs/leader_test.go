@@ -189,7 +189,7 @@ type testServer struct {
 func testOptions(f *fakeLeader) Options {
 	return Options{
 		Dir: "/cs", Metas: []string{f.addr()}, Addr: "127.0.0.1:0", Host: "h", Logger: quiet(),
-		ForwardTimeout: 2 * time.Second, Store: store.Options{SettleEvery: -1}, Memory: MinMemory, trace: true,
+		ForwardTimeout: 2 * time.Second, Store: store.Options{SettleEvery: -1}, Memory: MinMemory, trace: true, Reactors: testReactors,
 	}
 }
 

@@ -61,6 +61,9 @@ type Options struct {
 	// ForwardTimeout is how long another server may take to apply a forwarded write before it counts as failed.
 	// Default: 5 s.
 	ForwardTimeout time.Duration
+	// Reactors is the number of threads with a ring that carry connections. Default: half as many as there are CPUs, 4 at most; none
+	// where io_uring is not to be had. Negative: none.
+	Reactors int
 	// Rebuilds is the number of chunks rebuilt at once. Default: 2.
 	Rebuilds int
 	// LocalChunks is the number of chunks that clients on this host may read by themselves at once, at 128 KiB of memory each.

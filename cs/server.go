@@ -45,6 +45,8 @@ type Server struct {
 	gate     *gate
 	own      flow // of what the server does by itself
 	payload  payload
+	reactors *reactors // nil: goroutines serve all
+	dataPath string    // how data requests are served, for people
 	rebuilds *semaphore.Weighted
 	verifies *semaphore.Weighted
 
@@ -144,6 +146,8 @@ func Open(o Options) (*Server, error) {
 	if err := errors.Join(locals.open(s), s.sweepAll()); err != nil {
 		return nil, errors.Join(err, l.Close(), st.Close(), closeJournal(), pay.close())
 	}
+	s.reactors, s.dataPath = newReactors(s)
+	s.log.Info("data requests are served", "by", s.dataPath)
 	return s, nil
 }
 
@@ -229,7 +233,7 @@ func (s *Server) stop(orderly bool) {
 			s.peers.close()
 			s.work.Wait()
 			s.gate.close()
-			s.endErr = s.payload.close()
+			s.endErr = errors.Join(s.reactors.close(), s.payload.close())
 			if !orderly && s.journal != nil {
 				s.journal.Abandon()
 			}

@@ -66,7 +66,7 @@ func (s *Server) Stats() Stats {
 	if b := s.locals.board; b != nil {
 		st.Locals, st.LocalChunks = s.locals.count(), b.Taken()
 	}
-	st.Memory, st.Resident, st.Payload, st.DataPath = s.o.Memory, resident(), s.payload.used(), "plain"
+	st.Memory, st.Resident, st.Payload, st.DataPath = s.o.Memory, resident(), s.payload.used(), s.dataPath
 	st.Waiting, _ = s.gate.use()
 	st.Total, st.Free, _ = s.store.Space()
 	if s.journal != nil {

@@ -1,0 +1,546 @@
+package cs
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"varve/internal/chunk"
+	"varve/internal/fserr"
+	"varve/internal/id"
+	"varve/internal/wire"
+	"varve/internal/wire/msg"
+)
+
+// These tests run on a real disk: only there do reactors do the I/O. TestWithoutReactors runs them with goroutines.
+
+// newRealServer is a chunk server on a real disk.
+func newRealServer(t testing.TB, f *fakeLeader, change func(*Options)) *testServer {
+	t.Helper()
+	s := &testServer{o: testOptions(f)}
+	s.o.Dir = t.TempDir()
+	if change != nil {
+		change(&s.o)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
+	defer cancel()
+	if _, err := Init(ctx, s.o); err != nil {
+		t.Fatal(err)
+	}
+	s.start(t)
+	s.waitServing(t)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
+		defer cancel()
+		if err := s.Shutdown(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+// onDisk counts the requests that reactors have done by themselves.
+func (s *testServer) onDisk(t testing.TB) uint64 {
+	if s.reactors == nil {
+		return 0
+	}
+	n := uint64(0)
+	for _, l := range s.reactors.loops {
+		n += l.tried.Load()
+	}
+	return n
+}
+
+// TestDataOnDisk has clients write, read, flush and punch at random, each its own part of a chunk, while others come and are cut off in
+// the middle of what they send. At the end everything is there.
+func TestDataOnDisk(t *testing.T) {
+	f := newFakeLeader(t)
+	s := newRealServer(t, f, nil)
+	f.create(7, 1, s)
+	const clients, part, steps = 5, 64 * block, 80
+	models := make([][]byte, clients)
+	stop := make(chan struct{})
+	var noise, work sync.WaitGroup
+	for i := range 2 {
+		noise.Go(func() { cutOff(t, s, uint64(i), stop) })
+	}
+	for i := range clients {
+		models[i] = make([]byte, part)
+		work.Go(func() {
+			c := dial(t, s, id.SessionID(10+i))
+			r := rand.New(rand.NewPCG(1, uint64(i)))
+			base := uint32(i * part)
+			for step := range steps {
+				off, n := uint32(r.IntN(part/block))*block, uint32(1+r.IntN(8))*block
+				n = min(n, part-off)
+				if r.IntN(5) == 0 { // not on whole blocks
+					off, n = off+uint32(r.IntN(block)), n-uint32(r.IntN(block))
+					n = min(n, part-off)
+				}
+				switch r.IntN(8) {
+				case 0, 1, 2, 3:
+					p := pattern(uint64(step*clients+i), int(n))
+					c.want(c.write(7, 1, base+off, p), fserr.OK, "write")
+					copy(models[i][off:], p)
+				case 4, 5:
+					off, n = off/block*block, (n+block-1)/block*block
+					code, p := c.read(7, 1, base+off, min(n, part-off))
+					c.want(code, fserr.OK, "read")
+					if !bytes.Equal(p, models[i][off:][:len(p)]) {
+						t.Errorf("client %d, step %d: what was read differs", i, step)
+						return
+					}
+				case 6:
+					code, _, _ := c.do(wire.Flush, 1, wire.DataRequest{Chunk: 7}, nil)
+					c.want(code, fserr.OK, "flush")
+				case 7:
+					code, _, _ := c.do(wire.Punch, 1, wire.DataRequest{Chunk: 7, Offset: base + off, Length: n}, nil)
+					c.want(code, fserr.OK, "punch")
+					clear(models[i][off:][:n])
+				}
+			}
+		})
+	}
+	work.Wait()
+	close(stop)
+	noise.Wait()
+	c := dial(t, s, 9)
+	for i, m := range models {
+		code, p := c.read(7, 1, uint32(i*part), part)
+		c.want(code, fserr.OK, "read at the end")
+		if !bytes.Equal(p, m) {
+			t.Errorf("the part of client %d differs at the end", i)
+		}
+	}
+	if s.reactors != nil && s.onDisk(t) == 0 {
+		t.Error("the reactors have done nothing by themselves")
+	}
+	wait(t, "requests of lost connections to end", func() bool { return s.payload.used() == 0 })
+}
+
+// rawHello connects and says hello, with what is to follow in the same packet.
+func rawHello(t testing.TB, s *testServer, session uint64, follow []byte) (net.Conn, error) {
+	nc, err := net.Dial("tcp", s.Addr())
+	if err != nil {
+		return nil, err
+	}
+	if err := nc.SetDeadline(time.Now().Add(testTimeout)); err != nil {
+		t.Error(err)
+	}
+	body, err := (&msg.Hello{Cluster: testCluster[:], Role: msg.Hello_CLIENT, Session: session}).MarshalVT()
+	if err != nil {
+		t.Error(err)
+	}
+	_, err = nc.Write(append(wire.AppendRequest(nil, wire.Hello, wire.ClassGuest, 0, 0, body, 0), follow...))
+	return nc, err
+}
+
+// greeted waits until the server has answered a hello, and so begun to serve.
+func greeted(t testing.TB, s *testServer, nc net.Conn) {
+	t.Helper()
+	hello, err := (&msg.HelloReply{Cluster: s.cluster[:], Version: s.o.Version, Server: uint32(s.id), Name: s.name}).MarshalVT()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(nc, make([]byte, wire.HeaderSize+len(hello))); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// requestBytes is the frame of a data request.
+func requestBytes(t wire.Type, reqID uint64, session id.SessionID, r wire.DataRequest, data []byte) []byte {
+	r.Session = session
+	b := wire.AppendRequest(nil, t, wire.ClassGuest, 1, reqID, r.Append(nil), len(data))
+	return append(b, data...)
+}
+
+// cutOff sends streams of requests that end anywhere, on a chunk of their own, until stop.
+func cutOff(t *testing.T, s *testServer, seed uint64, stop chan struct{}) {
+	r := rand.New(rand.NewPCG(seed, 3))
+	session := id.SessionID(100 + seed)
+	for round := 0; ; round++ {
+		select {
+		case <-stop:
+			return
+		default:
+		}
+		var stream []byte
+		for i := range uint64(6) {
+			off := uint32(40<<20 + r.IntN(1000)*block)
+			n := []int{block, 4 * block, 100 * block}[r.IntN(3)]
+			switch r.IntN(3) {
+			case 0:
+				stream = append(stream, requestBytes(wire.Read, i, session, wire.DataRequest{Chunk: 7, Offset: off, Length: uint32(n)}, nil)...)
+			case 1:
+				p := pattern(seed, n)
+				stream = append(stream, requestBytes(wire.Write, i, session, writeRequest(7, off, p), p)...)
+			case 2:
+				stream = append(stream, requestBytes(wire.Flush, i, session, wire.DataRequest{Chunk: 7}, nil)...)
+			}
+		}
+		nc, err := rawHello(t, s, uint64(session), stream[:r.IntN(len(stream)+1)])
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		time.Sleep(time.Duration(r.IntN(2000)) * time.Microsecond)
+		if r.IntN(2) == 0 {
+			_ = nc.(*net.TCPConn).SetLinger(0)
+		}
+		nc.Close()
+	}
+}
+
+// TestCutAtEachPlace ends a connection after each of the first bytes of a write and of a read: nothing is left behind.
+func TestCutAtEachPlace(t *testing.T) {
+	f := newFakeLeader(t)
+	s := newRealServer(t, f, nil)
+	f.create(7, 1, s)
+	p := pattern(3, 5*block)
+	stream := requestBytes(wire.Write, 1, 5, writeRequest(7, 0, p), p)
+	stream = append(stream, requestBytes(wire.Read, 2, 5, wire.DataRequest{Chunk: 7, Length: 5 * block}, nil)...)
+	for cut := 0; cut <= len(stream); cut += 1 + cut/40 {
+		nc, err := rawHello(t, s, 5, stream[:cut])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if cut%2 == 0 {
+			_ = nc.(*net.TCPConn).SetLinger(0)
+		}
+		nc.Close()
+	}
+	// A connection is greeted when nothing of the older ones is under way; of these, some may come late and replace it.
+	wait(t, "the last connection to end", func() bool { return s.Stats().Connections == 0 && s.Stats().UnderWay == 0 })
+	hello := &msg.Hello{Cluster: testCluster[:], Role: msg.Hello_CLIENT, Session: 5}
+	c := &client{t: t, session: 5}
+	wait(t, "a connection", func() (ok bool) {
+		var err error
+		c.c, _, err = wire.Dial(t.Context(), s.Addr(), hello, nil, wire.Options{})
+		return err == nil && c.c.Err() == nil
+	})
+	defer c.c.Close()
+	code, got := c.read(7, 1, 0, 5*block)
+	c.want(code, fserr.OK, "read")
+	if !bytes.Equal(got, p) && !chunk.IsZero(got) {
+		t.Error("half a write is there")
+	}
+	wait(t, "memory to be given back", func() bool { return s.payload.used() == 0 })
+}
+
+// TestLaneOrder loses connections with writes under way and writes the same place on the next: the older write never
+// comes after the newer one.
+func TestLaneOrder(t *testing.T) {
+	f := newFakeLeader(t)
+	s := newRealServer(t, f, nil)
+	f.create(7, 1, s)
+	const n = 64 * block
+	for round := range 24 {
+		older, newer := pattern(uint64(2*round), n), pattern(uint64(2*round+1), n)
+		nc, err := rawHello(t, s, 5, requestBytes(wire.Write, 1, 5, writeRequest(7, 0, older), older))
+		if err != nil {
+			t.Fatal(err)
+		}
+		greeted(t, s, nc)
+		time.Sleep(time.Duration(round%8) * 100 * time.Microsecond)
+		c := dial(t, s, 5)
+		c.want(c.write(7, 1, 0, newer), fserr.OK, "write")
+		code, got := c.read(7, 1, 0, n)
+		c.want(code, fserr.OK, "read")
+		if !bytes.Equal(got, newer) {
+			t.Fatalf("round %d: an older write came after a newer one", round)
+		}
+		nc.Close()
+		c.c.Close()
+	}
+}
+
+// TestFenceUnderLoad fences a session that writes as fast as it can: what was answered by then is there, nothing is written afterwards.
+func TestFenceUnderLoad(t *testing.T) {
+	f := newFakeLeader(t)
+	s := newRealServer(t, f, nil)
+	f.create(7, 1, s)
+	c := dial(t, s, 5)
+	fenced := make(chan struct{})
+	var writer sync.WaitGroup
+	writer.Go(func() {
+		p := make([]byte, block)
+		for i := uint64(1); ; i++ {
+			for j := range p {
+				p[j] = byte(i >> (8 * (j % 8)))
+			}
+			switch code := c.write(7, 1, uint32(i%100)*block, p); code {
+			case fserr.OK:
+				select {
+				case <-fenced:
+					t.Error("a write was done after the fence")
+					return
+				default:
+				}
+			case fserr.Fenced:
+				return
+			default:
+				t.Errorf("write: %v", code)
+				return
+			}
+		}
+	})
+	time.Sleep(30 * time.Millisecond)
+	f.must(s.ID(), wire.Fence, &msg.Fence{Sessions: []uint64{5}})
+	writer.Wait()
+	close(fenced)
+	reader := dial(t, s, 6)
+	_, before := reader.read(7, 1, 0, 100*block)
+	if code := c.write(7, 1, 0, pattern(1, block)); code != fserr.Fenced {
+		t.Errorf("write after the fence: %v", code)
+	}
+	_, after := reader.read(7, 1, 0, 100*block)
+	if !bytes.Equal(before, after) {
+		t.Error("something was written after the fence")
+	}
+}
+
+// TestRotOnDisk changes bits of a chunk file: the reader gets IO, not the bytes, and the connection lives on.
+func TestRotOnDisk(t *testing.T) {
+	f := newFakeLeader(t)
+	s := newRealServer(t, f, nil)
+	f.create(7, 1, s)
+	c := dial(t, s, 5)
+	p := pattern(1, 8*block)
+	c.want(c.write(7, 1, 0, p), fserr.OK, "write")
+	code, _, _ := c.do(wire.Flush, 1, wire.DataRequest{Chunk: 7}, nil)
+	c.want(code, fserr.OK, "flush")
+	flipInFiles(t, s.o.Dir, p[3*block:4*block])
+	code, _ = c.read(7, 1, 0, 8*block)
+	c.want(code, fserr.IO, "read of a bad block")
+	code, got := c.read(7, 1, 4*block, 4*block)
+	c.want(code, fserr.OK, "read of good blocks")
+	if !bytes.Equal(got, p[4*block:]) {
+		t.Error("good blocks differ")
+	}
+	wait(t, "memory to be given back", func() bool { return s.payload.used() == 0 })
+}
+
+// flipInFiles changes a bit of the block wherever a file below dir holds it.
+func flipInFiles(t *testing.T, dir string, want []byte) {
+	t.Helper()
+	found := false
+	err := filepath.Walk(dir, func(path string, info os.FileInfo, err error) error {
+		if err != nil || info.IsDir() {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		if at := bytes.Index(b, want); at >= 0 {
+			found = true
+			file, err := os.OpenFile(path, os.O_RDWR, 0)
+			if err != nil {
+				return err
+			}
+			defer file.Close()
+			_, err = file.WriteAt([]byte{want[100] ^ 4}, int64(at)+100)
+			return err
+		}
+		return nil
+	})
+	if err != nil || !found {
+		t.Fatalf("flip a bit: found %v, %v", found, err)
+	}
+}
+
+// TestSlowPeer asks for much and reads nothing: the server holds no more than a few answers, and others are served meanwhile.
+func TestSlowPeer(t *testing.T) {
+	f := newFakeLeader(t)
+	s := newRealServer(t, f, nil)
+	if s.reactors == nil {
+		t.Skip("goroutines bound what all hold, not what one does: a slow peer may use it up until it is cut off")
+	}
+	f.create(7, 1, s)
+	c := dial(t, s, 6)
+	p := pattern(1, 1<<20)
+	c.want(c.write(7, 1, 0, p), fserr.OK, "write")
+	var stream []byte
+	for i := range uint64(300) {
+		stream = append(stream, requestBytes(wire.Read, i, 5, wire.DataRequest{Chunk: 7, Length: 1 << 20}, nil)...)
+	}
+	nc, err := rawHello(t, s, 5, stream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	for range 20 {
+		code, got := c.read(7, 1, 0, block)
+		c.want(code, fserr.OK, "read beside a slow peer")
+		if !bytes.Equal(got, p[:block]) {
+			t.Fatal("what was read differs")
+		}
+	}
+	if used, limit := s.payload.used(), s.payload.clients.Size()/heldShare+2<<20; used > limit {
+		t.Errorf("%d bytes of payload are held for it, limit %d", used, limit)
+	}
+}
+
+// TestManyWriters have more data under way than there is memory for it.
+func TestManyWriters(t *testing.T) {
+	f := newFakeLeader(t)
+	s := newRealServer(t, f, nil)
+	f.create(7, 1, s)
+	var all sync.WaitGroup
+	for i := range 14 {
+		all.Go(func() {
+			c := dial(t, s, id.SessionID(10+i))
+			p := pattern(uint64(i), wire.MaxData)
+			off := uint32(i * wire.MaxData)
+			for range 3 {
+				done := make(chan *wire.Call, 4)
+				r := writeRequest(7, off, p)
+				r.Session = c.session
+				body := r.Append(nil)
+				for range cap(done) {
+					c.c.Start(&wire.Frame{Type: wire.Write, Class: wire.ClassGuest, Epoch: 1, Body: body, Data: p}, done)
+				}
+				for range cap(done) {
+					call := <-done
+					if call.Err != nil || call.Reply.Code != fserr.OK {
+						t.Errorf("write: %v, %+v", call.Err, call.Reply)
+						return
+					}
+					call.Reply.Release()
+				}
+			}
+			code, got := c.read(7, 1, off, wire.MaxData)
+			if code != fserr.OK || !bytes.Equal(got, p) {
+				t.Errorf("client %d: %v, equal: %v", i, code, bytes.Equal(got, p))
+			}
+		})
+	}
+	all.Wait()
+}
+
+// TestShutdownUnderLoad ends servers while clients write and read, on disks that stay: what was answered after a flush is there.
+func TestShutdownUnderLoad(t *testing.T) {
+	f := newFakeLeader(t)
+	s := newRealServer(t, f, nil)
+	f.create(7, 1, s)
+	for round := range 4 {
+		const clients = 4
+		var all sync.WaitGroup
+		last := make([]uint64, clients) // flushed
+		for i := range clients {
+			all.Go(func() {
+				c := dial(t, s, id.SessionID(10+i))
+				ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
+				defer cancel()
+				ask := func(typ wire.Type, r wire.DataRequest, data []byte) bool {
+					r.Session = c.session
+					a, err := c.c.Call(ctx, &wire.Frame{Type: typ, Class: wire.ClassGuest, Epoch: 1, Body: r.Append(nil), Data: data})
+					if err != nil {
+						return false
+					}
+					defer a.Release()
+					return a.Code == fserr.OK
+				}
+				for n := uint64(1); ; n++ {
+					p := pattern(uint64(round)<<32|n, block)
+					if !ask(wire.Write, writeRequest(7, uint32(i)*block, p), p) {
+						// This one may be there or not.
+						return
+					}
+					if !ask(wire.Flush, wire.DataRequest{Chunk: 7}, nil) {
+						return
+					}
+					last[i] = n
+				}
+			})
+		}
+		time.Sleep(time.Duration(20+10*round) * time.Millisecond)
+		ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
+		if err := s.Shutdown(ctx); err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+		all.Wait()
+		s.start(t)
+		s.waitServing(t)
+		c := dial(t, s, 9)
+		for i, n := range last {
+			code, got := c.read(7, 1, uint32(i)*block, block)
+			c.want(code, fserr.OK, "read after the restart")
+			if n > 0 && !bytes.Equal(got, pattern(uint64(round)<<32|n, block)) && !bytes.Equal(got, pattern(uint64(round)<<32|(n+1), block)) {
+				t.Errorf("round %d, client %d: block is neither of write %d nor of the next", round, i, n)
+			}
+		}
+	}
+}
+
+// TestReactorsAllocateNothing runs the hot paths of a read, a write and a flush, and counts.
+func TestReactorsAllocateNothing(t *testing.T) {
+	f := newFakeLeader(t)
+	f.set(func() { f.beatMs = 60_000; f.leaseMs = 120_000 })
+	s := newRealServer(t, f, func(o *Options) { o.trace = false })
+	if s.reactors == nil {
+		t.Skip(s.dataPath)
+	}
+	f.create(7, 1, s)
+	nc, err := rawHello(t, s, 5, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	greeted(t, s, nc)
+	fd, err := nc.(*net.TCPConn).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fd.Close()
+	if err := unix.SetNonblock(int(fd.Fd()), false); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 64<<10)
+	full := func(n int) {
+		for have := 0; have < n; {
+			m, err := unix.Read(int(fd.Fd()), buf[:n-have])
+			if err != nil || m == 0 {
+				t.Fatal("read of an answer: ", m, err)
+			}
+			have += m
+		}
+	}
+	p := pattern(1, 4*block)
+	for _, test := range []struct {
+		name    string
+		request []byte
+		answer  int
+	}{
+		{"write", requestBytes(wire.Write, 1, 5, writeRequest(7, 0, p), p), wire.HeaderSize},
+		{"read", requestBytes(wire.Read, 2, 5, wire.DataRequest{Chunk: 7, Length: 4 * block}, nil), wire.HeaderSize + 16 + 4*block},
+		{"flush", requestBytes(wire.Flush, 3, 5, wire.DataRequest{Chunk: 7}, nil), wire.HeaderSize},
+	} {
+		one := func() {
+			if n, err := unix.Write(int(fd.Fd()), test.request); err != nil || n != len(test.request) {
+				t.Fatal(n, err)
+			}
+			full(test.answer)
+		}
+		for range 50 {
+			one()
+		}
+		before := s.onDisk(t)
+		if n := testing.AllocsPerRun(200, one); n != 0 {
+			t.Errorf("%s: %v allocations, want none", test.name, n)
+		}
+		if s.onDisk(t)-before < 200 {
+			t.Errorf("%s: only %d of 200 were done by the reactor", test.name, s.onDisk(t)-before)
+		}
+	}
+}
