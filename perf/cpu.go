@@ -20,6 +20,9 @@ type ProcessCPU struct {
 	PerOp time.Duration `json:"per_op_ns"` // of reads and writes
 }
 
+// generatorName is what the process itself is called.
+const generatorName = "load generator"
+
 // cpuNames are the programs whose processes are counted beside the generator itself: those of storage systems, so that runs on several
 // can be compared.
 var cpuNames = []string{
@@ -49,7 +52,7 @@ func readCPU() cpuClock {
 		}
 		name := stat.Comm
 		if p.PID == os.Getpid() {
-			name = "load generator"
+			name = generatorName
 		} else if !slices.Contains(cpuNames, name) {
 			continue
 		} else if args, err := p.CmdLine(); err == nil {

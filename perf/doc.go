@@ -14,7 +14,7 @@
 // corrupt. After the run, all that it wrote is read back from the target, past the page cache where the kernel lets it.
 //
 // Jobs work on ranges of their own: a file each below mount:DIR, named varve-perf.N, which are kept for the next run; a part each of
-// file:PATH. On cs:ADDR each job has a connection, and chunks that belong to no file (id.ChunkID.IsScratch), which the server makes for it
+// file:PATH. On cluster:NAME/PATH each has a client of its own, which is what a mount has without FUSE. On cs:ADDR each job has a connection, and chunks that belong to no file (id.ChunkID.IsScratch), which the server makes for it
 // and removes when the run ends, however it ends. A chunk server lets administrators, as which this package says hello, change no other chunks, so a
 // run cannot damage a file; it takes the server's time and room like any client. Run may be called several times at once, on different targets.
 package perf

@@ -126,7 +126,7 @@ func chooseEngine(t target, e Engine) (Engine, error) {
 	switch {
 	case t.server():
 		return Wire, nil
-	case e == Sync:
+	case e == Sync, t.core():
 		return Sync, nil
 	}
 	result := make(chan error)

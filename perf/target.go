@@ -17,7 +17,7 @@ import (
 
 // A target is what the load goes to.
 type target struct {
-	kind string // mount, file, cs, null
+	kind string // mount, file, cs, cluster, null
 	path string // or address
 }
 
@@ -28,8 +28,10 @@ func parseTarget(s string) (target, error) {
 		return target{kind: kind}, nil
 	case found && path != "" && (kind == "mount" || kind == "file" || kind == "cs"):
 		return target{kind: kind, path: path}, nil
+	case found && kind == "cluster" && strings.Contains(path, "/"):
+		return target{kind: kind, path: path}, nil
 	}
-	return target{}, fmt.Errorf("target %q: want mount:DIR, file:PATH, cs:IP:PORT or null", s)
+	return target{}, fmt.Errorf("target %q: want mount:DIR, file:PATH, cluster:NAME/PATH, cs:IP:PORT or null", s)
 }
 
 // null reports whether operations end at once.
@@ -38,16 +40,20 @@ func (t target) null() bool { return t.kind == "null" }
 // server reports whether the target is a chunk server.
 func (t target) server() bool { return t.kind == "cs" }
 
+// core reports whether the target is a directory of a cluster, reached without a mount.
+func (t target) core() bool { return t.kind == "cluster" }
+
 // file is what one job works on: an open descriptor from base on, or chunks of a server. It may be used by several goroutines at once.
 type file struct {
 	fd     int     // -1 if there is none
 	chunks *chunks // of a chunk server, else nil
+	core   *core   // of a cluster, else nil
 	path   string
 	base   int64
 }
 
 // null reports whether operations end at once.
-func (f *file) null() bool { return f.fd < 0 && f.chunks == nil }
+func (f *file) null() bool { return f.fd < 0 && f.chunks == nil && f.core == nil }
 
 // open opens the file of a job.
 func (t target) open(ctx context.Context, job int, o *Options) (*file, error) {
@@ -57,6 +63,10 @@ func (t target) open(ctx context.Context, job int, o *Options) (*file, error) {
 	case t.server():
 		c, err := makeChunks(ctx, t.path, job, o)
 		return &file{fd: -1, chunks: c, path: t.path}, err
+	case t.core():
+		_, dir, _ := strings.Cut(t.path, "/")
+		c, err := openCore(ctx, o.Cluster, dir, o.fileName(job))
+		return &file{fd: -1, core: c, path: "/" + filepath.Join(dir, o.fileName(job))}, err
 	}
 	f := &file{path: t.path, base: int64(job) * o.Size}
 	if t.kind == "mount" {
@@ -85,6 +95,9 @@ func (f *file) close() error {
 	if f.chunks != nil {
 		return f.chunks.remove()
 	}
+	if f.core != nil {
+		return f.core.close()
+	}
 	if f.fd < 0 {
 		return nil
 	}
@@ -95,6 +108,9 @@ func (f *file) close() error {
 func (f *file) transfer(kind opKind, p []byte, off int64) error {
 	if f.chunks != nil {
 		return f.chunks.transfer(kind, p, off)
+	}
+	if f.core != nil {
+		return f.core.transfer(kind, p, off)
 	}
 	if f.fd < 0 {
 		return nil
@@ -124,6 +140,9 @@ func (f *file) sync() error {
 	if f.chunks != nil {
 		return f.chunks.sync()
 	}
+	if f.core != nil {
+		return f.core.sync()
+	}
 	if f.fd < 0 {
 		return nil
 	}
@@ -141,6 +160,10 @@ func (f *file) forget(size int64) {
 func (f *file) short(size int64) (bool, error) {
 	if f.chunks != nil {
 		return true, nil
+	}
+	if f.core != nil {
+		have, err := f.core.size()
+		return have < size, err
 	}
 	if f.fd < 0 {
 		return false, nil

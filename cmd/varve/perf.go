@@ -28,7 +28,7 @@ type perfFlags struct {
 }
 
 func (a *app) perfCommand() *cobra.Command {
-	return groupCommand("perf", "Generate load and measure it", a.perfRunCommand(), a.perfListCommand(), a.perfShowCommand(), a.perfReportCommand(), a.perfCompareCommand())
+	return groupCommand("perf", "Generate load and measure it", a.perfRunCommand(), a.perfLayersCommand(), a.perfListCommand(), a.perfShowCommand(), a.perfReportCommand(), a.perfCompareCommand())
 }
 
 func (a *app) perfRunCommand() *cobra.Command {
@@ -47,14 +47,27 @@ func (a *app) perfRunCommand() *cobra.Command {
 		},
 	}
 	fl, o := cmd.Flags(), &f.o
-	fl.StringVar(&o.Target, "target", "", "mount:DIR, file:PATH, cs:IP:PORT (a chunk server) or null (the generator alone)")
-	fl.DurationVar(&o.Duration, "for", 30*time.Second, "how long; 0: as many operations as there are blocks")
+	fl.StringVar(&o.Target, "target", "", "mount:DIR, file:PATH, cluster:NAME/PATH (a directory, without a mount), cs:IP:PORT (a chunk server) or null (the generator alone)")
+	f.loadFlags(cmd, 30*time.Second, "2g", 2)
+	fl.DurationVar(&f.budget, "budget", 0, "look for the highest rate at which this latency holds, with a run of --for at each rate")
+	fl.Float64Var(&f.percentile, "budget-percentile", 99, "with --budget: of how many of the operations, in percent")
+	fl.StringVar(&f.profile, "profile", "", "a load made of several, instead of the flags above: a name of perf list, a YAML file, or a job file of fio (.fio)")
+	fl.Float64Var(&f.times, "scale-time", 1, "with --profile: make its times so many times longer")
+	fl.Float64Var(&f.sizes, "scale-size", 1, "with --profile: make its sizes so many times larger")
+	fl.StringVar(&f.outDir, "out", "", "also write the result to this directory: text, JSON, CSV, HdrHistogram log; see perf report")
+	return cmd
+}
+
+// loadFlags adds the flags that say what the load is, with these defaults.
+func (f *perfFlags) loadFlags(cmd *cobra.Command, duration time.Duration, size string, jobs int) {
+	fl, o := cmd.Flags(), &f.o
+	fl.DurationVar(&o.Duration, "for", duration, "how long; 0: as many operations as there are blocks")
 	fl.StringVar(&f.rw, "rw", string(perf.RandRead), "read, write, randread, randwrite or randrw")
 	fl.IntVar(&o.ReadPercent, "mix", 50, "share of reads of randrw in percent")
 	fl.StringVar(&f.bs, "bs", "4k", "bytes of an operation; k, m and g are powers of 1024")
 	fl.IntVar(&o.QD, "qd", 32, "operations under way in each job")
-	fl.IntVar(&o.Jobs, "jobs", 2, "jobs")
-	fl.StringVar(&f.size, "size", "2g", "bytes that each job works on")
+	fl.IntVar(&o.Jobs, "jobs", jobs, "jobs")
+	fl.StringVar(&f.size, "size", size, "bytes that each job works on")
 	fl.Float64Var(&o.Rate, "rate", 0, "operations a second of all jobs, whether or not the target keeps up (open loop); 0: as many as it takes")
 	fl.StringVar((*string)(&o.Arrival), "arrival", "", "with --rate: fixed (evenly, the default) or poisson (at random, as from many independent users)")
 	fl.StringVar((*string)(&o.Dist), "dist", "", "blocks of a random pattern: uniform (the default), zipf:THETA such as zipf:0.99, or hot:BLOCKS:OPERATIONS "+
@@ -64,13 +77,6 @@ func (a *app) perfRunCommand() *cobra.Command {
 	fl.BoolVar(&o.Direct, "direct", false, "go past the page cache (O_DIRECT)")
 	fl.StringVar(&f.engine, "engine", string(perf.Auto), "auto, sync or uring")
 	fl.Uint64Var(&o.Seed, "seed", 0, "of the random order")
-	fl.DurationVar(&f.budget, "budget", 0, "look for the highest rate at which this latency holds, with a run of --for at each rate")
-	fl.Float64Var(&f.percentile, "budget-percentile", 99, "with --budget: of how many of the operations, in percent")
-	fl.StringVar(&f.profile, "profile", "", "a load made of several, instead of the flags above: a name of perf list, a YAML file, or a job file of fio (.fio)")
-	fl.Float64Var(&f.times, "scale-time", 1, "with --profile: make its times so many times longer")
-	fl.Float64Var(&f.sizes, "scale-size", 1, "with --profile: make its sizes so many times larger")
-	fl.StringVar(&f.outDir, "out", "", "also write the result to this directory: text, JSON, CSV, HdrHistogram log; see perf report")
-	return cmd
 }
 
 // options are the options of the load that the flags ask for.
@@ -84,7 +90,7 @@ func (f *perfFlags) options() (perf.Options, error) {
 	o.BlockSize, errs[0] = parseBytes("--bs", f.bs)
 	o.Size, errs[1] = parseBytes("--size", f.size)
 	if o.Target == "" {
-		return o, errors.New("which target? Give --target mount:DIR, file:PATH, cs:IP:PORT or null")
+		return o, errors.New("which target? Give --target mount:DIR, file:PATH, cluster:NAME/PATH, cs:IP:PORT or null")
 	}
 	if err := errors.Join(errs[:]...); err != nil {
 		return o, err
@@ -93,6 +99,9 @@ func (f *perfFlags) options() (perf.Options, error) {
 }
 
 func (a *app) perfRun(cmd *cobra.Command, f *perfFlags) error {
+	if err := a.clusterTarget(&f.o); err != nil {
+		return err
+	}
 	o, err := f.options()
 	if err != nil {
 		return usagef("%w", err)
