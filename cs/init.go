@@ -28,6 +28,9 @@ func Init(ctx context.Context, o Options) (id.ServerID, error) {
 	if (o.Journal == "") != (o.JournalBytes == 0) || o.LostJournal || o.Journal == NoJournal {
 		err = errors.Join(err, errors.New("chunk server: a write journal needs a directory and a size"))
 	}
+	if _, merr := ownMemory(o.Memory, o.JournalBytes); merr != nil {
+		err = errors.Join(err, merr)
+	}
 	if len(o.Metas) == 0 {
 		err = errors.Join(err, errors.New("chunk server: no metadata servers given"))
 	}

@@ -53,6 +53,15 @@ func (d identity) ssdOptions(o Options) ssd.Options {
 	return so
 }
 
+// journalBytes returns the length of the journal that the server has, or is to have.
+func (d *identity) journalBytes(o Options) int64 {
+	n := o.JournalBytes
+	if d.Journal != nil && o.Journal != NoJournal {
+		n = max(n, d.Journal.Bytes)
+	}
+	return n
+}
+
 // makeJournal makes the journal that o asks for, and the server's side of it first, so that an interrupted Init finds it again.
 func (d *identity) makeJournal(o Options) error {
 	switch {

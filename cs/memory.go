@@ -7,6 +7,7 @@ import (
 
 	"varve/cs/arena"
 	"varve/internal/chunk"
+	"varve/internal/fserr"
 	"varve/internal/wire"
 )
 
@@ -24,6 +25,10 @@ const (
 	maxOps = 128
 	// boardBytes is what a chunk on the board takes up.
 	boardBytes = 128 << 10
+	// indexBytes is what a block of a write journal takes up at most in its index (package ssd).
+	indexBytes = 29
+	// smallIndex is an index for which there is room in any case.
+	smallIndex = 4 << 20
 	// tableBytes is what an answer to ChunkTable holds.
 	tableBytes = 4 * chunk.Blocks
 )
@@ -52,14 +57,30 @@ func divide(memory int64) division {
 	}
 }
 
-// HeapLimit returns how much of Options.Memory is for the Go runtime (debug.SetMemoryLimit), so that a process that is one chunk
-// server and nothing else stays within memory.
-func HeapLimit(memory int64) int64 {
+// heapLimit returns how much of the memory that was divided is for the Go heap.
+func heapLimit(memory int64) int64 {
+	d := divide(memory)
+	return memory - d.clients - d.peers - int64(d.locals)*boardBytes - besides
+}
+
+// HeapLimit returns how much of the server's memory is for the Go runtime (debug.SetMemoryLimit), so that a process that is nothing but
+// this server stays within Memory.
+func (s *Server) HeapLimit() int64 {
+	d := s.payload.clients.Size() + s.payload.peers.Size()
+	return s.o.Memory - d - int64(max(s.o.LocalChunks, 0))*boardBytes - besides
+}
+
+// ownMemory returns the part of a server's memory that the index of a write journal leaves it.
+func ownMemory(memory, journal int64) (int64, error) {
 	if memory == 0 {
 		memory = DefaultMemory
 	}
-	d := divide(memory)
-	return memory - d.clients - d.peers - int64(d.locals)*boardBytes - besides
+	index := max(0, journal/chunk.BlockSize*indexBytes-smallIndex)
+	if memory-index < MinMemory {
+		return 0, fmt.Errorf("chunk server with a write journal of %d bytes needs at least %d bytes of memory, not %d: give more with --memory, "+
+			"or a smaller journal: %w", journal, index+MinMemory, memory, fserr.Invalid)
+	}
+	return memory - index, nil
 }
 
 // resident returns how much memory the process takes up, in bytes; 0 if the kernel does not tell.
@@ -79,8 +100,7 @@ func resident() int64 {
 // that waits here, and a peer's never waits.
 type payload struct{ clients, peers *arena.Arena }
 
-func newPayload(o *Options) (p payload, err error) {
-	d := divide(o.Memory)
+func newPayload(o *Options, d division) (p payload, err error) {
 	ao := arena.Options{Size: d.clients, Populate: o.Populate, Trace: o.trace}
 	if p.clients, err = arena.New(ao); err != nil {
 		return p, err

@@ -11,7 +11,7 @@ import (
 func TestDivision(t *testing.T) {
 	const table, stage, conn = 72 << 10, 1 << 20, 80 << 10
 	for memory := int64(MinMemory); memory <= 64<<30; memory += memory / 7 {
-		d, heap := divide(memory), HeapLimit(memory)
+		d, heap := divide(memory), heapLimit(memory)
 		if d.clients < arena.MinSize(1) || d.peers < arena.MinSize(1) {
 			t.Errorf("memory %d: arenas of %d and %d bytes", memory, d.clients, d.peers)
 		}
@@ -25,7 +25,10 @@ func TestDivision(t *testing.T) {
 			t.Errorf("memory %d: %+v", memory, d)
 		}
 	}
-	if HeapLimit(0) != HeapLimit(DefaultMemory) {
-		t.Error("no memory given is not the default")
+	if own, err := ownMemory(0, 1<<30); err != nil || own >= DefaultMemory || own < DefaultMemory-16<<20 {
+		t.Errorf("of the default memory a journal of 1 GiB leaves %d bytes, %v", own, err)
+	}
+	if _, err := ownMemory(MinMemory, 1<<30); err == nil {
+		t.Error("a journal for which there is no memory is accepted")
 	}
 }

@@ -53,7 +53,7 @@ type Options struct {
 	Logger *slog.Logger
 
 	// Memory is what a process that is this server may take up, in bytes: half of it is payload, fixed at start; tables of open chunks,
-	// staging buffers and connections are bounded accordingly; see HeapLimit for the rest. Default: what Init was given, else
+	// staging buffers and connections are bounded accordingly; see Server.HeapLimit for the rest. Default: what Init was given, else
 	// DefaultMemory. At least MinMemory.
 	Memory int64
 	// Populate has all payload memory taken up at start, so that the kernel cannot run out of it later.

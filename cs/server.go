@@ -86,7 +86,11 @@ func Open(o Options) (*Server, error) {
 	} else if o.Memory = d.Memory; o.Memory == 0 {
 		o.Memory = DefaultMemory
 	}
-	div := divide(o.Memory)
+	own, err := ownMemory(o.Memory, d.journalBytes(o))
+	if err != nil {
+		return nil, err
+	}
+	div := divide(own)
 	if o.LocalChunks == 0 {
 		o.LocalChunks = div.locals
 	}
@@ -120,7 +124,7 @@ func Open(o Options) (*Server, error) {
 	if err != nil {
 		return nil, errors.Join(err, st.Close(), closeJournal())
 	}
-	pay, err := newPayload(&o)
+	pay, err := newPayload(&o, div)
 	if err != nil {
 		return nil, errors.Join(err, l.Close(), st.Close(), closeJournal())
 	}
@@ -153,9 +157,6 @@ func Open(o Options) (*Server, error) {
 
 // ID returns the server's id.
 func (s *Server) ID() id.ServerID { return s.id }
-
-// Memory returns what the process may take up, in bytes.
-func (s *Server) Memory() int64 { return s.o.Memory }
 
 // Addr returns the address on which the server listens.
 func (s *Server) Addr() string { return s.listener.Addr().String() }

@@ -431,7 +431,7 @@ func runCSWith(ctx context.Context, o cs.Options, alone bool) error {
 		return otherKind(o.Dir, "cs.json", "mds", csRefusal(err))
 	}
 	if alone {
-		limitHeap(cs.HeapLimit(s.Memory()))
+		limitHeap(s.HeapLimit())
 	}
 	return s.Run(ctx)
 }
