@@ -301,6 +301,8 @@ func (x *sim) run() {
 	}
 	x.look(all)
 	x.count.faults = x.hits
+	x.d.PowerOff()
+	_ = x.s.Close() // the disk is off
 }
 
 func (x *sim) step(at simBlock) {
