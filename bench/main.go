@@ -6,11 +6,13 @@
 //	go run ./bench --part local [--rounds 3] [--for 5s] [--size 1g]
 //	go run ./bench mds [--clients 256] [--for 5s]
 //	go run ./bench failover [--kills 50]
+//	go run ./bench compare [--profiles vm-oltp,backup-stream] [--rounds 3] [--json DIR] NAME=DIR NAME=DIR...
 //
 // The second measures one chunk server with a bare client, beside fio on the same disk and a bare TCP stream. The third reads through
 // a mount that goes around the network to chunk servers on its host, and one that does not. The next asks the metadata
 // servers themselves, with many sessions and without a mount. The last kills the leader with SIGKILL again
 // and again while files are made through a mount, says how long nothing was served, and looks whether every file that was acknowledged is there, once.
+// compare does the same profiles of varve perf on several mounts, of any storage systems.
 //
 // The machine's own disk bounds everything, and machines drift: trust the ratios, which come from neighbouring
 // samples. Each figure is the median of the rounds; targets alternate within a round and caches are dropped before each sample.
@@ -44,6 +46,9 @@ type options struct {
 	entries  int
 	clients  int
 	kills    int
+	profiles string
+	times    float64
+	sizes    float64
 }
 
 func main() {
@@ -55,12 +60,15 @@ func main() {
 	flag.IntVar(&o.cs, "cs", 3, "chunk servers")
 	flag.StringVar(&o.replicas, "replicas", "3:2", "replicas NORM:MIN")
 	flag.StringVar(&o.dir, "dir", "", "where to keep the cluster and the local files (default: a temporary directory)")
-	flag.StringVar(&o.out, "json", "", "also write every sample to this file")
+	flag.StringVar(&o.out, "json", "", "also write every sample to this file (compare: every run to this directory)")
 	flag.StringVar(&o.only, "only", "", "run only the rows whose name contains this")
 	flag.StringVar(&o.part, "part", "all", "all (data and metadata), data, metadata, cs or local")
 	flag.IntVar(&o.entries, "entries", 100_000, "entries of the directory that is listed; 0: none is")
 	flag.IntVar(&o.clients, "clients", 256, "mds: sessions, each with one request under way")
 	flag.IntVar(&o.kills, "kills", 50, "failover: how often the leader is killed")
+	flag.StringVar(&o.profiles, "profiles", "vm-mixed-70-30,fsync-heavy", "compare: profiles of varve perf, by name or file")
+	flag.Float64Var(&o.times, "scale-time", 1, "compare: make the profiles' times so many times longer")
+	flag.Float64Var(&o.sizes, "scale-size", 1, "compare: make the profiles' sizes so many times larger")
 	bench := run
 	args := os.Args[1:]
 	if len(args) > 0 {
@@ -68,9 +76,15 @@ func main() {
 			bench, args = other, args[1:]
 		}
 	}
+	comparing := len(args) > 0 && args[0] == "compare"
+	if comparing {
+		args = args[1:]
+	}
 	_ = flag.CommandLine.Parse(args) // exits by itself
-	if flag.NArg() > 0 {
-		fmt.Fprintf(os.Stderr, "bench: what is %q? Want mds, failover or nothing, then flags\n", flag.Arg(0))
+	if comparing {
+		bench = func(ctx context.Context, o options) error { return runCompare(ctx, o, flag.Args()) }
+	} else if flag.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "bench: what is %q? Want mds, failover, compare or nothing, then flags\n", flag.Arg(0))
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

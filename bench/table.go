@@ -98,3 +98,23 @@ func (t *table) print(w io.Writer) {
 	}
 	tw.Flush()
 }
+
+// printAll writes a Markdown table with a row for each figure and target, and how the first target does against it.
+func (t *table) printAll(w io.Writer) {
+	tw := tabwriter.NewWriter(w, 0, 0, 1, ' ', 0)
+	first := t.targets[0].name
+	fmt.Fprintf(tw, "| figure\t| on\t| unit\t| median\t| p99\t| daemons' CPU per op\t| samples\t| %s is so many times\t|\n| ---\t| ---\t| ---\t| --:\t| --:\t| --:\t| --:\t| --:\t|\n", first)
+	for _, r := range t.rows {
+		for _, x := range t.targets {
+			s := r.Samples[x.name]
+			if len(s) == 0 {
+				fmt.Fprintf(tw, "| %s\t| %s\t| \t| \t| \t| \t| 0\t| \t|\n", r.Name, x.name)
+				continue
+			}
+			m := median(s)
+			fmt.Fprintf(tw, "| %s\t| %s\t| %s\t| %s\t| %v\t| %v\t| %d\t| %.2f\t|\n", r.Name, x.name, r.Unit, humanize.Comma(int64(m.Value)),
+				m.P99.Round(time.Microsecond), m.CPU.Round(100*time.Nanosecond), len(s), median(r.Samples[first]).Value/max(m.Value, 1))
+		}
+	}
+	tw.Flush()
+}
