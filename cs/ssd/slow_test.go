@@ -127,7 +127,7 @@ func TestSlowDisk(t *testing.T) {
 	began = time.Now()
 	filling := syncWrites(t, f, rng, pages, func(int) bool { return b.fs.Stats().Paced > 100*time.Millisecond || after(10*time.Second) })
 	began = time.Now()
-	fulls := syncWrites(t, f, rng, pages, func(int) bool { return after(3*time.Second) })
+	fulls := syncWrites(t, f, rng, pages, func(int) bool { return after(3 * time.Second) })
 	must(t, f.Close())
 	must(t, b.fs.Close())
 	b.o.Dir = "" // no journal

@@ -47,6 +47,12 @@ func (b *bench) open() {
 	b.fs = f
 }
 
+// still ends destaging, so that what is written stays in the journal.
+func (b *bench) still() {
+	b.fs.Abandon()
+	b.fs.closed.Store(false)
+}
+
 func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
