@@ -74,73 +74,76 @@ func random(rng *rand.Rand, n int) []byte {
 func onBoth(t *testing.T, test func(t *testing.T, o Options)) {
 	t.Run("fs=os", func(t *testing.T) { test(t, testOptions(disk.OS{}, t.TempDir())) })
 	t.Run("fs=faulty", func(t *testing.T) { test(t, testOptions(new(disk.Faulty), "/d")) })
+	if suite() {
+		onJournal(t, test)
+	}
 }
 
-func TestModel(t *testing.T) {
-	onBoth(t, func(t *testing.T, o Options) {
-		seed := int64(1)
-		rng := rand.New(rand.NewSource(seed))
-		s := mustOpen(t, o)
-		const chunks, span = 6, 12 << 20 // three extents
-		model := map[id.ChunkID][]byte{}
-		for c := id.ChunkID(1); c <= chunks; c++ {
-			must(t, s.Create(c, 1))
-			model[c] = make([]byte, span)
+func TestModel(t *testing.T) { onBoth(t, model) }
+
+func model(t *testing.T, o Options) {
+	seed := int64(1)
+	rng := rand.New(rand.NewSource(seed))
+	s := mustOpen(t, o)
+	const chunks, span = 6, 12 << 20 // three extents
+	model := map[id.ChunkID][]byte{}
+	for c := id.ChunkID(1); c <= chunks; c++ {
+		must(t, s.Create(c, 1))
+		model[c] = make([]byte, span)
+	}
+	for i := range 1000 {
+		c := id.ChunkID(rng.Intn(chunks) + 1)
+		off := uint32(rng.Intn(3))*chunk.ExtentSize + uint32(rng.Intn(64<<10))
+		n := uint32(rng.Intn(20000) + 1)
+		if rng.Intn(3) == 0 {
+			off, n = off&^4095, (n+4095)&^4095
 		}
-		for i := range 1000 {
-			c := id.ChunkID(rng.Intn(chunks) + 1)
-			off := uint32(rng.Intn(3))*chunk.ExtentSize + uint32(rng.Intn(64<<10))
-			n := uint32(rng.Intn(20000) + 1)
-			if rng.Intn(3) == 0 {
-				off, n = off&^4095, (n+4095)&^4095
-			}
-			if rng.Intn(100) == 0 {
-				n = uint32(rng.Intn(2<<20) + 1)
-			}
-			switch rng.Intn(12) {
-			case 0, 1, 2, 3:
-				p := random(rng, int(n))
-				must(t, write(s, c, 1, off, p))
-				copy(model[c][off:], p)
-			case 4:
-				must(t, s.Punch(c, 1, off, off+n))
-				clear(model[c][off : off+n])
-			case 5:
-				must(t, s.Flush(c, 1))
-			case 6:
-				_, err := s.Settle(2)
-				must(t, err)
-			case 7:
-				if rng.Intn(20) == 0 {
-					must(t, s.Close())
-					s = mustOpen(t, o)
-					if n := s.active.Load(); n != 0 {
-						t.Fatalf("%d chunks are active after a clean stop", n)
-					}
-				}
-			default:
-				off, n = off&^4095, (n+4095)&^4095
-				got, err := read(s, c, 1, off, n)
-				must(t, err)
-				if !bytes.Equal(got, model[c][off:off+n]) {
-					t.Fatalf("seed %d, step %d: chunk %v [%d, +%d) differs from the model", seed, i, c, off, n)
-				}
-			}
+		if rng.Intn(100) == 0 {
+			n = uint32(rng.Intn(2<<20) + 1)
 		}
-		for c, want := range model {
-			got, err := read(s, c, 1, 0, span)
+		switch rng.Intn(12) {
+		case 0, 1, 2, 3:
+			p := random(rng, int(n))
+			must(t, write(s, c, 1, off, p))
+			copy(model[c][off:], p)
+		case 4:
+			must(t, s.Punch(c, 1, off, off+n))
+			clear(model[c][off : off+n])
+		case 5:
+			must(t, s.Flush(c, 1))
+		case 6:
+			_, err := s.Settle(2)
 			must(t, err)
-			if !bytes.Equal(got, want) {
-				t.Fatalf("chunk %v differs from the model", c)
+		case 7:
+			if rng.Intn(20) == 0 {
+				must(t, s.Close())
+				s = mustOpen(t, o)
+				if n := s.active.Load(); n != 0 {
+					t.Fatalf("%d chunks are active after a clean stop", n)
+				}
+			}
+		default:
+			off, n = off&^4095, (n+4095)&^4095
+			got, err := read(s, c, 1, off, n)
+			must(t, err)
+			if !bytes.Equal(got, model[c][off:off+n]) {
+				t.Fatalf("seed %d, step %d: chunk %v [%d, +%d) differs from the model", seed, i, c, off, n)
 			}
 		}
-		must(t, s.Close())
-		r, err := Check(t.Context(), o, CheckOptions{})
+	}
+	for c, want := range model {
+		got, err := read(s, c, 1, 0, span)
 		must(t, err)
-		if r.Count != 0 || r.Chunks != chunks {
-			t.Fatalf("check: %+v", r)
+		if !bytes.Equal(got, want) {
+			t.Fatalf("chunk %v differs from the model", c)
 		}
-	})
+	}
+	must(t, s.Close())
+	r, err := Check(t.Context(), o, CheckOptions{})
+	must(t, err)
+	if r.Count != 0 || r.Chunks != chunks {
+		t.Fatalf("check: %+v", r)
+	}
 }
 
 // crashModel is what a block may hold after a crash: each sector is as in one of the versions.
@@ -191,13 +194,12 @@ func TestCrash(t *testing.T) {
 		seeds = 8
 	}
 	for seed := range seeds {
-		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) { t.Parallel(); crash(t, seed) })
+		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) { t.Parallel(); crash(t, seed, new(disk.Faulty)) })
 	}
 }
 
-func crash(t *testing.T, seed int64) {
+func crash(t *testing.T, seed int64, d crashDisk) {
 	rng := rand.New(rand.NewSource(seed))
-	d := new(disk.Faulty)
 	o := testOptions(d, "/d")
 	o.MaxOpen, o.MaxActive = 3, 2
 	model, epochs := crashModel{}, map[id.ChunkID]id.Epoch{}
