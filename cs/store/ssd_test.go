@@ -6,6 +6,7 @@ import (
 	"math/rand"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 
@@ -133,8 +134,15 @@ func (j *journaled) Crash(rng *rand.Rand) {
 	}
 }
 
+// around are the tests that change or count bytes on the disk itself, while the journal has newer ones.
+var around = []string{"TestBadBlock", "TestLostQuarantine", "TestScrubFinds", "TestScrubResumes", "TestUsageIsExact"}
+
 // onJournal runs a test of the suite on a journal before a real directory and before the faulty disk.
 func onJournal(t *testing.T, test func(t *testing.T, o Options)) {
+	if slices.Contains(around, t.Name()) {
+		t.Run("fs=journal", func(t *testing.T) { t.Skip("it goes around the journal, to what lies on the disk") })
+		return
+	}
 	t.Run("fs=os,journal", func(t *testing.T) {
 		dir := t.TempDir()
 		must(t, os.Mkdir(filepath.Join(dir, "slow"), 0o700))
