@@ -105,7 +105,7 @@ func (l *crashLife) settle(handle disk.File) error {
 func TestCrash(t *testing.T) {
 	seed := testSeed()
 	rng := rand.New(rand.NewSource(seed))
-	rounds := 150
+	rounds := 60
 	if testing.Short() {
 		rounds = 30
 	}
