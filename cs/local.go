@@ -149,6 +149,7 @@ func (l *locals) listen(ln *net.UnixListener) bool {
 
 func (l *locals) accept(ln *net.UnixListener) error {
 	defer ln.Close()
+	refused := false
 	for {
 		nc, err := ln.AcceptUnix()
 		if errors.Is(err, net.ErrClosed) {
@@ -159,7 +160,10 @@ func (l *locals) accept(ln *net.UnixListener) error {
 		}
 		conn, err := local.NewConn(nc)
 		if err != nil {
-			l.s.log.Warn("local client refused", "err", err)
+			if !refused { // once: whoever is on the host can have it said
+				l.s.log.Warn("local client refused", "err", err)
+			}
+			refused = true
 			continue
 		}
 		c := &localConn{conn: conn, kick: make(chan struct{}, 1), granted: make(map[uint64]struct{})}

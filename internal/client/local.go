@@ -81,11 +81,15 @@ func (srv *server) dialLocal() {
 	defer srv.seeking.Store(false)
 	l, err := srv.newBypass()
 	if err != nil {
-		if fserr.Of(err) != fserr.Unavailable {
-			srv.s.c.log.Warn("reading over the network from a server on this host", "cs", srv.id, "err", err)
+		if fserr.Of(err) != fserr.Unavailable { // it will say the same again
+			srv.seekAt.Store(time.Now().Add(dialAgainAfar).UnixNano())
+			if !srv.refused.Swap(true) {
+				srv.s.c.log.Warn("reading over the network from a server on this host", "cs", srv.id, "err", err)
+			}
 		}
 		return
 	}
+	srv.refused.Store(false)
 	srv.bypass.Store(l)
 	srv.local.Store(true)
 	srv.s.c.log.Info("reading from a server on this host without the network", "cs", srv.id)

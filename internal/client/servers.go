@@ -41,6 +41,7 @@ type server struct {
 	bypass     atomic.Pointer[bypass]
 	seeking    atomic.Bool  // for a bypass, or has one
 	seekAt     atomic.Int64 // ns of time.Now: when to do that again
+	refused    atomic.Bool  // a bypass, and that was logged
 	inFlight   atomic.Int32 // reads
 	avoidUntil atomic.Int64 // ns of time.Now
 	lanes      []lane
