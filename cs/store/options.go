@@ -50,6 +50,9 @@ type Options struct {
 	Board *local.Board
 	// MaxUnreadable is the number of blocks that the disk may fail to read; with one more it is retired. Default: 256.
 	MaxUnreadable int
+	// CountAfter is how long after the start the space of the chunks is counted, so that it is not in the way of what comes first.
+	// Default: 2 s. Negative: chunks are counted when they are used.
+	CountAfter time.Duration
 	// ScrubRate is how fast the scrub reads, in bytes/s, if SetScrub was never called. Default: 16 MiB/s. Negative: it is off.
 	ScrubRate int64
 	// ScrubEvery is the time from the beginning of one pass of the scrub to that of the next, or longer. Default: a week.
@@ -67,6 +70,8 @@ const (
 	defaultSettleEvery = time.Second
 
 	defaultMaxUnreadable = 256
+
+	defaultCountAfter = 2 * time.Second
 
 	defaultScrubRate  = 16 << 20
 	defaultScrubEvery = 7 * 24 * time.Hour
@@ -117,6 +122,9 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.MaxUnreadable == 0 {
 		o.MaxUnreadable = defaultMaxUnreadable
+	}
+	if o.CountAfter == 0 {
+		o.CountAfter = defaultCountAfter
 	}
 	if o.ScrubRate == 0 {
 		o.ScrubRate = defaultScrubRate

@@ -193,6 +193,7 @@ func TestScrubBesideWrites(t *testing.T) {
 // The space of the chunks is what the filesystem says, also after punches, evictions and a crash.
 func TestUsageIsExact(t *testing.T) {
 	onBoth(t, func(t *testing.T, o Options) {
+		o.CountAfter = 1
 		s := mustOpen(t, o)
 		exact := func(when string) {
 			t.Helper()

@@ -2,6 +2,7 @@ package store
 
 import (
 	"slices"
+	"time"
 
 	"varve/internal/disk"
 )
@@ -85,6 +86,13 @@ func (s *Store) uncount(e *entry) {
 
 // countAll counts the chunks that nobody has opened yet, until the store is closed.
 func (s *Store) countAll() {
+	t := time.NewTimer(s.o.CountAfter)
+	defer t.Stop()
+	select {
+	case <-s.stop:
+		return
+	case <-t.C:
+	}
 	s.mu.RLock()
 	ids := slices.Clone(s.ids)
 	s.mu.RUnlock()

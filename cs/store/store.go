@@ -117,7 +117,9 @@ func Open(o Options) (*Store, error) {
 	if o.SettleEvery > 0 {
 		s.settler.Go(s.settleForever)
 	}
-	s.settler.Go(s.countAll)
+	if o.CountAfter > 0 {
+		s.settler.Go(s.countAll)
+	}
 	s.settler.Go(s.scrub.run)
 	return s, nil
 }

@@ -23,7 +23,7 @@ var testCluster = id.Cluster{1, 2, 3}
 
 // testOptions settles only when told to, and then at once.
 func testOptions(fsys disk.FS, dir string) Options {
-	return Options{FS: fsys, Dir: dir, Cluster: testCluster, MaxOpen: 8, MaxActive: 4, Stages: 1, SettleAfter: 1, SettleEvery: -1, ScrubRate: -1}
+	return Options{FS: fsys, Dir: dir, Cluster: testCluster, MaxOpen: 8, MaxActive: 4, Stages: 1, SettleAfter: 1, SettleEvery: -1, ScrubRate: -1, CountAfter: -1}
 }
 
 func mustOpen(t testing.TB, o Options) *Store {
@@ -451,6 +451,7 @@ func TestLostHeaderIsRebuilt(t *testing.T) {
 	for _, off := range []int64{40, slotSize + 40} {
 		must(t, d.Flip("/d/chunks/03/0000000000000003.chk", off))
 	}
+	must(t, d.Remove("/d/index")) // which would still tell of it
 	s = mustOpen(t, o)
 	if infos, _ := s.List(0, 1); infos[0] != (Info{3, 0, repl.Lost}) {
 		t.Fatal(infos)
