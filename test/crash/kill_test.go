@@ -35,12 +35,14 @@ func TestKill(t *testing.T) {
 	kills := number(t, "VARVE_KILLS", 20)
 	if os.Getuid() != 0 {
 		t.Log("no root: in the temporary directory, instead of on ext4 and XFS")
-		killLoop(t, t.TempDir(), kills)
+		killLoop(t, t.TempDir(), "", kills)
 		return
 	}
 	for _, fs := range []string{"ext4", "xfs"} {
-		t.Run("fs="+fs, func(t *testing.T) { killLoop(t, mountImage(t, fs), kills) })
+		t.Run("fs="+fs, func(t *testing.T) { killLoop(t, mountImage(t, fs), "", kills) })
 	}
+	// With a write journal in front of the disk, on another one.
+	t.Run("fs=xfs/journal", func(t *testing.T) { killLoop(t, mountImage(t, "xfs"), filepath.Join(t.TempDir(), "journal"), kills) })
 }
 
 // mountImage makes a filesystem in a file and mounts it until the test ends.
@@ -97,13 +99,13 @@ type killer struct {
 // epoch is a chunk's: acknowledged, and asked for.
 type epoch struct{ acked, tried atomic.Uint64 }
 
-func killLoop(t *testing.T, dir string, kills int) {
+func killLoop(t *testing.T, dir, journal string, kills int) {
 	seed := uint64(time.Now().UnixNano())
 	x := &killer{
 		t: t, l: newLeader(t), rng: rand.New(rand.NewPCG(seed, 1)), dir: dir,
 		epochs: map[id.ChunkID]*epoch{}, extra: map[id.ChunkID]bool{}, lastID: 1000,
 	}
-	makeServer(t, x.l, dir)
+	makeServer(t, x.l, dir, journal)
 	p, _ := x.start()
 	for k := id.ChunkID(1); k <= killChunks; k++ {
 		x.l.must(t, wire.ChunkCreate, &msg.ChunkCreate{Chunk: uint64(k), Epoch: 1})
@@ -135,9 +137,8 @@ func killLoop(t *testing.T, dir string, kills int) {
 	}
 	x.verifyAll()
 	p.stop(t)
-	r, err := store.Check(t.Context(), store.Options{Dir: dir, Cluster: cluster}, store.CheckOptions{})
-	if err != nil || r.Count != 0 || r.Unclean != 0 || r.Chunks < killChunks {
-		t.Errorf("check of the stopped store: %+v, %v", r, err)
+	if journal == "" {
+		x.check()
 	}
 	slices.Sort(x.starts)
 	t.Logf("%d kills and %d before it served; %d writes, %d flushes; of %d sectors that were on their way %d were there; serving again in %v (p50), %v (longest)",
@@ -145,6 +146,14 @@ func killLoop(t *testing.T, dir string, kills int) {
 		x.starts[len(x.starts)/2].Round(time.Millisecond), x.starts[len(x.starts)-1].Round(time.Millisecond))
 	if x.starts[len(x.starts)/2] > quickStart {
 		t.Errorf("half of the starts took more than %v", quickStart)
+	}
+}
+
+// check looks at the store after an orderly stop.
+func (x *killer) check() {
+	r, err := store.Check(x.t.Context(), store.Options{Dir: x.dir, Cluster: cluster}, store.CheckOptions{})
+	if err != nil || r.Count != 0 || r.Unclean != 0 || r.Chunks < killChunks {
+		x.t.Errorf("check of the stopped store: %+v, %v", r, err)
 	}
 }
 

@@ -102,12 +102,15 @@ func number(t *testing.T, name string, otherwise int) int {
 	return n
 }
 
-// makeServer makes the directory of a chunk server.
-func makeServer(t *testing.T, l *leader, dir string) {
+// makeServer makes the directory of a chunk server, with a write journal if one is named.
+func makeServer(t *testing.T, l *leader, dir, journal string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	o := cs.Options{Dir: dir, Metas: []string{l.addr()}, Addr: "127.0.0.1:0", Host: "h", Logger: slog.New(slog.DiscardHandler)}
+	if journal != "" {
+		o.Journal, o.JournalBytes = journal, 64<<20
+	}
 	if _, err := cs.Init(ctx, o); err != nil {
 		t.Fatal(err)
 	}

@@ -60,7 +60,7 @@ func TestMemory(t *testing.T) {
 	}
 	l := newLeader(t)
 	store := filepath.Join(dir, "cs")
-	makeServer(t, l, store)
+	makeServer(t, l, store, "")
 	l.forget()
 	server := start(t, nil, append(g.enter(), binary, "cs", "-r", store, "--memory", strconv.Itoa(serverMemory))...)
 	addr, _ := l.waitServing(t, server)

@@ -74,7 +74,7 @@ func TestBitRot(t *testing.T) {
 	}
 	x := &rot{t: t, dir: filepath.Join(t.TempDir(), "cs")}
 	l := newLeader(t)
-	makeServer(t, l, x.dir)
+	makeServer(t, l, x.dir, "")
 	config := serverConfig{Dir: x.dir, SettleAfter: 50 * time.Millisecond, SettleEvery: 20 * time.Millisecond, MaxOpen: 6, MaxActive: 4}
 	l.forget()
 	p := startServer(t, config)
