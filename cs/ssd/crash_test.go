@@ -19,7 +19,6 @@ type crashFile struct {
 	name   string
 	handle disk.File
 	alive  bool // the name is there as far as this process knows
-	life   uint64
 	sure   bool // the name's present state is on stable media
 	old    []*crashLife
 	*crashLife

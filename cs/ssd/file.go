@@ -173,7 +173,7 @@ func (h *handle) readPages(p []byte, off int64) (int, error) {
 	r := h.fs.ring
 	var sums [batchPages]uint32
 	var sources []source
-	for len(p) > len(sums)*pageSize {
+	if len(p) > len(sums)*pageSize {
 		n, err := h.readPages(p[:len(sums)*pageSize], off)
 		if err != nil {
 			return n, err

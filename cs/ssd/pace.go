@@ -66,13 +66,6 @@ func (p *pace) freed(blocks uint64, took time.Duration) {
 	p.rate += paceWeight * (sample - p.rate)
 }
 
-// speed returns the rate in blocks a second.
-func (p *pace) speed() float64 {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.rate
-}
-
 // fill is how full the journal is, with what is promised: 0 to 1. It is called with ring.mu held.
 func (r *ring) fill() float64 {
 	return float64(r.next-r.tail+r.reserved) / float64(r.blocks-batchBlocks)
@@ -80,14 +73,14 @@ func (r *ring) fill() float64 {
 
 // reserve promises a writer the room for a request of so many pages. If there is none it waits: as long as it takes if must says so,
 // else for Options.MaxWait, and then it returns false.
-func (fs *FS) reserve(pages int, must bool) (bool, error) {
-	r, n := fs.ring, cost(pages)
+func (f *FS) reserve(pages int, must bool) (bool, error) {
+	r, n := f.ring, cost(pages)
 	r.mu.RLock()
 	fill := r.fill()
 	r.mu.RUnlock()
-	if d := fs.pace.turn(time.Now(), n, fill); d >= paceWorth {
-		fs.stats.pacedNanos.Add(int64(d))
-		fs.wakeDestager()
+	if d := f.pace.turn(time.Now(), n, fill); d >= paceWorth {
+		f.stats.pacedNanos.Add(int64(d))
+		f.wakeDestager()
 		time.Sleep(d)
 	}
 	var timeout <-chan time.Time
@@ -108,14 +101,14 @@ func (fs *FS) reserve(pages int, must bool) (bool, error) {
 			return false, fmt.Errorf("the journal is full, and so is the disk that it is for: %w: %w", syscall.ENOSPC, r.stuck)
 		}
 		if timeout == nil && !must {
-			timer := time.NewTimer(fs.o.MaxWait)
+			timer := time.NewTimer(f.o.MaxWait)
 			defer timer.Stop()
 			timeout = timer.C
 		}
 		freed := r.freed
 		r.waiting++
 		r.mu.Unlock()
-		fs.wakeDestager()
+		f.wakeDestager()
 		gaveUp := false
 		select {
 		case <-freed:

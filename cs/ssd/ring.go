@@ -13,7 +13,6 @@ import (
 // ring is the journal's file with what is in memory of it.
 type ring struct {
 	f          disk.File
-	direct     bool
 	id         UUID
 	generation uint64
 	blocks     uint64 // in the ring
