@@ -185,3 +185,58 @@ func TestCrossedForwards(t *testing.T) {
 	sameReplicas(t, 7, 1, a, b)
 	sameReplicas(t, 8, 1, a, b)
 }
+
+// TestGreedyConnection has a client with 200 writes under way at a disk that does none of them: it uses half of what may be under way, the
+// rest of its requests is not read, and the only request of another client goes on.
+func TestGreedyConnection(t *testing.T) {
+	const depth = 200
+	f := newFakeLeader(t)
+	s := newTestServer(t, f)
+	f.create(7, 1, s)
+	f.create(8, 1, s)
+	p := pattern(1, block)
+	send := func(c *client, k id.ChunkID, n int, done chan *wire.Call) {
+		for i := range n {
+			r := writeRequest(k, uint32(i)*block, p)
+			r.Session = c.session
+			c.c.Start(&wire.Frame{Type: wire.Write, Class: wire.ClassGuest, Epoch: 1, Body: r.Append(nil), Data: p}, done)
+		}
+	}
+	greedy, small := dial(t, s, 5), dial(t, s, 6)
+	// Extents are active before the disk hangs, so that each write comes to it by itself.
+	greedy.want(greedy.write(7, 1, 0, p), fserr.OK, "write")
+	small.want(small.write(8, 1, 0, p), fserr.OK, "write")
+	g := s.hang.hang()
+	drained := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case <-g.arrived:
+			case <-drained:
+				return
+			}
+		}
+	}()
+	defer close(drained)
+	underWay := func(want int) func() bool {
+		return func() bool { _, n := s.gate.use(); return n == want }
+	}
+	many, one := make(chan *wire.Call, depth), make(chan *wire.Call, 1)
+	go send(greedy, 7, depth, many)
+	wait(t, "half of the gate to be used", underWay(maxOps/2))
+	time.Sleep(20 * time.Millisecond)
+	if !underWay(maxOps / 2)() {
+		t.Error("a client uses more than half")
+	}
+	go send(small, 8, 1, one)
+	wait(t, "the other client's request to go on", underWay(maxOps/2+1))
+	s.hang.release()
+	for range depth {
+		if call := <-many; call.Err != nil || call.Reply.Code != fserr.OK {
+			t.Fatal(call.Err, call.Reply)
+		}
+	}
+	if call := <-one; call.Err != nil || call.Reply.Code != fserr.OK {
+		t.Fatal(call.Err, call.Reply)
+	}
+}
