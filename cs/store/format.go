@@ -4,6 +4,10 @@ package store
 //
 //	lock              locked while a process has the store open
 //	active.log        the activity log
+//	label             whose the store is, where it was made, whether its disk was retired: label.go
+//	quarantine        the blocks that are bad: quarantine.go
+//	index, index.log  epochs and states, so that a start reads no headers: index.go
+//	scrub             how far the scrub is: scrubstate.go
 //	chunks/XX/ID.chk  one file per chunk; ID is 16 hexadecimal digits, XX the last two of them
 //	*.new             a file that is being made; removed at start
 //

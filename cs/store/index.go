@@ -62,7 +62,7 @@ type index struct {
 	mu         sync.Mutex
 	on         bool       // there is an index on the disk, and a log that goes with it
 	log        disk.File  // nil while there is none
-	last       id.ChunkID // the highest id that the index has
+	last       id.ChunkID // the highest id that the index has, scratch chunks left out
 	generation uint64
 	position   int // of the next record
 	stale      bool
@@ -159,8 +159,10 @@ func (x *index) open() (list []indexed, err error) {
 		return nil, err
 	}
 	x.on = true
-	if len(list) > 0 {
-		x.last = list[len(list)-1].chunk
+	for _, e := range list {
+		if !e.chunk.IsScratch() {
+			x.last = e.chunk
+		}
 	}
 	sound := list[:0]
 	for _, e := range list {
@@ -243,7 +245,7 @@ func (x *index) touch(c id.ChunkID) error {
 // made is told of a chunk that gets a new file: an index may have an older one of the same id.
 func (x *index) made(c id.ChunkID) error {
 	x.mu.Lock()
-	old := x.on && c <= x.last
+	old := x.on && (c <= x.last || c.IsScratch())
 	x.stale = true
 	x.mu.Unlock()
 	if old {
