@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"syscall"
 
 	"varve/cs/ssd"
@@ -181,6 +182,22 @@ func OpenDisk(o Options) (fsys disk.FS, done func() error, err error) {
 		return nil, nil, fmt.Errorf("open the write journal in %s: %w", d.Journal.Dir, err)
 	}
 	return j, j.Close, nil
+}
+
+// DumpJournal writes the write journal of a server that is stopped in a form for people.
+func DumpJournal(w io.Writer, o Options) error {
+	o, err := o.withDefaults()
+	if err != nil {
+		return err
+	}
+	d, err := readIdentity(o.FS, o.Dir)
+	if err != nil {
+		return err
+	}
+	if d.Journal == nil {
+		return fmt.Errorf("%s has no write journal: %w", o.Dir, fserr.NotExist)
+	}
+	return ssd.Dump(w, o.JournalFS, d.Journal.Dir)
 }
 
 // journalMessage is what is told of the journal; nil if there is none.

@@ -73,6 +73,10 @@ func TestJournal(t *testing.T) {
 	if err := s.Shutdown(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	var dump strings.Builder
+	if err := DumpJournal(&dump, s.o); err != nil || !strings.Contains(dump.String(), "generation 6") {
+		t.Fatalf("%v: %s", err, dump.String())
+	}
 	fsys, done, err := OpenDisk(s.o)
 	if err != nil {
 		t.Fatal(err)

@@ -125,11 +125,18 @@ func (a *app) printCheck(server id.ServerID, r store.Report) {
 func (a *app) csDumpCommand() *cobra.Command {
 	var table bool
 	var data string
-	cmd := csDirCommand("dump -r DIR CHUNK|FILE", "Show what the file of a chunk holds, or label, active.log or quarantine",
+	cmd := csDirCommand("dump -r DIR CHUNK|FILE", "Show what the file of a chunk holds, or label, active.log, quarantine or journal",
 		"Show what the file of a chunk holds: both slots of its header, its extents, what is in quarantine, and with --table which blocks are written, with\n"+
-			"--data the bytes themselves. A chunk is given by its id in hexadecimal, as elsewhere. FILE is label, active.log or quarantine.",
+			"--data the bytes themselves. A chunk is given by its id in hexadecimal, as elsewhere. FILE is label, active.log, quarantine, or\n"+
+			"journal for what is in the write journal.",
 		exactArgs("CHUNK or FILE"),
 		func(cmd *cobra.Command, dir string, args []string) error {
+			if args[0] == "journal" { // which is not opened: it may be damaged
+				if a.json || table || data != "" {
+					return usagef("%s is shown as text only, without --table and --data", args[0])
+				}
+				return otherKind(dir, "cs.json", "mds", cs.DumpJournal(a.out, cs.Options{Dir: dir}))
+			}
 			o, _, end, err := cs.StoreOptions(cs.Options{Dir: dir})
 			if err != nil {
 				return otherKind(dir, "cs.json", "mds", csRefusal(err))
@@ -144,7 +151,7 @@ func (a *app) csDumpCommand() *cobra.Command {
 			}
 			n, err := strconv.ParseUint(strings.TrimPrefix(args[0], "0x"), 16, 64)
 			if err != nil || n == 0 {
-				return usagef("%q: want the id of a chunk in hexadecimal, or label, active.log or quarantine", args[0])
+				return usagef("%q: want the id of a chunk in hexadecimal, or label, active.log, quarantine or journal", args[0])
 			}
 			do := store.DumpOptions{Table: table}
 			if do.From, do.To, err = byteRange(data); err != nil {

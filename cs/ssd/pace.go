@@ -86,11 +86,21 @@ func (f *FS) reserve(pages int, must bool) (bool, error) {
 	var timeout <-chan time.Time
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	claims := false
+	defer func() {
+		if claims {
+			r.claimed -= n
+		}
+	}()
 	for {
+		free := n
+		if !must {
+			free += r.claimed
+		}
 		if err := r.err(); err != nil {
 			return false, err
 		}
-		if r.room(n) {
+		if r.room(free) {
 			r.reserved += n
 			return true, nil
 		}
@@ -104,6 +114,10 @@ func (f *FS) reserve(pages int, must bool) (bool, error) {
 			timer := time.NewTimer(f.o.MaxWait)
 			defer timer.Stop()
 			timeout = timer.C
+		}
+		if must && !claims {
+			claims = true
+			r.claimed += n
 		}
 		freed := r.freed
 		r.waiting++

@@ -28,6 +28,7 @@ type ring struct {
 	reserved uint64        // blocks promised to writers
 	freed    chan struct{} // closed and replaced when the tail moves
 	waiting  int           // writers that wait for freed
+	claimed  uint64        // blocks that those of them need who cannot do without: nobody else gets them meanwhile
 	stuck    error         // the slow disk is full: waiting for it is of no use
 
 	written  atomic.Uint64 // batches below this sequence are with the disk
