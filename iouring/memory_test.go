@@ -113,9 +113,9 @@ func TestForgottenRing(t *testing.T) {
 // TestCollectorStress streams through buffers that only the ring knows, while the collector runs and other memory of the same size comes
 // and goes. A buffer freed too early shows as bytes that are wrong, in what was received or in the other memory.
 func TestCollectorStress(t *testing.T) {
-	rounds := 300
+	rounds := 100
 	if testing.Short() {
-		rounds = 50
+		rounds = 30
 	}
 	inModes(t, func(t *testing.T, without iouring.Feature) {
 		defer collecting()()
