@@ -242,6 +242,9 @@ func (a *app) makeCSCommand() *cobra.Command {
 			if (journal == "") != (journalMB == 0) {
 				return usagef("a write journal needs both -j JOURNALDIR and -s MB")
 			}
+			if err := expectMount(dir); err != nil {
+				return err
+			}
 			d, err := a.readCluster()
 			if err != nil {
 				return err

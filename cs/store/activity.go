@@ -81,7 +81,8 @@ func openActivity(fsys disk.FS, dir string, cluster id.Cluster, all []id.ChunkID
 
 func makeActivity(fsys disk.FS, dir string, cluster id.Cluster, all []id.ChunkID) error {
 	if len(all) > maxActiveChunks {
-		return fmt.Errorf("active.log is missing or damaged and there are %d chunks, more than the %d that can be active", len(all), maxActiveChunks)
+		return fmt.Errorf("active.log is missing or damaged, so every chunk may be, and there are %d, more than the %d that it can name; "+
+			"remove this server from the cluster and make a new one in its place: its chunks are rebuilt from other replicas", len(all), maxActiveChunks)
 	}
 	path := filepath.Join(dir, "active.log")
 	f, err := fsys.Open(path+".new", disk.ReadWrite|disk.Create)
