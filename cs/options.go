@@ -82,6 +82,8 @@ const (
 
 	maxTier  = 3
 	maxMetas = 16
+
+	maxReactorsGiven = 64
 )
 
 func (o Options) withDefaults() (Options, error) {
@@ -132,6 +134,9 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.LocalChunks > local.MaxSlots {
 		fault("LocalChunks %d, limit %d", o.LocalChunks, local.MaxSlots)
+	}
+	if o.Reactors > maxReactorsGiven {
+		fault("Reactors %d, limit %d", o.Reactors, maxReactorsGiven)
 	}
 	if o.Rebuilds < 0 {
 		fault("Rebuilds %d is negative", o.Rebuilds)

@@ -71,6 +71,24 @@ func newReactors(s *Server) (r *reactors, reason string) {
 	return r, fmt.Sprintf("io_uring, %d threads: %s", n, reason)
 }
 
+// watch reports a thread that could not go on: what was under way on it never ends.
+func (r *reactors) watch(failed chan<- error) {
+	if r == nil {
+		return
+	}
+	for _, l := range r.loops {
+		go func() {
+			<-l.Done()
+			if err := l.Err(); err != nil {
+				select {
+				case failed <- fmt.Errorf("reactor: %w", err):
+				default: // something has failed already
+				}
+			}
+		}()
+	}
+}
+
 // close ends the threads. Preconditions: all connections have ended, with all their requests.
 func (r *reactors) close() error {
 	if r == nil {

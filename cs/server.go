@@ -166,6 +166,7 @@ func (s *Server) Addr() string { return s.listener.Addr().String() }
 func (s *Server) Run(ctx context.Context) error {
 	s.log.Warn("serving without authentication: whoever reaches the address may read and write", "addr", s.Addr())
 	failed := make(chan error, 2)
+	s.reactors.watch(failed)
 	// Both are counted before the server can end, and end with it.
 	s.work.Add(3)
 	go func() {

@@ -108,6 +108,13 @@ func (l *Loop) Kind() Kind { return l.kind }
 // Reason says why it is that kind, for people.
 func (l *Loop) Reason() string { return l.reason }
 
+// Done is closed when the loop has ended: after Close, or when it could not go on, which Err tells. Then what was under way stays so, and nothing
+// is called any more: the process is best ended.
+func (l *Loop) Done() <-chan struct{} { return l.ended }
+
+// Err returns why the loop could not go on, nil if that is not why it ended. Call it after Done.
+func (l *Loop) Err() error { return l.err }
+
 // Stats returns the loop's counters.
 func (l *Loop) Stats() Stats {
 	c := &l.stats
