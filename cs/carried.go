@@ -161,7 +161,9 @@ func (d *dataConn) admitted(q *request) {
 // receive receives a request's data.
 func (d *dataConn) receive(q *request) {
 	q.stage = atData
-	d.expect()
+	if !d.conn.Paused() {
+		d.expect()
+	}
 	d.conn.Fill(q.data)
 }
 
@@ -214,6 +216,9 @@ func (d *dataConn) full() bool {
 // resume has the connection be read again, if nothing speaks against it.
 func (d *dataConn) resume() {
 	if d.conn.Paused() && !d.full() {
+		if d.cur != nil && d.cur.stage == atData {
+			d.expect()
+		}
 		d.conn.Resume()
 	}
 }
