@@ -66,8 +66,7 @@ func heapLimit(memory int64) int64 {
 // HeapLimit returns how much of the server's memory is for the Go runtime (debug.SetMemoryLimit), so that a process that is nothing but
 // this server stays within Memory.
 func (s *Server) HeapLimit() int64 {
-	d := s.payload.clients.Size() + s.payload.peers.Size()
-	return s.o.Memory - d - int64(max(s.o.LocalChunks, 0))*boardBytes - besides
+	return s.o.Memory - s.payload.size() - int64(max(s.o.LocalChunks, 0))*boardBytes - besides
 }
 
 // ownMemory returns the part of a server's memory that the index of a write journal leaves it.
@@ -114,6 +113,9 @@ func newPayload(o *Options, d division) (p payload, err error) {
 
 // used returns the bytes that are out.
 func (p *payload) used() int64 { return p.clients.Used() + p.peers.Used() }
+
+// size returns the bytes that there are.
+func (p *payload) size() int64 { return p.clients.Size() + p.peers.Size() }
 
 func (p *payload) close() error {
 	if err := errors.Join(p.clients.Close(), p.peers.Close()); err != nil {

@@ -40,6 +40,10 @@ func (s *Server) serveStoreStat(_ *wire.Frame, m *msg.StoreStat) (wire.Message, 
 		reply.BadBlocks = append(reply.BadBlocks, &msg.BadBlock{Chunk: uint64(b.Chunk), Block: b.Block, Cause: b.Cause.String(), Since: b.Since.UnixNano()})
 	}
 	reply.Scrub = scrubMessage(s.store.ScrubStat())
+	waiting, underWay := s.gate.use()
+	reply.Waiting, reply.UnderWay, reply.MostUnderWay, reply.DataPath = uint32(waiting), uint32(underWay), maxOps, s.dataPath
+	reply.Memory, reply.Resident = uint64(s.o.Memory), uint64(resident())
+	reply.Payload, reply.PayloadSize = uint64(s.payload.used()), uint64(s.payload.size())
 	return reply, nil, nil
 }
 

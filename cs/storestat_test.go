@@ -63,6 +63,9 @@ func TestFailedDiskIsReported(t *testing.T) {
 	if !strings.Contains(stat.Failed, "input/output error") {
 		t.Fatalf("%+v", stat)
 	}
+	if stat.Memory != uint64(s.o.Memory) || stat.PayloadSize == 0 || stat.PayloadSize > stat.Memory || stat.Resident == 0 || stat.DataPath == "" || stat.MostUnderWay != maxOps {
+		t.Errorf("memory and requests: %+v", stat)
+	}
 	s.Kill()
 	s.disk.Kill()
 	if _, err := Open(s.o); !errors.Is(err, store.ErrRetired) || !strings.Contains(err.Error(), "varve cs readmit") {

@@ -67,6 +67,15 @@ type storeJSON struct {
 	List      []badJSON `json:"quarantine"`
 	Failed    string    `json:"failed,omitempty"`
 	Scrub     scrubJSON `json:"scrub"`
+
+	Memory       uint64 `json:"memory_bytes"`
+	Resident     uint64 `json:"resident_bytes"`
+	Payload      uint64 `json:"payload_bytes"` // of requests under way
+	PayloadSize  uint64 `json:"payload_size_bytes"`
+	DataPath     string `json:"data_path"`
+	Waiting      uint32 `json:"requests_waiting"`
+	UnderWay     uint32 `json:"requests_under_way"`
+	MostUnderWay uint32 `json:"requests_under_way_limit"`
 }
 
 // chosen returns the chunk servers that args name (cs1 or 1), all that are members if there are none.
@@ -192,7 +201,7 @@ func (a *app) scrubWords(s scrubJSON) []string {
 func (a *app) csStatCommand() *cobra.Command {
 	var bad int
 	cmd := &cobra.Command{
-		Use: "stat [CS...] [--bad N]", Short: "Show how chunk servers keep their chunks: space, blocks in quarantine, scrub",
+		Use: "stat [CS...] [--bad N]", Short: "Show how chunk servers keep and serve their chunks: space, memory, requests, blocks in quarantine, scrub",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if bad < 0 {
 				return usagef("--bad %d is negative", bad)
@@ -225,6 +234,8 @@ func (a *app) csStatCommand() *cobra.Command {
 func newStoreJSON(name string, r *msg.StoreStatReply) storeJSON {
 	s := storeJSON{
 		Server: name, Chunks: r.Chunks, Total: r.Total, Free: r.Free, Reserved: r.Reserved, Allocated: r.Allocated, Uncounted: r.Uncounted,
+		Memory: r.Memory, Resident: r.Resident, Payload: r.Payload, PayloadSize: r.PayloadSize,
+		DataPath: r.DataPath, Waiting: r.Waiting, UnderWay: r.UnderWay, MostUnderWay: r.MostUnderWay,
 		Bad: r.Bad, Failed: r.Failed, Scrub: newScrubJSON("", r.Scrub), List: []badJSON{},
 	}
 	for _, b := range r.BadBlocks {
@@ -244,6 +255,8 @@ func (a *app) printStore(s storeJSON) {
 	}
 	fmt.Fprintf(a.out, "  chunks      %s, %s on the disk%s\n", count(s.Chunks, "chunk"), a.size(s.Allocated), counted)
 	fmt.Fprintf(a.out, "  space       %s free of %s, and %s kept free\n", a.size(s.Free), a.size(s.Total), a.size(s.Reserved))
+	fmt.Fprintf(a.out, "  memory      %s of %s; payload %s of %s\n", a.size(s.Resident), a.size(s.Memory), a.size(s.Payload), a.size(s.PayloadSize))
+	fmt.Fprintf(a.out, "  requests    %d of at most %d under way, %d waiting; %s\n", s.UnderWay, s.MostUnderWay, s.Waiting, s.DataPath)
 	w := a.scrubWords(s.Scrub)
 	fmt.Fprintf(a.out, "  scrub       %s at %s, %s done, %s read, %s bad found; passes %s, last %s\n", w[7], w[0], w[1], w[3], w[4], w[5], w[6])
 	fmt.Fprintf(a.out, "  quarantine  %s\n", count(s.Bad, "bad block"))

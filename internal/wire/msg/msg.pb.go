@@ -6450,6 +6450,14 @@ type StoreStatReply struct {
 	BadBlocks     []*BadBlock            `protobuf:"bytes,8,rep,name=bad_blocks,json=badBlocks,proto3" json:"bad_blocks,omitempty"`
 	Scrub         *ScrubStat             `protobuf:"bytes,9,opt,name=scrub,proto3" json:"scrub,omitempty"`
 	Failed        string                 `protobuf:"bytes,10,opt,name=failed,proto3" json:"failed,omitempty"`
+	Memory        uint64                 `protobuf:"varint,11,opt,name=memory,proto3" json:"memory,omitempty"`
+	Resident      uint64                 `protobuf:"varint,12,opt,name=resident,proto3" json:"resident,omitempty"`
+	Payload       uint64                 `protobuf:"varint,13,opt,name=payload,proto3" json:"payload,omitempty"`
+	PayloadSize   uint64                 `protobuf:"varint,14,opt,name=payload_size,json=payloadSize,proto3" json:"payload_size,omitempty"` // bytes; payload: of requests under way
+	DataPath      string                 `protobuf:"bytes,15,opt,name=data_path,json=dataPath,proto3" json:"data_path,omitempty"`
+	Waiting       uint32                 `protobuf:"varint,16,opt,name=waiting,proto3" json:"waiting,omitempty"`
+	UnderWay      uint32                 `protobuf:"varint,17,opt,name=under_way,json=underWay,proto3" json:"under_way,omitempty"`
+	MostUnderWay  uint32                 `protobuf:"varint,18,opt,name=most_under_way,json=mostUnderWay,proto3" json:"most_under_way,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6552,6 +6560,62 @@ func (x *StoreStatReply) GetFailed() string {
 		return x.Failed
 	}
 	return ""
+}
+
+func (x *StoreStatReply) GetMemory() uint64 {
+	if x != nil {
+		return x.Memory
+	}
+	return 0
+}
+
+func (x *StoreStatReply) GetResident() uint64 {
+	if x != nil {
+		return x.Resident
+	}
+	return 0
+}
+
+func (x *StoreStatReply) GetPayload() uint64 {
+	if x != nil {
+		return x.Payload
+	}
+	return 0
+}
+
+func (x *StoreStatReply) GetPayloadSize() uint64 {
+	if x != nil {
+		return x.PayloadSize
+	}
+	return 0
+}
+
+func (x *StoreStatReply) GetDataPath() string {
+	if x != nil {
+		return x.DataPath
+	}
+	return ""
+}
+
+func (x *StoreStatReply) GetWaiting() uint32 {
+	if x != nil {
+		return x.Waiting
+	}
+	return 0
+}
+
+func (x *StoreStatReply) GetUnderWay() uint32 {
+	if x != nil {
+		return x.UnderWay
+	}
+	return 0
+}
+
+func (x *StoreStatReply) GetMostUnderWay() uint32 {
+	if x != nil {
+		return x.MostUnderWay
+	}
+	return 0
 }
 
 type BadBlock struct {
@@ -9224,7 +9288,7 @@ const file_msg_proto_rawDesc = "" +
 	"\x03bad\x18\x02 \x01(\rR\x03bad\x12\x16\n" +
 	"\x06digest\x18\x03 \x01(\fR\x06digest\"$\n" +
 	"\tStoreStat\x12\x17\n" +
-	"\amax_bad\x18\x01 \x01(\rR\x06maxBad\"\xb4\x02\n" +
+	"\amax_bad\x18\x01 \x01(\rR\x06maxBad\"\x9f\x04\n" +
 	"\x0eStoreStatReply\x12\x16\n" +
 	"\x06chunks\x18\x01 \x01(\x04R\x06chunks\x12\x14\n" +
 	"\x05total\x18\x02 \x01(\x04R\x05total\x12\x12\n" +
@@ -9237,7 +9301,15 @@ const file_msg_proto_rawDesc = "" +
 	"bad_blocks\x18\b \x03(\v2\x13.varve.msg.BadBlockR\tbadBlocks\x12*\n" +
 	"\x05scrub\x18\t \x01(\v2\x14.varve.msg.ScrubStatR\x05scrub\x12\x16\n" +
 	"\x06failed\x18\n" +
-	" \x01(\tR\x06failed\"b\n" +
+	" \x01(\tR\x06failed\x12\x16\n" +
+	"\x06memory\x18\v \x01(\x04R\x06memory\x12\x1a\n" +
+	"\bresident\x18\f \x01(\x04R\bresident\x12\x18\n" +
+	"\apayload\x18\r \x01(\x04R\apayload\x12!\n" +
+	"\fpayload_size\x18\x0e \x01(\x04R\vpayloadSize\x12\x1b\n" +
+	"\tdata_path\x18\x0f \x01(\tR\bdataPath\x12\x18\n" +
+	"\awaiting\x18\x10 \x01(\rR\awaiting\x12\x1b\n" +
+	"\tunder_way\x18\x11 \x01(\rR\bunderWay\x12$\n" +
+	"\x0emost_under_way\x18\x12 \x01(\rR\fmostUnderWay\"b\n" +
 	"\bBadBlock\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\x04R\x05chunk\x12\x14\n" +
 	"\x05block\x18\x02 \x01(\rR\x05block\x12\x14\n" +
