@@ -93,7 +93,7 @@ func compareTargets(args []string) ([]target, error) {
 		targets = append(targets, target{name: name, dir: dir})
 	}
 	if len(targets) < 2 {
-		return nil, errors.New("want two mounts or more: NAME=DIR NAME=DIR...")
+		return nil, errors.New("want two mounts or more, each as NAME=DIR")
 	}
 	return targets, nil
 }
