@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"math/rand"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -104,9 +105,9 @@ func (l *crashLife) settle(handle disk.File) error {
 func TestCrash(t *testing.T) {
 	seed := testSeed()
 	rng := rand.New(rand.NewSource(seed))
-	rounds := 60
-	if testing.Short() {
-		rounds = 30
+	rounds := 25
+	if os.Getenv("VARVE_E2E") != "" {
+		rounds = 300
 	}
 	fast, slow := new(disk.Faulty), new(disk.Faulty)
 	b := newBench(t, fast, slow, "/fast", "/slow", minRingBlocks)

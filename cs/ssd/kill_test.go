@@ -130,7 +130,7 @@ func TestKill(t *testing.T) {
 		must(t, f.Truncate(killPages*pageSize))
 		must(t, f.Close())
 	}
-	rounds := 6
+	rounds := 4
 	if os.Getenv("VARVE_E2E") != "" {
 		rounds = 200
 	}

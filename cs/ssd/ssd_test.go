@@ -109,7 +109,7 @@ func onBoth(t *testing.T, blocks int64, test func(t *testing.T, b *bench)) {
 // it is full again and again.
 func TestModel(t *testing.T) {
 	onBoth(t, minRingBlocks, func(t *testing.T, b *bench) {
-		const files, size, steps = 5, 5<<20 + 777, 1500
+		const files, size, steps = 5, 5<<20 + 777, 800
 		seed := testSeed()
 		rng := rand.New(rand.NewSource(seed))
 		b.o.BypassAfter = 2 << 20
