@@ -26,7 +26,7 @@ func TestStall(t *testing.T) {
 	for _, arrival := range []Arrival{Fixed, Poisson} {
 		t.Run(string(arrival), func(t *testing.T) {
 			res := run(t, Options{QD: 1024, Rate: rate, Arrival: arrival})
-			if n := res.Total.Count; math.Abs(float64(n)-seconds*rate) > 250 || res.Missed > 0 {
+			if n := res.Total.Count; math.Abs(float64(n)-seconds*rate) > 250 || res.Missed > rate/4 { // the last may come too late to be started
 				t.Errorf("%d operations, %d missed", n, res.Missed)
 			}
 			h := res.latencies.all()
