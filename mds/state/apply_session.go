@@ -6,6 +6,8 @@ import (
 	"varve/internal/id"
 	"varve/internal/wire/msg"
 	"varve/mds/event"
+
+	"github.com/zeebo/xxh3"
 )
 
 func (s *State) sessionOpen(ev *event.Event, b *event.SessionOpen) {
@@ -193,9 +195,7 @@ func (s *State) remember(ev *event.Event) {
 		return // the session is over, nobody will ask
 	}
 	if r.owner != s.owner {
-		own := *r
-		own.owner, own.list, own.sums = s.owner, slices.Clone(r.list), slices.Clone(r.sums)
-		r = &own
+		r = r.copy(s.owner)
 		s.results.Put(c.Session, r)
 	}
 	s.forget(r, c.Acked)
@@ -209,6 +209,22 @@ func (s *State) remember(ev *event.Event) {
 	s.addResult(r, i, ResultOf(ev))
 	if len(r.list) > MaxResults {
 		s.forget(r, r.list[0].Seq)
+	}
+}
+
+// copy returns a copy that whoever has owner may change.
+func (r *results) copy(owner *owned) *results {
+	c := *r
+	c.owner, c.list, c.sums = owner, slices.Clone(r.list), slices.Clone(r.sums)
+	return &c
+}
+
+// recount computes what the digest counts of r.
+func (r *results) recount() {
+	var b [64]byte
+	r.floorSum = xxh3.Hash128(sumFloor(b[:], r))
+	for i, v := range r.list {
+		r.sums[i] = xxh3.Hash128(sumResult(b[:], r.session, v))
 	}
 }
 

@@ -34,8 +34,13 @@ func (t *total) sub(h xxh3.Uint128) {
 	t.hi, _ = bits.Sub64(t.hi, h.Hi, borrow)
 }
 
-// Sum returns the digest of the state, in constant time.
-func (s *State) Sum() Sum { return s.finish(s.total) }
+// Sum returns the digest of the state, in constant time unless it is suspended.
+func (s *State) Sum() Sum {
+	if s.suspended {
+		return s.Recount()
+	}
+	return s.finish(s.total)
+}
 
 // Recount computes the sum anew from every record. It differs from Sum only if a record changed behind Apply's back.
 func (s *State) Recount() Sum { return s.finish(s.count()) }

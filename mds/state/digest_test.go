@@ -8,6 +8,9 @@ import (
 
 	"varve/internal/id"
 	"varve/internal/wire/msg"
+	"varve/mds/event"
+
+	"google.golang.org/protobuf/proto"
 )
 
 // TestSumFollowsTheState: the sum is the same however the state came about, and another for any other state.
@@ -92,5 +95,46 @@ func TestSumIsCheap(t *testing.T) {
 	s := sample(t)
 	if n := testing.AllocsPerRun(100, func() { s.Sum() }); n != 0 {
 		t.Errorf("Sum allocates %v times", n)
+	}
+}
+
+// TestSuspend: a state whose digest was not kept for a while has the same one when it is again, and so have its clones, taken at any time.
+func TestSuspend(t *testing.T) {
+	kept, s := New(), New()
+	m := newMixer(300)
+	var clones []*State
+	var want []Sum
+	step := func(ev *event.Event) {
+		for _, x := range []*State{kept, s} {
+			x.Apply(proto.Clone(ev).(*event.Event))
+		}
+	}
+	for _, ev := range m.start() {
+		step(ev)
+	}
+	for i := range 4000 {
+		switch i % 1000 {
+		case 100, 600:
+			s.Suspend()
+		case 500, 900:
+			s.Resume()
+			s.Resume()
+		case 50, 300, 550, 950:
+			clones, want = append(clones, s.Clone()), append(want, kept.Sum())
+		}
+		step(m.one())
+		if i%97 == 0 && (s.Sum() != kept.Sum() || s.Recount() != s.Sum()) {
+			t.Fatalf("after %d events: %x, counted %x, want %x", i, s.Sum(), s.Recount(), kept.Sum())
+		}
+	}
+	for i, c := range clones {
+		c.Resume()
+		if c.Sum() != want[i] || c.Recount() != want[i] {
+			t.Errorf("clone %d: %x, counted %x, want %x", i, c.Sum(), c.Recount(), want[i])
+		}
+	}
+	s.Resume()
+	if faults := s.Check(); faults != nil || s.Sum() != kept.Sum() {
+		t.Errorf("%v; %x, want %x", faults, s.Sum(), kept.Sum())
 	}
 }

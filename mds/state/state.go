@@ -106,10 +106,11 @@ type State struct {
 	lastServer  id.ServerID
 	lastMeta    id.MetaID
 
-	total   total // of the digest, without the cluster's record
-	known   *[knownSums]knownSum
-	scratch []byte   // where change.go encodes records
-	freed   []*Chunk // room for those that one event frees
+	total     total // of the digest, without the cluster's record
+	known     *[knownSums]knownSum
+	suspended bool     // total is not kept
+	scratch   []byte   // where change.go encodes records
+	freed     []*Chunk // room for those that one event frees
 
 	owner *owned
 }
