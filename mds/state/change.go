@@ -171,7 +171,7 @@ func (s *State) delLease(l Lease) {
 }
 
 func (s *State) addGarbage(k garbageKey) {
-	if _, ok := s.garbage.ReplaceOrInsert(k); !ok {
+	if s.garbage.Add(k) {
 		if s.counted() {
 			s.plus(sumGarbage(s.scratch, k))
 		}
@@ -179,7 +179,7 @@ func (s *State) addGarbage(k garbageKey) {
 }
 
 func (s *State) dropGarbage(k garbageKey) {
-	if _, ok := s.garbage.Delete(k); ok {
+	if s.garbage.Drop(k) {
 		if s.counted() {
 			s.minus(sumGarbage(s.scratch, k))
 		}

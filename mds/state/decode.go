@@ -235,7 +235,8 @@ func (d *decoder) record(k byte) {
 		}
 	case kindGarbage:
 		v := garbageKey{id.ServerID(d.u32()), id.ChunkID(d.u64())}
-		if add(d, d.s.garbage, v, &d.runs.garbage) {
+		d.runs.garbage.next(d, v, func(a, b garbageKey) bool { return a.server < b.server || a.server == b.server && a.chunk < b.chunk })
+		if d.bad == "" && d.s.garbage.Add(v) {
 			d.s.plus(sumGarbage(d.s.scratch, v))
 		}
 	default:

@@ -85,7 +85,7 @@ type State struct {
 	sessions *table[Session]
 	results  *table[results]
 	locks    *tree[*fileLocks]
-	garbage  *tree[garbageKey]
+	garbage  *garbageLists
 	servers  *table[Server]
 	metas    *tree[*Meta]
 	config   *tree[Setting]
@@ -130,12 +130,10 @@ func New() *State {
 		sessions: newTable[Session](),
 		results:  newTable[results](),
 		locks:    newTree(func(a, b *fileLocks) bool { return a.ino < b.ino }),
-		garbage: newTree(func(a, b garbageKey) bool {
-			return a.server < b.server || a.server == b.server && a.chunk < b.chunk
-		}),
-		servers: newTable[Server](),
-		metas:   newTree(func(a, b *Meta) bool { return a.ID < b.ID }),
-		config:  newTree(func(a, b Setting) bool { return a.Key < b.Key }),
+		garbage:  newGarbageLists(),
+		servers:  newTable[Server](),
+		metas:    newTree(func(a, b *Meta) bool { return a.ID < b.ID }),
+		config:   newTree(func(a, b Setting) bool { return a.Key < b.Key }),
 		held: newTree(func(a, b leaseKey) bool {
 			return a.session < b.session || a.session == b.session && a.ino < b.ino
 		}),
@@ -415,11 +413,11 @@ func (s *State) Metas(fn func(*Meta) bool) { s.metas.Ascend(fn) }
 // Garbage returns up to limit chunks that the server may delete, by id.
 func (s *State) Garbage(server id.ServerID, limit int) []id.ChunkID {
 	var out []id.ChunkID
-	s.garbage.AscendGreaterOrEqual(garbageKey{server: server}, func(k garbageKey) bool {
-		if k.server != server || len(out) >= limit {
+	s.garbage.Of(server, func(c id.ChunkID) bool {
+		if len(out) >= limit {
 			return false
 		}
-		out = append(out, k.chunk)
+		out = append(out, c)
 		return true
 	})
 	return out

@@ -174,3 +174,33 @@ func (n *tableNode[T]) ascend(from uint64, level uint, fn func(*T) bool) bool {
 	}
 	return true
 }
+
+// fork returns a table with the same records. t may not be changed any more; unlike Clone it leaves t alone, so others may read it meanwhile.
+func (t *table[T]) fork() *table[T] {
+	c := *t
+	c.owner = new(owned)
+	return &c
+}
+
+// ascendKeys calls fn for each number, in order, until fn returns false. It reports whether fn never did.
+func (t *table[T]) ascendKeys(fn func(uint64) bool) bool {
+	return t.n == 0 || t.root.keys(0, t.levels-1, fn)
+}
+
+func (n *tableNode[T]) keys(prefix uint64, level uint, fn func(uint64) bool) bool {
+	at := 0
+	for used := n.used; used != 0; used &= used - 1 {
+		key := prefix<<6 | uint64(bits.TrailingZeros64(used))
+		if level == 0 {
+			if !fn(key) {
+				return false
+			}
+			continue
+		}
+		if !n.kids[at].keys(key, level-1, fn) {
+			return false
+		}
+		at++
+	}
+	return true
+}
