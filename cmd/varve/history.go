@@ -54,7 +54,7 @@ func (a *app) withHistory(ctx context.Context, f journalFlags, run func(history.
 		return err
 	}
 	defer src.Close()
-	slackenGC()
+	slackenGC(replaySlack)
 	if err = run(src); errors.Is(err, syscall.EPIPE) {
 		return nil
 	}

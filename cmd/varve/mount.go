@@ -95,7 +95,7 @@ func (a *app) mountInBackground(ctx context.Context, spec mountSpec, options []s
 
 // runMount mounts and serves until ctx ends or someone unmounts it. ready is called when it is mounted.
 func runMount(ctx context.Context, spec mountSpec, log *slog.Logger, ready func()) error {
-	slackenGC()
+	slackenGC(heapSlack)
 	d, err := readClusterDir(spec.cluster)
 	if err != nil {
 		return err

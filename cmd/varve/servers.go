@@ -385,7 +385,7 @@ func (a *app) serverCommand(name, short string, run func(context.Context, string
 			}
 			defer pid.remove()
 			if name != "cs" { // which keeps to what --memory says
-				slackenGC()
+				slackenGC(heapSlack)
 			}
 			return run(cmd.Context(), dir, slog.Default())
 		},

@@ -45,7 +45,7 @@ func (a *app) journalVerifyCommand() *cobra.Command {
 				return rebuildHint(err, f.dir)
 			}
 			defer h.Close()
-			slackenGC()
+			slackenGC(replaySlack)
 			v, err := a.verifyHistory(cmd.Context(), h, f.dir)
 			if err != nil {
 				return rebuildHint(err, f.dir)

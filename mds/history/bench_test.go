@@ -211,7 +211,7 @@ func BenchmarkReplay(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer d.Close()
-	slack := make([]byte, 64<<20) // as the verbs have it, which replay (slackenGC in cmd/varve)
+	slack := make([]byte, 256<<20) // as the verbs have it, which replay (slackenGC in cmd/varve)
 	defer runtime.KeepAlive(slack)
 	for _, tc := range []struct {
 		name   string

@@ -127,12 +127,30 @@ func (s *State) chunkAlloc(b *event.ChunkAlloc) {
 			}
 			r.add(id.ServerID(v), false)
 		}
-		c := &Chunk{ID: id.ChunkID(e.Id), Ino: n.Ino, at: e.Epoch<<indexBits | uint64(e.Index), set: unique.Make(r)}
+		c := &Chunk{ID: id.ChunkID(e.Id), Ino: n.Ino, at: e.Epoch<<indexBits | uint64(e.Index), set: s.handle(r)}
 		s.addChunk(c)
 		s.lastChunk = max(s.lastChunk, c.ID)
 		n.count++
 	}
 	s.putInode(&n)
+}
+
+// sharedSets are the replica sets that chunks were given last, with their handles: to make one costs several times as much as to look here.
+type sharedSets [64]struct {
+	set    replicaSet
+	handle unique.Handle[replicaSet]
+}
+
+// handle returns unique.Make(r).
+func (s *State) handle(r replicaSet) unique.Handle[replicaSet] {
+	if s.shared == nil {
+		s.shared = new(sharedSets)
+	}
+	e := &s.shared[(r.servers[0]+5*r.servers[1]+23*r.servers[2]+r.norm)%uint32(len(s.shared))]
+	if e.set != r || r.norm == 0 {
+		e.set, e.handle = r, unique.Make(r)
+	}
+	return e.handle
 }
 
 func (s *State) replicaDrop(b *event.ReplicaDrop) {

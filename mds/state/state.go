@@ -108,7 +108,8 @@ type State struct {
 
 	total     total // of the digest, without the cluster's record
 	known     *[knownSums]knownSum
-	suspended bool     // total is not kept
+	suspended bool // total is not kept
+	shared    *sharedSets
 	scratch   []byte   // where change.go encodes records
 	freed     []*Chunk // room for those that one event frees
 
@@ -163,7 +164,7 @@ func (s *State) Clone() *State {
 	c.config, c.held, c.orphans = s.config.Clone(), s.held.Clone(), s.orphans.Clone()
 	c.unsettled, c.punching, c.degraded = s.unsettled.Clone(), s.punching.Clone(), s.degraded.Clone()
 	s.owner, c.owner = new(owned), new(owned)
-	c.scratch, c.freed, c.known = nil, nil, nil // s goes on writing there
+	c.scratch, c.freed, c.known, c.shared = nil, nil, nil, nil // s goes on writing there
 	return &c
 }
 
