@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"time"
 
@@ -120,20 +121,29 @@ func (a *app) perfRun(cmd *cobra.Command, f *perfFlags) error {
 	if err != nil {
 		return err
 	}
-	if f.outDir != "" {
-		if err := res.WriteDir(f.outDir); err != nil {
+	if err := a.perfResult(res, f.outDir); err != nil {
+		return err
+	}
+	if !res.OK() {
+		return perfFault(res)
+	}
+	return nil
+}
+
+// perfResult prints what a run measured, and writes it to a directory if one is named.
+func (a *app) perfResult(res interface {
+	WriteDir(dir string) error
+	WriteText(w io.Writer) error
+}, dir string) error {
+	if dir != "" {
+		if err := res.WriteDir(dir); err != nil {
 			return err
 		}
 	}
 	if a.json {
-		err = a.printJSON(res)
-	} else {
-		err = res.WriteText(a.out)
+		return a.printJSON(res)
 	}
-	if err == nil && !res.OK() {
-		err = perfFault(res)
-	}
-	return err
+	return res.WriteText(a.out)
 }
 
 // perfSearch looks for the highest rate at which a latency holds.

@@ -41,20 +41,13 @@ func (a *app) perfProfile(cmd *cobra.Command, f *perfFlags) error {
 	if err != nil {
 		return err
 	}
-	if f.outDir != "" {
-		if err := res.WriteDir(f.outDir); err != nil {
-			return err
-		}
+	if err := a.perfResult(res, f.outDir); err != nil {
+		return err
 	}
-	if a.json {
-		err = a.printJSON(res)
-	} else {
-		err = res.WriteText(a.out)
+	if !res.OK() {
+		return fmt.Errorf("%s on %s: some operations failed; see the report", p.Name, res.Target)
 	}
-	if err == nil && !res.OK() {
-		err = fmt.Errorf("%s on %s: some operations failed; see the report", p.Name, res.Target)
-	}
-	return err
+	return nil
 }
 
 // profileProgress shows a line a second for each group, if standard error is a terminal.
