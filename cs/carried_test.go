@@ -2,7 +2,6 @@ package cs
 
 import (
 	"bytes"
-	"context"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -21,31 +20,6 @@ import (
 
 // These tests run on a real disk: only there do reactors do the I/O. TestWithoutReactors runs them with goroutines.
 
-// newRealServer is a chunk server on a real disk.
-func newRealServer(t testing.TB, f *fakeLeader, change func(*Options)) *testServer {
-	t.Helper()
-	s := &testServer{o: testOptions(f)}
-	s.o.Dir = t.TempDir()
-	if change != nil {
-		change(&s.o)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
-	defer cancel()
-	if _, err := Init(ctx, s.o); err != nil {
-		t.Fatal(err)
-	}
-	s.start(t)
-	s.waitServing(t)
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
-		defer cancel()
-		if err := s.Shutdown(ctx); err != nil {
-			t.Error(err)
-		}
-	})
-	return s
-}
-
 // onDisk counts the requests that reactors have done by themselves.
 func (s *testServer) onDisk(t testing.TB) uint64 {
 	if s.reactors == nil {
@@ -62,7 +36,7 @@ func (s *testServer) onDisk(t testing.TB) uint64 {
 // the middle of what they send. At the end everything is there.
 func TestDataOnDisk(t *testing.T) {
 	f := newFakeLeader(t)
-	s := newRealServer(t, f, nil)
+	s := newDiskServer(t, f, nil)
 	f.create(7, 1, s)
 	const clients, part, steps = 5, 64 * block, 80
 	models, conns := make([][]byte, clients), make([]*client, clients)
@@ -205,7 +179,7 @@ func cutOff(t *testing.T, s *testServer, seed uint64, stop chan struct{}) {
 // TestCutAtEachPlace ends a connection after each of the first bytes of a write and of a read: nothing is left behind.
 func TestCutAtEachPlace(t *testing.T) {
 	f := newFakeLeader(t)
-	s := newRealServer(t, f, nil)
+	s := newDiskServer(t, f, nil)
 	f.create(7, 1, s)
 	p := pattern(3, 5*block)
 	stream := requestBytes(wire.Write, 1, 5, writeRequest(7, 0, p), p)
@@ -242,7 +216,7 @@ func TestCutAtEachPlace(t *testing.T) {
 // comes after the newer one.
 func TestLaneOrder(t *testing.T) {
 	f := newFakeLeader(t)
-	s := newRealServer(t, f, nil)
+	s := newDiskServer(t, f, nil)
 	f.create(7, 1, s)
 	const n = 64 * block
 	for round := range 24 {
@@ -268,7 +242,7 @@ func TestLaneOrder(t *testing.T) {
 // TestFenceUnderLoad fences a session that writes as fast as it can: what was answered by then is there, nothing is written afterwards.
 func TestFenceUnderLoad(t *testing.T) {
 	f := newFakeLeader(t)
-	s := newRealServer(t, f, nil)
+	s := newDiskServer(t, f, nil)
 	f.create(7, 1, s)
 	c := dial(t, s, 5)
 	fenced := make(chan struct{})
@@ -313,7 +287,7 @@ func TestFenceUnderLoad(t *testing.T) {
 // TestRotOnDisk changes bits of a chunk file: the reader gets IO, not the bytes, and the connection lives on.
 func TestRotOnDisk(t *testing.T) {
 	f := newFakeLeader(t)
-	s := newRealServer(t, f, nil)
+	s := newDiskServer(t, f, nil)
 	f.create(7, 1, s)
 	c := dial(t, s, 5)
 	p := pattern(1, 8*block)

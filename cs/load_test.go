@@ -18,7 +18,7 @@ import (
 // TestSlowPeer asks for much and reads nothing: the server holds no more than a few answers, and others are served meanwhile.
 func TestSlowPeer(t *testing.T) {
 	f := newFakeLeader(t)
-	s := newRealServer(t, f, nil)
+	s := newDiskServer(t, f, nil)
 	if s.reactors == nil {
 		t.Skip("goroutines bound what all hold, not what one does: a slow peer may use it up until it is cut off")
 	}
@@ -50,7 +50,7 @@ func TestSlowPeer(t *testing.T) {
 // TestManyWriters have more data under way than there is memory for it.
 func TestManyWriters(t *testing.T) {
 	f := newFakeLeader(t)
-	s := newRealServer(t, f, nil)
+	s := newDiskServer(t, f, nil)
 	f.create(7, 1, s)
 	var all sync.WaitGroup
 	for i := range 14 {
@@ -87,7 +87,7 @@ func TestManyWriters(t *testing.T) {
 // TestShutdownUnderLoad ends servers while clients write and read, on disks that stay: what was answered after a flush is there.
 func TestShutdownUnderLoad(t *testing.T) {
 	f := newFakeLeader(t)
-	s := newRealServer(t, f, nil)
+	s := newDiskServer(t, f, nil)
 	f.create(7, 1, s)
 	for round := range 4 {
 		const clients = 4
@@ -144,7 +144,7 @@ func TestShutdownUnderLoad(t *testing.T) {
 func TestReactorsAllocateNothing(t *testing.T) {
 	f := newFakeLeader(t)
 	f.set(func() { f.beatMs = 60_000; f.leaseMs = 120_000 })
-	s := newRealServer(t, f, func(o *Options) { o.trace = false })
+	s := newDiskServer(t, f, func(o *Options) { o.trace = false })
 	if s.reactors == nil {
 		t.Skip(s.dataPath)
 	}
