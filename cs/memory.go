@@ -57,16 +57,15 @@ func divide(memory int64) division {
 	}
 }
 
-// heapLimit returns how much of the memory that was divided is for the Go heap.
-func heapLimit(memory int64) int64 {
-	d := divide(memory)
-	return memory - d.clients - d.peers - int64(d.locals)*boardBytes - besides
+// heapLimit returns how much of a server's memory is left for the Go heap by payload of so many bytes and a board of so many chunks.
+func heapLimit(memory, payload int64, locals int) int64 {
+	return memory - payload - int64(max(locals, 0))*boardBytes - besides
 }
 
 // HeapLimit returns how much of the server's memory is for the Go runtime (debug.SetMemoryLimit), so that a process that is nothing but
 // this server stays within Memory.
 func (s *Server) HeapLimit() int64 {
-	return s.o.Memory - s.payload.size() - int64(max(s.o.LocalChunks, 0))*boardBytes - besides
+	return heapLimit(s.o.Memory, s.payload.size(), s.o.LocalChunks)
 }
 
 // ownMemory returns the part of a server's memory that the index of a write journal leaves it.

@@ -11,7 +11,8 @@ import (
 func TestDivision(t *testing.T) {
 	const table, stage, conn = 72 << 10, 1 << 20, 80 << 10
 	for memory := int64(MinMemory); memory <= 64<<30; memory += memory / 7 {
-		d, heap := divide(memory), heapLimit(memory)
+		d := divide(memory)
+		heap := heapLimit(memory, d.clients+d.peers, d.locals)
 		if d.clients < arena.MinSize(1) || d.peers < arena.MinSize(1) {
 			t.Errorf("memory %d: arenas of %d and %d bytes", memory, d.clients, d.peers)
 		}
