@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -209,14 +210,15 @@ func crash(t *testing.T, seed int64, d crashDisk) {
 		model[c], epochs[c] = map[uint32][][]byte{}, 1
 	}
 	for round := range 6 {
-		left := rng.Intn(250) + 10
+		var left atomic.Int64 // counted by the destager as well
+		left.Store(int64(rng.Intn(250) + 10))
 		d.Inject(func(disk.Op) error {
-			if left--; left < 0 {
+			if left.Add(-1) < 0 {
 				return disk.ErrPowerOff
 			}
 			return nil
 		})
-		for step := 0; left > 0 && step < 300; step++ {
+		for step := 0; left.Load() > 0 && step < 300; step++ {
 			crashStep(t, s, rng, model, epochs)
 		}
 		d.PowerOff()
