@@ -17,7 +17,7 @@ type ProcessCPU struct {
 	PID   int           `json:"pid"`
 	Name  string        `json:"name"`
 	CPU   time.Duration `json:"cpu_ns"`
-	PerOp time.Duration `json:"per_op_ns"` // of reads and writes
+	PerOp time.Duration `json:"per_op_ns"` // of all but fsyncs
 }
 
 // generatorName is what the process itself is called.

@@ -15,10 +15,22 @@ const (
 	opRead opKind = iota
 	opWrite
 	opSync
+	opClone // of a whole file
+	opCreate
+	opStat
+	opLookup
+	opList // of a whole directory
+	opRename
+	opDelete
 	opKinds
 )
 
-func (k opKind) String() string { return [...]string{"read", "write", "fsync"}[k] }
+var opNames = [opKinds]string{"read", "write", "fsync", "clone", "create", "stat", "lookup", "list", "rename", "delete"}
+
+func (k opKind) String() string { return opNames[k] }
+
+// counts reports whether operations of the kind are what a run is told to do. A flush only goes with them.
+func (k opKind) counts() bool { return k != opSync }
 
 // op is one operation to be done.
 type op struct {

@@ -67,10 +67,10 @@ func (res *Result) writeJSON(w io.Writer) error {
 // writeSeries writes a line a second; times are in microseconds.
 func (res *Result) writeSeries(w io.Writer) error {
 	c := csv.NewWriter(w)
-	_ = c.Write([]string{"second", "reads", "writes", "fsyncs", "errors", "bytes", "p50_us", "p99_us", "max_us"}) // Error tells
+	_ = c.Write([]string{"second", "reads", "writes", "fsyncs", "others", "errors", "bytes", "p50_us", "p99_us", "max_us"}) // Error tells
 	for _, s := range res.Series {
 		row := []string{strconv.Itoa(s.Second)}
-		for _, n := range []int64{s.Reads, s.Writes, s.Fsyncs, s.Errors, s.Bytes} {
+		for _, n := range []int64{s.Reads, s.Writes, s.Fsyncs, s.Others, s.Errors, s.Bytes} {
 			row = append(row, strconv.FormatInt(n, 10))
 		}
 		_ = c.Write(append(row, micros(s.P50), micros(s.P99), micros(s.Slowest)))
@@ -174,7 +174,7 @@ type Point struct {
 	Latency    time.Duration
 }
 
-// Curve returns the distribution of the latencies of "read", "write" or "fsync", nil if it is not known or there were none.
+// Curve returns the distribution of the latencies of operations of one kind, such as "read", nil if it is not known or there were none.
 func (res *Result) Curve(operation string) []Point {
 	if res.latencies == nil {
 		return nil

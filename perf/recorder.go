@@ -50,6 +50,16 @@ type second struct {
 	slow   time.Duration // the highest latency
 }
 
+// done is how many operations that count ended.
+func (s *second) done() (n int64) {
+	for k, ops := range s.ops {
+		if opKind(k).counts() {
+			n += ops
+		}
+	}
+	return n
+}
+
 // outcome is how one operation went.
 type outcome struct {
 	op      op

@@ -22,14 +22,9 @@ func (res *Result) WriteText(w io.Writer) error {
 
 	t := tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "\tcount\tIOPS\tMiB/s\tmean\tp50\tp90\tp99\tp99.9\tmax\t")
-	for _, row := range []struct {
-		name string
-		ops  *Operations
-	}{{"read", res.Read}, {"write", res.Write}, {"fsync", res.Fsync}} {
-		if row.ops != nil {
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", row.name, humanize.Comma(row.ops.Count),
-				humanize.Comma(int64(row.ops.IOPS)), strconv.FormatFloat(row.ops.MiBs, 'f', 1, 64), row.ops.Latency.cells())
-		}
+	for _, k := range res.Kinds() {
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", k.Name, humanize.Comma(k.Count), humanize.Comma(int64(k.IOPS)),
+			strconv.FormatFloat(k.MiBs, 'f', 1, 64), k.Latency.cells())
 	}
 	if res.StartLag != nil {
 		fmt.Fprintf(t, "start lag\t\t\t\t%s\n", res.StartLag.cells())

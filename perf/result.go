@@ -16,10 +16,12 @@ type Result struct {
 	// Stopped says why the run ended early; empty if it ended as told.
 	Stopped string `json:"stopped,omitempty"`
 
-	Total Operations  `json:"total"` // reads and writes
+	Total Operations  `json:"total"` // all but fsyncs
 	Read  *Operations `json:"read,omitempty"`
 	Write *Operations `json:"write,omitempty"`
 	Fsync *Operations `json:"fsync,omitempty"`
+	// Others are operations on names and on whole files, a kind each.
+	Others []Kind `json:"others,omitempty"`
 
 	// Missed is the number of operations that were due (open loop) and could not be started before the end, because as many as
 	// allowed were under way. Their latency is in no histogram.
@@ -45,6 +47,23 @@ type Operations struct {
 	Latency Latency `json:"latency"`
 }
 
+// Kind is what the operations of one kind did.
+type Kind struct {
+	Name string `json:"op"`
+	Operations
+}
+
+// Kinds returns what the run did, a kind of operation after the other.
+func (res *Result) Kinds() []Kind {
+	var out []Kind
+	for k, ops := range []*Operations{res.Read, res.Write, res.Fsync} {
+		if ops != nil {
+			out = append(out, Kind{opKind(k).String(), *ops})
+		}
+	}
+	return append(out, res.Others...)
+}
+
 // Latency is how long operations took; all but Mean and Max within 1 %.
 type Latency struct {
 	Mean time.Duration `json:"mean_ns"`
@@ -68,25 +87,35 @@ type Second struct {
 	Reads   int64         `json:"reads"`
 	Writes  int64         `json:"writes"`
 	Fsyncs  int64         `json:"fsyncs,omitempty"`
+	Others  int64         `json:"others,omitempty"` // operations on names and on whole files
 	Errors  int64         `json:"errors,omitempty"`
 	Bytes   int64         `json:"bytes"`
-	P50     time.Duration `json:"p50_ns,omitempty"` // of reads and writes
+	P50     time.Duration `json:"p50_ns,omitempty"` // of all but fsyncs
 	P99     time.Duration `json:"p99_ns,omitempty"`
 	Slowest time.Duration `json:"slowest_ns"`
 }
 
+// Done is how many operations ended, fsyncs left out.
+func (s Second) Done() int64 { return s.Reads + s.Writes + s.Others }
+
 func newResult(o *Options, start time.Time, elapsed time.Duration, sum *recorder) *Result {
 	res := &Result{Options: *o, Started: start.Round(0), Elapsed: elapsed}
-	var all *hdrhistogram.Histogram
 	total := &sum.series.total
-	merge(&all, total[opRead])
-	merge(&all, total[opWrite])
-	if ops := operations(all, sum.bytes[opRead]+sum.bytes[opWrite], elapsed); ops != nil {
+	var bytes int64
+	for _, n := range sum.bytes {
+		bytes += n
+	}
+	if ops := operations(sum.series.all(), bytes, elapsed); ops != nil {
 		res.Total = *ops
 	}
 	res.Read = operations(total[opRead], sum.bytes[opRead], elapsed)
 	res.Write = operations(total[opWrite], sum.bytes[opWrite], elapsed)
 	res.Fsync = operations(total[opSync], 0, elapsed)
+	for k := opSync + 1; k < opKinds; k++ {
+		if ops := operations(total[k], sum.bytes[k], elapsed); ops != nil {
+			res.Others = append(res.Others, Kind{k.String(), *ops})
+		}
+	}
 	if sum.lag != nil {
 		lag := latencyOf(sum.lag)
 		res.StartLag = &lag
@@ -94,7 +123,7 @@ func newResult(o *Options, start time.Time, elapsed time.Duration, sum *recorder
 	for i, s := range sum.seconds {
 		x := Second{
 			Second: i, Reads: s.ops[opRead], Writes: s.ops[opWrite], Fsyncs: s.ops[opSync],
-			Errors: s.errors, Bytes: s.bytes, Slowest: s.slow,
+			Others: s.done() - s.ops[opRead] - s.ops[opWrite], Errors: s.errors, Bytes: s.bytes, Slowest: s.slow,
 		}
 		if h := sum.series.work(i); h != nil {
 			x.P50, x.P99 = time.Duration(h.ValueAtPercentile(50)), time.Duration(h.ValueAtPercentile(99))

@@ -86,17 +86,20 @@ func (s *series) second(i int, kind opKind) *hdrhistogram.Histogram {
 	return s.at[i].unpacked(kind)
 }
 
-// work returns the latencies of reads and writes in one second, nil if there are none.
-func (s *series) work(i int) *hdrhistogram.Histogram {
-	h := s.second(i, opRead)
-	merge(&h, s.second(i, opWrite))
+// work returns the latencies of all but fsyncs in one second, nil if there are none.
+func (s *series) work(i int) (h *hdrhistogram.Histogram) {
+	for k := range opKinds {
+		if k.counts() {
+			merge(&h, s.second(i, k))
+		}
+	}
 	return h
 }
 
 // Progress is what happened in one second of a run that goes on.
 type Progress struct {
 	Elapsed time.Duration // since the start of the load, whole seconds
-	IOPS    int64         // reads and writes that ended in the last second
+	IOPS    int64         // operations, fsyncs left out, that ended in the last second
 	Bytes   int64
 	P50     time.Duration
 	P99     time.Duration
@@ -119,7 +122,7 @@ func (l *load) report(recorders []*recorder, s *series, done <-chan struct{}, pr
 			r.mu.Lock()
 			if n-1 < len(r.seconds) {
 				x := r.seconds[n-1]
-				p.IOPS += x.ops[opRead] + x.ops[opWrite]
+				p.IOPS += x.done()
 				p.Bytes += x.bytes
 			}
 			for _, c := range r.errors {
@@ -147,11 +150,14 @@ func (p Progress) String() string {
 		ShortDuration(p.P50), ShortDuration(p.P99), errors)
 }
 
-// all returns the latencies of all reads and writes, nil without any.
+// all returns the latencies of all operations but fsyncs, nil without any.
 func (s *series) all() (h *hdrhistogram.Histogram) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	merge(&h, s.total[opRead])
-	merge(&h, s.total[opWrite])
+	for k, of := range s.total {
+		if opKind(k).counts() {
+			merge(&h, of)
+		}
+	}
 	return h
 }

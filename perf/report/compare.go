@@ -80,7 +80,7 @@ var figures = []struct {
 }{
 	{"operations", "/s", true,
 		func(r *perf.Result) float64 { return r.Total.IOPS },
-		func(s perf.Second) float64 { return float64(s.Reads + s.Writes) }},
+		func(s perf.Second) float64 { return float64(s.Done()) }},
 	{"throughput", "MiB/s", true,
 		func(r *perf.Result) float64 { return r.Total.MiBs },
 		func(s perf.Second) float64 { return float64(s.Bytes) / (1 << 20) }},

@@ -66,12 +66,7 @@ th{font-weight:600}th:first-child,td:first-child{text-align:left}
 
 type pageRun struct {
 	Run
-	Rows []row
-}
-
-type row struct {
-	Name string
-	*perf.Operations
+	Rows []perf.Kind
 }
 
 type pagePlot struct {
@@ -92,13 +87,7 @@ func WriteHTML(w io.Writer, title string, runs []Run, a, b string, c []Compariso
 		Comparisons []Comparison
 	}{Title: title, A: a, B: b, Comparisons: c}
 	for _, r := range runs {
-		p := pageRun{Run: r}
-		for _, x := range []row{{"read", r.Result.Read}, {"write", r.Result.Write}, {"fsync", r.Result.Fsync}} {
-			if x.Operations != nil {
-				p.Rows = append(p.Rows, x)
-			}
-		}
-		data.Runs = append(data.Runs, p)
+		data.Runs = append(data.Runs, pageRun{r, r.Result.Kinds()})
 	}
 	for _, p := range plots {
 		svg, err := p.svg()

@@ -98,7 +98,7 @@ func throughput(runs []Run) (Plot, error) {
 	for i, r := range runs {
 		var points plotter.XYs
 		for _, s := range whole(r.Result) {
-			points = append(points, plotter.XY{X: float64(s.Second) + 0.5, Y: float64(s.Reads + s.Writes)})
+			points = append(points, plotter.XY{X: float64(s.Second) + 0.5, Y: float64(s.Done())})
 		}
 		drawn = drawn || len(points) > 0
 		if err := line(p, points, i, 0, r.Name); err != nil {
@@ -115,7 +115,7 @@ func throughput(runs []Run) (Plot, error) {
 }
 
 func latency(runs []Run) (Plot, error) {
-	p := newPlot("Latency of reads and writes", "seconds", "latency")
+	p := newPlot("Latency of operations", "seconds", "latency")
 	drawn := false
 	for i, r := range runs {
 		curves := []struct {
@@ -155,15 +155,19 @@ func distribution(runs []Run) (Plot, error) {
 	p := newPlot("Distribution of latencies", "percentile", "latency")
 	drawn := false
 	for i, r := range runs {
-		for k, op := range []string{"read", "write", "fsync"} {
+		for k, kind := range r.Result.Kinds() {
 			var points plotter.XYs
-			for _, at := range r.Result.Curve(op) {
+			for _, at := range r.Result.Curve(kind.Name) {
 				if at.Percentile < 100 {
 					points = append(points, plotter.XY{X: 100 / (100 - at.Percentile), Y: at.Latency.Seconds()})
 				}
 			}
 			drawn = drawn || len(points) > 0
-			if err := line(p, points, i, k, r.Name+" "+op); err != nil {
+			colour := i
+			if len(runs) == 1 {
+				colour = k // then the kinds are told apart by it as well
+			}
+			if err := line(p, points, colour, k, r.Name+" "+kind.Name); err != nil {
 				return Plot{}, err
 			}
 		}
