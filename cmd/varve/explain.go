@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sort"
+	"strings"
 	"time"
 
 	"varve/internal/id"
@@ -176,7 +177,7 @@ func (e *explainer) server(ctx context.Context, server id.ServerID) error {
 	if !ok {
 		return fmt.Errorf("%v: there is no such chunk server; varve list-services lists them", server)
 	}
-	what := "member"
+	what := strings.ToLower(v.Mode.String()) + " member"
 	if v.Retired {
 		what = "retired"
 	}

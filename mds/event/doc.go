@@ -61,6 +61,8 @@ func Kind(e *Event) string {
 		return "server-update"
 	case *Event_ServerRetire:
 		return "server-retire"
+	case *Event_ServerMode:
+		return "server-mode"
 	case *Event_MetaAdd:
 		return "meta-add"
 	case *Event_MetaUpdate:

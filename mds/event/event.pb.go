@@ -80,6 +80,61 @@ func (SessionClose_Kind) EnumDescriptor() ([]byte, []int) {
 	return file_event_proto_rawDescGZIP(), []int{5, 0}
 }
 
+type ServerMode_Mode int32
+
+const (
+	ServerMode_ACTIVE   ServerMode_Mode = 0 // it takes new data
+	ServerMode_DRAINING ServerMode_Mode = 1 // it takes none, and what it has is moved to others
+	ServerMode_STANDBY  ServerMode_Mode = 2 // it takes none, serves what it has, and may be away for as long as it likes
+	ServerMode_REMOVING ServerMode_Mode = 3 // as DRAINING; when nothing is left its id is retired
+	ServerMode_DRAINED  ServerMode_Mode = 4 // nothing is left of what it had, and it takes no new data
+)
+
+// Enum value maps for ServerMode_Mode.
+var (
+	ServerMode_Mode_name = map[int32]string{
+		0: "ACTIVE",
+		1: "DRAINING",
+		2: "STANDBY",
+		3: "REMOVING",
+		4: "DRAINED",
+	}
+	ServerMode_Mode_value = map[string]int32{
+		"ACTIVE":   0,
+		"DRAINING": 1,
+		"STANDBY":  2,
+		"REMOVING": 3,
+		"DRAINED":  4,
+	}
+)
+
+func (x ServerMode_Mode) Enum() *ServerMode_Mode {
+	p := new(ServerMode_Mode)
+	*p = x
+	return p
+}
+
+func (x ServerMode_Mode) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ServerMode_Mode) Descriptor() protoreflect.EnumDescriptor {
+	return file_event_proto_enumTypes[1].Descriptor()
+}
+
+func (ServerMode_Mode) Type() protoreflect.EnumType {
+	return &file_event_proto_enumTypes[1]
+}
+
+func (x ServerMode_Mode) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ServerMode_Mode.Descriptor instead.
+func (ServerMode_Mode) EnumDescriptor() ([]byte, []int) {
+	return file_event_proto_rawDescGZIP(), []int{28, 0}
+}
+
 // Batch is one Raft entry.
 type Batch struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -162,6 +217,7 @@ type Event struct {
 	//	*Event_MetaUpdate
 	//	*Event_ConfigSet
 	//	*Event_Digest
+	//	*Event_ServerMode
 	Body          isEvent_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -495,6 +551,15 @@ func (x *Event) GetDigest() *Digest {
 	return nil
 }
 
+func (x *Event) GetServerMode() *ServerMode {
+	if x != nil {
+		if x, ok := x.Body.(*Event_ServerMode); ok {
+			return x.ServerMode
+		}
+	}
+	return nil
+}
+
 type isEvent_Body interface {
 	isEvent_Body()
 }
@@ -619,6 +684,10 @@ type Event_Digest struct {
 	Digest *Digest `protobuf:"bytes,67,opt,name=digest,proto3,oneof"`
 }
 
+type Event_ServerMode struct {
+	ServerMode *ServerMode `protobuf:"bytes,68,opt,name=server_mode,json=serverMode,proto3,oneof"`
+}
+
 func (*Event_ClusterInit) isEvent_Body() {}
 
 func (*Event_SessionOpen) isEvent_Body() {}
@@ -678,6 +747,8 @@ func (*Event_MetaUpdate) isEvent_Body() {}
 func (*Event_ConfigSet) isEvent_Body() {}
 
 func (*Event_Digest) isEvent_Body() {}
+
+func (*Event_ServerMode) isEvent_Body() {}
 
 // Cause says what led to the event. With session > 0 and seq > 0 the event is the outcome of that request: the
 // state remembers it until a later event of the session says acked >= seq.
@@ -2433,6 +2504,59 @@ func (x *ServerRetire) GetId() uint32 {
 	return 0
 }
 
+// What the chunk server is used for from now on; a new one is ACTIVE. The cause says who asked for it, or what has come to its end.
+type ServerMode struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Mode          ServerMode_Mode        `protobuf:"varint,2,opt,name=mode,proto3,enum=varve.event.ServerMode_Mode" json:"mode,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServerMode) Reset() {
+	*x = ServerMode{}
+	mi := &file_event_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServerMode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServerMode) ProtoMessage() {}
+
+func (x *ServerMode) ProtoReflect() protoreflect.Message {
+	mi := &file_event_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServerMode.ProtoReflect.Descriptor instead.
+func (*ServerMode) Descriptor() ([]byte, []int) {
+	return file_event_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ServerMode) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *ServerMode) GetMode() ServerMode_Mode {
+	if x != nil {
+		return x.Mode
+	}
+	return ServerMode_ACTIVE
+}
+
 // A metadata server is known under the id, which was never used before.
 type MetaAdd struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2445,7 +2569,7 @@ type MetaAdd struct {
 
 func (x *MetaAdd) Reset() {
 	*x = MetaAdd{}
-	mi := &file_event_proto_msgTypes[28]
+	mi := &file_event_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2457,7 +2581,7 @@ func (x *MetaAdd) String() string {
 func (*MetaAdd) ProtoMessage() {}
 
 func (x *MetaAdd) ProtoReflect() protoreflect.Message {
-	mi := &file_event_proto_msgTypes[28]
+	mi := &file_event_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2470,7 +2594,7 @@ func (x *MetaAdd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaAdd.ProtoReflect.Descriptor instead.
 func (*MetaAdd) Descriptor() ([]byte, []int) {
-	return file_event_proto_rawDescGZIP(), []int{28}
+	return file_event_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *MetaAdd) GetId() uint32 {
@@ -2504,7 +2628,7 @@ type MetaUpdate struct {
 
 func (x *MetaUpdate) Reset() {
 	*x = MetaUpdate{}
-	mi := &file_event_proto_msgTypes[29]
+	mi := &file_event_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2516,7 +2640,7 @@ func (x *MetaUpdate) String() string {
 func (*MetaUpdate) ProtoMessage() {}
 
 func (x *MetaUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_event_proto_msgTypes[29]
+	mi := &file_event_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2529,7 +2653,7 @@ func (x *MetaUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaUpdate.ProtoReflect.Descriptor instead.
 func (*MetaUpdate) Descriptor() ([]byte, []int) {
-	return file_event_proto_rawDescGZIP(), []int{29}
+	return file_event_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *MetaUpdate) GetId() uint32 {
@@ -2555,7 +2679,7 @@ type MetaRemove struct {
 
 func (x *MetaRemove) Reset() {
 	*x = MetaRemove{}
-	mi := &file_event_proto_msgTypes[30]
+	mi := &file_event_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2567,7 +2691,7 @@ func (x *MetaRemove) String() string {
 func (*MetaRemove) ProtoMessage() {}
 
 func (x *MetaRemove) ProtoReflect() protoreflect.Message {
-	mi := &file_event_proto_msgTypes[30]
+	mi := &file_event_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2580,7 +2704,7 @@ func (x *MetaRemove) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaRemove.ProtoReflect.Descriptor instead.
 func (*MetaRemove) Descriptor() ([]byte, []int) {
-	return file_event_proto_rawDescGZIP(), []int{30}
+	return file_event_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *MetaRemove) GetId() uint32 {
@@ -2601,7 +2725,7 @@ type ConfigSet struct {
 
 func (x *ConfigSet) Reset() {
 	*x = ConfigSet{}
-	mi := &file_event_proto_msgTypes[31]
+	mi := &file_event_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2613,7 +2737,7 @@ func (x *ConfigSet) String() string {
 func (*ConfigSet) ProtoMessage() {}
 
 func (x *ConfigSet) ProtoReflect() protoreflect.Message {
-	mi := &file_event_proto_msgTypes[31]
+	mi := &file_event_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2626,7 +2750,7 @@ func (x *ConfigSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigSet.ProtoReflect.Descriptor instead.
 func (*ConfigSet) Descriptor() ([]byte, []int) {
-	return file_event_proto_rawDescGZIP(), []int{31}
+	return file_event_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ConfigSet) GetKey() string {
@@ -2656,7 +2780,7 @@ type Digest struct {
 
 func (x *Digest) Reset() {
 	*x = Digest{}
-	mi := &file_event_proto_msgTypes[32]
+	mi := &file_event_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2668,7 +2792,7 @@ func (x *Digest) String() string {
 func (*Digest) ProtoMessage() {}
 
 func (x *Digest) ProtoReflect() protoreflect.Message {
-	mi := &file_event_proto_msgTypes[32]
+	mi := &file_event_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2681,7 +2805,7 @@ func (x *Digest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Digest.ProtoReflect.Descriptor instead.
 func (*Digest) Descriptor() ([]byte, []int) {
-	return file_event_proto_rawDescGZIP(), []int{32}
+	return file_event_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Digest) GetIndex() uint64 {
@@ -2716,7 +2840,7 @@ type LeaseSet_Entry struct {
 
 func (x *LeaseSet_Entry) Reset() {
 	*x = LeaseSet_Entry{}
-	mi := &file_event_proto_msgTypes[33]
+	mi := &file_event_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2728,7 +2852,7 @@ func (x *LeaseSet_Entry) String() string {
 func (*LeaseSet_Entry) ProtoMessage() {}
 
 func (x *LeaseSet_Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_event_proto_msgTypes[33]
+	mi := &file_event_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2777,7 +2901,7 @@ type ChunkAlloc_Entry struct {
 
 func (x *ChunkAlloc_Entry) Reset() {
 	*x = ChunkAlloc_Entry{}
-	mi := &file_event_proto_msgTypes[34]
+	mi := &file_event_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2789,7 +2913,7 @@ func (x *ChunkAlloc_Entry) String() string {
 func (*ChunkAlloc_Entry) ProtoMessage() {}
 
 func (x *ChunkAlloc_Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_event_proto_msgTypes[34]
+	mi := &file_event_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2843,7 +2967,7 @@ type ReplicaDrop_Entry struct {
 
 func (x *ReplicaDrop_Entry) Reset() {
 	*x = ReplicaDrop_Entry{}
-	mi := &file_event_proto_msgTypes[35]
+	mi := &file_event_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2855,7 +2979,7 @@ func (x *ReplicaDrop_Entry) String() string {
 func (*ReplicaDrop_Entry) ProtoMessage() {}
 
 func (x *ReplicaDrop_Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_event_proto_msgTypes[35]
+	mi := &file_event_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2891,7 +3015,7 @@ const file_event_proto_rawDesc = "" +
 	"\n" +
 	"\vevent.proto\x12\vvarve.event\"3\n" +
 	"\x05Batch\x12*\n" +
-	"\x06events\x18\x01 \x03(\v2\x12.varve.event.EventR\x06events\"\x90\x0e\n" +
+	"\x06events\x18\x01 \x03(\v2\x12.varve.event.EventR\x06events\"\xcc\x0e\n" +
 	"\x05Event\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04time\x18\x02 \x01(\x03R\x04time\x12(\n" +
@@ -2934,7 +3058,9 @@ const file_event_proto_rawDesc = "" +
 	"metaUpdate\x127\n" +
 	"\n" +
 	"config_set\x18B \x01(\v2\x16.varve.event.ConfigSetH\x00R\tconfigSet\x12-\n" +
-	"\x06digest\x18C \x01(\v2\x13.varve.event.DigestH\x00R\x06digestB\x06\n" +
+	"\x06digest\x18C \x01(\v2\x13.varve.event.DigestH\x00R\x06digest\x12:\n" +
+	"\vserver_mode\x18D \x01(\v2\x17.varve.event.ServerModeH\x00R\n" +
+	"serverModeB\x06\n" +
 	"\x04body\"s\n" +
 	"\x05Cause\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x10\n" +
@@ -3089,7 +3215,18 @@ const file_event_proto_rawDesc = "" +
 	"\x04rack\x18\x04 \x01(\tR\x04rack\x12\x12\n" +
 	"\x04tier\x18\x05 \x01(\rR\x04tier\"\x1e\n" +
 	"\fServerRetire\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\rR\x02id\"A\n" +
+	"\x02id\x18\x01 \x01(\rR\x02id\"\x98\x01\n" +
+	"\n" +
+	"ServerMode\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\rR\x02id\x120\n" +
+	"\x04mode\x18\x02 \x01(\x0e2\x1c.varve.event.ServerMode.ModeR\x04mode\"H\n" +
+	"\x04Mode\x12\n" +
+	"\n" +
+	"\x06ACTIVE\x10\x00\x12\f\n" +
+	"\bDRAINING\x10\x01\x12\v\n" +
+	"\aSTANDBY\x10\x02\x12\f\n" +
+	"\bREMOVING\x10\x03\x12\v\n" +
+	"\aDRAINED\x10\x04\"A\n" +
 	"\aMetaAdd\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\fR\x04uuid\x12\x12\n" +
@@ -3121,90 +3258,94 @@ func file_event_proto_rawDescGZIP() []byte {
 	return file_event_proto_rawDescData
 }
 
-var file_event_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_event_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_event_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_event_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_event_proto_goTypes = []any{
 	(SessionClose_Kind)(0),    // 0: varve.event.SessionClose.Kind
-	(*Batch)(nil),             // 1: varve.event.Batch
-	(*Event)(nil),             // 2: varve.event.Event
-	(*Cause)(nil),             // 3: varve.event.Cause
-	(*ClusterInit)(nil),       // 4: varve.event.ClusterInit
-	(*SessionOpen)(nil),       // 5: varve.event.SessionOpen
-	(*SessionClose)(nil),      // 6: varve.event.SessionClose
-	(*SessionForgotten)(nil),  // 7: varve.event.SessionForgotten
-	(*Create)(nil),            // 8: varve.event.Create
-	(*Link)(nil),              // 9: varve.event.Link
-	(*Remove)(nil),            // 10: varve.event.Remove
-	(*Rename)(nil),            // 11: varve.event.Rename
-	(*SetAttr)(nil),           // 12: varve.event.SetAttr
-	(*SetXattr)(nil),          // 13: varve.event.SetXattr
-	(*RemoveXattr)(nil),       // 14: varve.event.RemoveXattr
-	(*LeaseSet)(nil),          // 15: varve.event.LeaseSet
-	(*LockSet)(nil),           // 16: varve.event.LockSet
-	(*PolicySet)(nil),         // 17: varve.event.PolicySet
-	(*ChunkAlloc)(nil),        // 18: varve.event.ChunkAlloc
-	(*ReplicaDrop)(nil),       // 19: varve.event.ReplicaDrop
-	(*ReplicaJoin)(nil),       // 20: varve.event.ReplicaJoin
-	(*ReplicaSync)(nil),       // 21: varve.event.ReplicaSync
-	(*ServerLost)(nil),        // 22: varve.event.ServerLost
-	(*Purged)(nil),            // 23: varve.event.Purged
-	(*PunchDone)(nil),         // 24: varve.event.PunchDone
-	(*Settled)(nil),           // 25: varve.event.Settled
-	(*ServerAdd)(nil),         // 26: varve.event.ServerAdd
-	(*ServerUpdate)(nil),      // 27: varve.event.ServerUpdate
-	(*ServerRetire)(nil),      // 28: varve.event.ServerRetire
-	(*MetaAdd)(nil),           // 29: varve.event.MetaAdd
-	(*MetaUpdate)(nil),        // 30: varve.event.MetaUpdate
-	(*MetaRemove)(nil),        // 31: varve.event.MetaRemove
-	(*ConfigSet)(nil),         // 32: varve.event.ConfigSet
-	(*Digest)(nil),            // 33: varve.event.Digest
-	(*LeaseSet_Entry)(nil),    // 34: varve.event.LeaseSet.Entry
-	(*ChunkAlloc_Entry)(nil),  // 35: varve.event.ChunkAlloc.Entry
-	(*ReplicaDrop_Entry)(nil), // 36: varve.event.ReplicaDrop.Entry
+	(ServerMode_Mode)(0),      // 1: varve.event.ServerMode.Mode
+	(*Batch)(nil),             // 2: varve.event.Batch
+	(*Event)(nil),             // 3: varve.event.Event
+	(*Cause)(nil),             // 4: varve.event.Cause
+	(*ClusterInit)(nil),       // 5: varve.event.ClusterInit
+	(*SessionOpen)(nil),       // 6: varve.event.SessionOpen
+	(*SessionClose)(nil),      // 7: varve.event.SessionClose
+	(*SessionForgotten)(nil),  // 8: varve.event.SessionForgotten
+	(*Create)(nil),            // 9: varve.event.Create
+	(*Link)(nil),              // 10: varve.event.Link
+	(*Remove)(nil),            // 11: varve.event.Remove
+	(*Rename)(nil),            // 12: varve.event.Rename
+	(*SetAttr)(nil),           // 13: varve.event.SetAttr
+	(*SetXattr)(nil),          // 14: varve.event.SetXattr
+	(*RemoveXattr)(nil),       // 15: varve.event.RemoveXattr
+	(*LeaseSet)(nil),          // 16: varve.event.LeaseSet
+	(*LockSet)(nil),           // 17: varve.event.LockSet
+	(*PolicySet)(nil),         // 18: varve.event.PolicySet
+	(*ChunkAlloc)(nil),        // 19: varve.event.ChunkAlloc
+	(*ReplicaDrop)(nil),       // 20: varve.event.ReplicaDrop
+	(*ReplicaJoin)(nil),       // 21: varve.event.ReplicaJoin
+	(*ReplicaSync)(nil),       // 22: varve.event.ReplicaSync
+	(*ServerLost)(nil),        // 23: varve.event.ServerLost
+	(*Purged)(nil),            // 24: varve.event.Purged
+	(*PunchDone)(nil),         // 25: varve.event.PunchDone
+	(*Settled)(nil),           // 26: varve.event.Settled
+	(*ServerAdd)(nil),         // 27: varve.event.ServerAdd
+	(*ServerUpdate)(nil),      // 28: varve.event.ServerUpdate
+	(*ServerRetire)(nil),      // 29: varve.event.ServerRetire
+	(*ServerMode)(nil),        // 30: varve.event.ServerMode
+	(*MetaAdd)(nil),           // 31: varve.event.MetaAdd
+	(*MetaUpdate)(nil),        // 32: varve.event.MetaUpdate
+	(*MetaRemove)(nil),        // 33: varve.event.MetaRemove
+	(*ConfigSet)(nil),         // 34: varve.event.ConfigSet
+	(*Digest)(nil),            // 35: varve.event.Digest
+	(*LeaseSet_Entry)(nil),    // 36: varve.event.LeaseSet.Entry
+	(*ChunkAlloc_Entry)(nil),  // 37: varve.event.ChunkAlloc.Entry
+	(*ReplicaDrop_Entry)(nil), // 38: varve.event.ReplicaDrop.Entry
 }
 var file_event_proto_depIdxs = []int32{
-	2,  // 0: varve.event.Batch.events:type_name -> varve.event.Event
-	3,  // 1: varve.event.Event.cause:type_name -> varve.event.Cause
-	4,  // 2: varve.event.Event.cluster_init:type_name -> varve.event.ClusterInit
-	5,  // 3: varve.event.Event.session_open:type_name -> varve.event.SessionOpen
-	6,  // 4: varve.event.Event.session_close:type_name -> varve.event.SessionClose
-	7,  // 5: varve.event.Event.session_forgotten:type_name -> varve.event.SessionForgotten
-	8,  // 6: varve.event.Event.create:type_name -> varve.event.Create
-	9,  // 7: varve.event.Event.link:type_name -> varve.event.Link
-	10, // 8: varve.event.Event.remove:type_name -> varve.event.Remove
-	11, // 9: varve.event.Event.rename:type_name -> varve.event.Rename
-	12, // 10: varve.event.Event.set_attr:type_name -> varve.event.SetAttr
-	13, // 11: varve.event.Event.set_xattr:type_name -> varve.event.SetXattr
-	14, // 12: varve.event.Event.remove_xattr:type_name -> varve.event.RemoveXattr
-	15, // 13: varve.event.Event.lease_set:type_name -> varve.event.LeaseSet
-	16, // 14: varve.event.Event.lock_set:type_name -> varve.event.LockSet
-	17, // 15: varve.event.Event.policy_set:type_name -> varve.event.PolicySet
-	18, // 16: varve.event.Event.chunk_alloc:type_name -> varve.event.ChunkAlloc
-	19, // 17: varve.event.Event.replica_drop:type_name -> varve.event.ReplicaDrop
-	20, // 18: varve.event.Event.replica_join:type_name -> varve.event.ReplicaJoin
-	21, // 19: varve.event.Event.replica_sync:type_name -> varve.event.ReplicaSync
-	22, // 20: varve.event.Event.server_lost:type_name -> varve.event.ServerLost
-	23, // 21: varve.event.Event.purged:type_name -> varve.event.Purged
-	24, // 22: varve.event.Event.punch_done:type_name -> varve.event.PunchDone
-	25, // 23: varve.event.Event.settled:type_name -> varve.event.Settled
-	26, // 24: varve.event.Event.server_add:type_name -> varve.event.ServerAdd
-	27, // 25: varve.event.Event.server_update:type_name -> varve.event.ServerUpdate
-	28, // 26: varve.event.Event.server_retire:type_name -> varve.event.ServerRetire
-	29, // 27: varve.event.Event.meta_add:type_name -> varve.event.MetaAdd
-	31, // 28: varve.event.Event.meta_remove:type_name -> varve.event.MetaRemove
-	30, // 29: varve.event.Event.meta_update:type_name -> varve.event.MetaUpdate
-	32, // 30: varve.event.Event.config_set:type_name -> varve.event.ConfigSet
-	33, // 31: varve.event.Event.digest:type_name -> varve.event.Digest
-	0,  // 32: varve.event.SessionClose.kind:type_name -> varve.event.SessionClose.Kind
-	34, // 33: varve.event.LeaseSet.entries:type_name -> varve.event.LeaseSet.Entry
-	12, // 34: varve.event.LeaseSet.attr:type_name -> varve.event.SetAttr
-	35, // 35: varve.event.ChunkAlloc.chunks:type_name -> varve.event.ChunkAlloc.Entry
-	36, // 36: varve.event.ReplicaDrop.chunks:type_name -> varve.event.ReplicaDrop.Entry
-	37, // [37:37] is the sub-list for method output_type
-	37, // [37:37] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	3,  // 0: varve.event.Batch.events:type_name -> varve.event.Event
+	4,  // 1: varve.event.Event.cause:type_name -> varve.event.Cause
+	5,  // 2: varve.event.Event.cluster_init:type_name -> varve.event.ClusterInit
+	6,  // 3: varve.event.Event.session_open:type_name -> varve.event.SessionOpen
+	7,  // 4: varve.event.Event.session_close:type_name -> varve.event.SessionClose
+	8,  // 5: varve.event.Event.session_forgotten:type_name -> varve.event.SessionForgotten
+	9,  // 6: varve.event.Event.create:type_name -> varve.event.Create
+	10, // 7: varve.event.Event.link:type_name -> varve.event.Link
+	11, // 8: varve.event.Event.remove:type_name -> varve.event.Remove
+	12, // 9: varve.event.Event.rename:type_name -> varve.event.Rename
+	13, // 10: varve.event.Event.set_attr:type_name -> varve.event.SetAttr
+	14, // 11: varve.event.Event.set_xattr:type_name -> varve.event.SetXattr
+	15, // 12: varve.event.Event.remove_xattr:type_name -> varve.event.RemoveXattr
+	16, // 13: varve.event.Event.lease_set:type_name -> varve.event.LeaseSet
+	17, // 14: varve.event.Event.lock_set:type_name -> varve.event.LockSet
+	18, // 15: varve.event.Event.policy_set:type_name -> varve.event.PolicySet
+	19, // 16: varve.event.Event.chunk_alloc:type_name -> varve.event.ChunkAlloc
+	20, // 17: varve.event.Event.replica_drop:type_name -> varve.event.ReplicaDrop
+	21, // 18: varve.event.Event.replica_join:type_name -> varve.event.ReplicaJoin
+	22, // 19: varve.event.Event.replica_sync:type_name -> varve.event.ReplicaSync
+	23, // 20: varve.event.Event.server_lost:type_name -> varve.event.ServerLost
+	24, // 21: varve.event.Event.purged:type_name -> varve.event.Purged
+	25, // 22: varve.event.Event.punch_done:type_name -> varve.event.PunchDone
+	26, // 23: varve.event.Event.settled:type_name -> varve.event.Settled
+	27, // 24: varve.event.Event.server_add:type_name -> varve.event.ServerAdd
+	28, // 25: varve.event.Event.server_update:type_name -> varve.event.ServerUpdate
+	29, // 26: varve.event.Event.server_retire:type_name -> varve.event.ServerRetire
+	31, // 27: varve.event.Event.meta_add:type_name -> varve.event.MetaAdd
+	33, // 28: varve.event.Event.meta_remove:type_name -> varve.event.MetaRemove
+	32, // 29: varve.event.Event.meta_update:type_name -> varve.event.MetaUpdate
+	34, // 30: varve.event.Event.config_set:type_name -> varve.event.ConfigSet
+	35, // 31: varve.event.Event.digest:type_name -> varve.event.Digest
+	30, // 32: varve.event.Event.server_mode:type_name -> varve.event.ServerMode
+	0,  // 33: varve.event.SessionClose.kind:type_name -> varve.event.SessionClose.Kind
+	36, // 34: varve.event.LeaseSet.entries:type_name -> varve.event.LeaseSet.Entry
+	13, // 35: varve.event.LeaseSet.attr:type_name -> varve.event.SetAttr
+	37, // 36: varve.event.ChunkAlloc.chunks:type_name -> varve.event.ChunkAlloc.Entry
+	38, // 37: varve.event.ReplicaDrop.chunks:type_name -> varve.event.ReplicaDrop.Entry
+	1,  // 38: varve.event.ServerMode.mode:type_name -> varve.event.ServerMode.Mode
+	39, // [39:39] is the sub-list for method output_type
+	39, // [39:39] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_event_proto_init() }
@@ -3243,6 +3384,7 @@ func file_event_proto_init() {
 		(*Event_MetaUpdate)(nil),
 		(*Event_ConfigSet)(nil),
 		(*Event_Digest)(nil),
+		(*Event_ServerMode)(nil),
 	}
 	file_event_proto_msgTypes[11].OneofWrappers = []any{}
 	file_event_proto_msgTypes[12].OneofWrappers = []any{}
@@ -3251,8 +3393,8 @@ func file_event_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_event_proto_rawDesc), len(file_event_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   36,
+			NumEnums:      2,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -8,6 +8,7 @@ import (
 
 	"varve/internal/id"
 	"varve/internal/wire/msg"
+	"varve/mds/event"
 	"varve/mds/state"
 
 	"github.com/dustin/go-humanize"
@@ -245,6 +246,9 @@ func (d *differ) cluster() error {
 		m := map[string]string{}
 		s.Servers(func(v *state.Server) bool {
 			m["server "+v.ID.String()] = fmt.Sprintf("%s, host %s, tier %d, retired %v", v.Addr, v.Host, v.Tier, v.Retired)
+			if v.Mode != event.ServerMode_ACTIVE {
+				m["server "+v.ID.String()] += ", " + strings.ToLower(v.Mode.String())
+			}
 			return true
 		})
 		s.Settings(func(v state.Setting) bool {

@@ -272,7 +272,9 @@ func (x *Texter) storage(s *state.State, ev *event.Event) string {
 		a := b.ServerUpdate
 		return fmt.Sprintf("%s at %s, host %s, tier %d", servers(a.Id), a.Addr, a.Host, a.Tier)
 	case *event.Event_ServerRetire:
-		return servers(b.ServerRetire.Id)
+		return servers(b.ServerRetire.Id) + " is retired for good"
+	case *event.Event_ServerMode:
+		return servers(b.ServerMode.Id) + " " + modeWords(b.ServerMode.Mode)
 	case *event.Event_MetaAdd:
 		return fmt.Sprintf("%v at %s", id.MetaID(b.MetaAdd.Id), b.MetaAdd.Addr)
 	case *event.Event_MetaUpdate:
@@ -288,6 +290,22 @@ func (x *Texter) storage(s *state.State, ev *event.Event) string {
 		return fmt.Sprintf("at index %d: %x", b.Digest.Index, b.Digest.Digest)
 	}
 	return "an event that this version does not know"
+}
+
+func modeWords(m event.ServerMode_Mode) string {
+	switch m {
+	case event.ServerMode_ACTIVE:
+		return "is active: it takes new data"
+	case event.ServerMode_DRAINING:
+		return "is drained: it takes no new data, and what it has is moved to others"
+	case event.ServerMode_STANDBY:
+		return "is on standby: it takes no new data, serves what it has, and may be away"
+	case event.ServerMode_REMOVING:
+		return "is being removed: it is drained, then retired"
+	case event.ServerMode_DRAINED:
+		return "has been drained: nothing is left on it"
+	}
+	return m.String()
 }
 
 func (x *Texter) closing(s *state.State, c *event.SessionClose) string {

@@ -135,6 +135,8 @@ func (t *Touched) storage(s *state.State, ev *event.Event) {
 		t.server(b.ServerAdd.Id)
 	case *event.Event_ServerUpdate:
 		t.server(b.ServerUpdate.Id)
+	case *event.Event_ServerMode:
+		t.server(b.ServerMode.Id)
 	case *event.Event_ServerRetire:
 		t.server(b.ServerRetire.Id)
 	}

@@ -66,6 +66,8 @@ func (s *State) Apply(ev *event.Event) {
 		s.serverUpdate(b.ServerUpdate)
 	case *event.Event_ServerRetire:
 		s.serverRetire(id.ServerID(b.ServerRetire.Id))
+	case *event.Event_ServerMode:
+		s.serverMode(b.ServerMode)
 	case *event.Event_MetaAdd:
 		s.metaAdd(b.MetaAdd)
 	case *event.Event_MetaUpdate:

@@ -258,9 +258,18 @@ func (s *State) serverUpdate(b *event.ServerUpdate) {
 	s.putServer(&r)
 }
 
+func (s *State) serverMode(b *event.ServerMode) {
+	r := *s.mustServer(id.ServerID(b.Id))
+	if b.Mode < 0 || b.Mode > lastMode || r.Retired {
+		s.misfit("%v is to be %v, retired %v", r.ID, b.Mode, r.Retired)
+	}
+	r.Mode = b.Mode
+	s.putServer(&r)
+}
+
 func (s *State) serverRetire(server id.ServerID) {
 	r := *s.mustServer(server)
-	r.Retired = true
+	r.Retired, r.Mode = true, event.ServerMode_ACTIVE
 	s.putServer(&r)
 	s.dropServer(server)
 	for _, c := range s.Garbage(server, s.garbage.Len()) {

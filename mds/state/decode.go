@@ -201,8 +201,9 @@ func (d *decoder) record(k byte) {
 	case kindServer:
 		v := &Server{
 			ID: id.ServerID(d.u(joiningBit - 1)), UUID: d.str(), Addr: d.str(), Host: d.str(), Rack: d.str(), Tier: d.u32(),
-			Added: id.Index(d.u64()), Retired: d.flag(),
+			Added: id.Index(d.u64()),
 		}
+		v.withStatus(d.u(uint64(lastMode) + 1))
 		if rises(d, v.ID, &d.runs.servers) {
 			d.s.putServer(v)
 		}

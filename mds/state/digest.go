@@ -117,7 +117,7 @@ func sumMeta(b []byte, m *Meta) []byte {
 }
 
 func sumServer(b []byte, r *Server) []byte {
-	b = words(b[:0], kindServer, uint64(r.ID), uint64(r.Tier), uint64(r.Added), bit(r.Retired))
+	b = words(b[:0], kindServer, uint64(r.ID), uint64(r.Tier), uint64(r.Added), r.status())
 	return str(str(str(str(b, r.UUID), r.Addr), r.Host), r.Rack)
 }
 

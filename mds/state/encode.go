@@ -176,7 +176,7 @@ func (e *encoder) server(r *Server) bool {
 	e.str(r.Rack)
 	e.u(uint64(r.Tier))
 	e.u(uint64(r.Added))
-	e.flag(r.Retired)
+	e.u(r.status())
 	return e.end()
 }
 

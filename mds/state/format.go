@@ -26,7 +26,7 @@ import (
 //	1 cluster    index, uuid (16 bytes), name, highest ino, chunk, session, server, metadata server used (one record)
 //	2 setting    key, value
 //	3 metadata server  id, uuid, addr
-//	4 chunk server     id, uuid, addr, host, rack, tier, index added, retired
+//	4 chunk server     id, uuid, addr, host, rack, tier, index added, status: 0 active, 1 retired, else its mode (ServerMode in event.proto) + 1
 //	5 session    id, host, pid, mount, nonce, index opened, time, fenced
 //	6 inode      ino, mode (bit 15 unsettled, 14..12 type, permissions), parent, size, atime, mtime, ctime, btime, uid, gid,
 //	             links (0 for directories), chunks or subdirectories, has rare part;
@@ -40,7 +40,8 @@ import (
 //
 // Versions: 1, the first: dentries by parent and name, a trailer of 32 bytes with the SHA-256 of the bodies in order. 2: the sum, which
 // the writer counts from the records, so that damaged memory is not written down as the truth; dentries as they are kept, so that none
-// are sorted. Version 1 is read.
+// are sorted. Version 1 is read. The status of chunk
+// servers other than active and retired came later: a reader that does not know of it refuses such a checkpoint.
 //
 // The digest of kind 0, Digest, is the SHA-256 of the bodies of version 1, which is the canonical encoding of the state.
 //
@@ -55,7 +56,7 @@ import (
 //	cluster    w 1, index, highest ino, chunk, session, server, metadata server used; uuid (16 bytes), s name
 //	setting    w 2; s key, value
 //	metadata server  w 3, id; s uuid, addr
-//	chunk server     w 4, id, tier, index added, retired; s uuid, addr, host, rack
+//	chunk server     w 4, id, tier, index added, status; s uuid, addr, host, rack
 //	session    w 5, id, pid, index opened, time, fenced; s host, mount, nonce
 //	inode      w 6 | has rare<<8 | mode<<16 | links<<32, uid | gid<<32, ino, parent, size, atime, mtime, ctime, btime, count;
 //	           rare: w rdev, norm, min, pending punch, its index, from, count of xattrs; s target, (name, value)...

@@ -29,6 +29,7 @@ var updateGolden = flag.Bool("update-golden", false, "write the golden journals 
 var recipes = map[string]func() []*event.Event{
 	"every-event-1": history,
 	"every-field-2": everyField,
+	"server-mode-3": serverModes,
 }
 
 // history is what the first golden journal holds: every kind of event once, as the first version of the schema had them.
@@ -138,6 +139,26 @@ func everyField() []*event.Event {
 		&event.Event{Body: &event.Event_Digest{Digest: &event.Digest{Index: 40, Digest: make([]byte, 16), Kind: DigestSum}}},
 	)
 	return evs
+}
+
+// serverModes has chunk servers in every mode.
+func serverModes() []*event.Event {
+	evs := []*event.Event{evInit()}
+	for n := range uint32(6) {
+		evs = append(evs, evServer(n+1))
+	}
+	mode := func(server uint32, m event.ServerMode_Mode) {
+		evs = append(evs, &event.Event{Time: 7, Cause: &event.Cause{Reason: "an administrator says so"},
+			Body: &event.Event_ServerMode{ServerMode: &event.ServerMode{Id: server, Mode: m}}})
+	}
+	for m := event.ServerMode_ACTIVE; m <= event.ServerMode_DRAINED; m++ {
+		mode(uint32(m)+1, m)
+	}
+	mode(2, event.ServerMode_DRAINED)
+	mode(2, event.ServerMode_ACTIVE)
+	mode(2, event.ServerMode_DRAINING)
+	mode(6, event.ServerMode_REMOVING)
+	return append(evs, &event.Event{Body: &event.Event_ServerRetire{ServerRetire: &event.ServerRetire{Id: 6}}})
 }
 
 // digestLines returns what NAME.digests holds for the events: digests of both kinds at ten places and at the end.

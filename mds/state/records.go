@@ -7,6 +7,7 @@ import (
 	"varve/internal/chunk"
 	"varve/internal/id"
 	"varve/internal/wire/msg"
+	"varve/mds/event"
 )
 
 // Records are never changed once they are in a tree: Apply replaces them, so whoever got one may keep it.
@@ -360,6 +361,36 @@ type Server struct {
 	Tier    uint32
 	Added   id.Index
 	Retired bool
+	Mode    event.ServerMode_Mode // of a member
+}
+
+const lastMode = event.ServerMode_DRAINED
+
+// TakesData reports whether new data may be put on the server.
+func (r *Server) TakesData() bool { return !r.Retired && r.Mode == event.ServerMode_ACTIVE }
+
+// Leaving reports whether what the server has is to be moved to others.
+func (r *Server) Leaving() bool {
+	return !r.Retired && (r.Mode == event.ServerMode_DRAINING || r.Mode == event.ServerMode_REMOVING || r.Mode == event.ServerMode_DRAINED)
+}
+
+// status is what checkpoints and digests say of Retired and Mode: 0 active, 1 retired, else the mode + 1. Before there were modes it was 0 or 1.
+func (r *Server) status() uint64 {
+	switch {
+	case r.Retired:
+		return 1
+	case r.Mode == event.ServerMode_ACTIVE:
+		return 0
+	}
+	return uint64(r.Mode) + 1
+}
+
+// withStatus returns r with what status has said.
+func (r *Server) withStatus(v uint64) *Server {
+	if r.Retired = v == 1; v > 1 {
+		r.Mode = event.ServerMode_Mode(v - 1)
+	}
+	return r
 }
 
 // Meta is a metadata server.
