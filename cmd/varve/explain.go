@@ -177,7 +177,10 @@ func (e *explainer) server(ctx context.Context, server id.ServerID) error {
 	if !ok {
 		return fmt.Errorf("%v: there is no such chunk server; varve list-services lists them", server)
 	}
-	what := strings.ToLower(v.Mode.String()) + " member"
+	what := "member"
+	if v.Mode != event.ServerMode_ACTIVE {
+		what += ", " + strings.ToLower(v.Mode.String())
+	}
 	if v.Retired {
 		what = "retired"
 	}
