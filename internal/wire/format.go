@@ -71,6 +71,9 @@ const (
 	FenceSession   Type = 39
 	LeaseShow      Type = 41 // 40 is Callback
 	LeaseTake      Type = 42
+	SetServerMode  Type = 43
+	RemoveServer   Type = 44
+	SetTier        Type = 45
 
 	// From the metadata server to a client.
 	Callback Type = 40

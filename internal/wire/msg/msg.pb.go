@@ -4190,6 +4190,7 @@ type RenewSession struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
 	Local         *LocalReads            `protobuf:"bytes,2,opt,name=local,proto3" json:"local,omitempty"`
+	Load          *LoadReport            `protobuf:"bytes,3,opt,name=load,proto3" json:"load,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4234,6 +4235,13 @@ func (x *RenewSession) GetSession() uint64 {
 func (x *RenewSession) GetLocal() *LocalReads {
 	if x != nil {
 		return x.Local
+	}
+	return nil
+}
+
+func (x *RenewSession) GetLoad() *LoadReport {
+	if x != nil {
+		return x.Load
 	}
 	return nil
 }
@@ -4325,10 +4333,12 @@ func (x *LocalReads) GetDamaged() uint64 {
 
 // cache_ms: how long from the sending of the renewal, on the client's boot-time clock, what was granted on this connection may
 // be used; also the answer to OpenSession's first renewal. 0: not at all.
+// slow: chunk servers that answer late; reads go to others where there are others.
 type RenewSessionReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	LeaseMs       uint32                 `protobuf:"varint,1,opt,name=lease_ms,json=leaseMs,proto3" json:"lease_ms,omitempty"`
 	CacheMs       uint32                 `protobuf:"varint,2,opt,name=cache_ms,json=cacheMs,proto3" json:"cache_ms,omitempty"`
+	Slow          []uint32               `protobuf:"varint,3,rep,packed,name=slow,proto3" json:"slow,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4375,6 +4385,13 @@ func (x *RenewSessionReply) GetCacheMs() uint32 {
 		return x.CacheMs
 	}
 	return 0
+}
+
+func (x *RenewSessionReply) GetSlow() []uint32 {
+	if x != nil {
+		return x.Slow
+	}
+	return nil
 }
 
 type CloseSession struct {
@@ -5041,7 +5058,8 @@ type Heartbeat struct {
 	Memory        uint64                 `protobuf:"varint,15,opt,name=memory,proto3" json:"memory,omitempty"`
 	Resident      uint64                 `protobuf:"varint,16,opt,name=resident,proto3" json:"resident,omitempty"`                // bytes: what the process may take up, what it does
 	DataPath      string                 `protobuf:"bytes,17,opt,name=data_path,json=dataPath,proto3" json:"data_path,omitempty"` // how requests are served: io_uring or plain, and why
-	Journal       *SSDJournal            `protobuf:"bytes,18,opt,name=journal,proto3" json:"journal,omitempty"`
+	Journal       *SSDJournal            `protobuf:"bytes,18,opt,name=journal,proto3" json:"journal,omitempty"`                   // none: there is no write journal on an SSD
+	Load          *LoadReport            `protobuf:"bytes,19,opt,name=load,proto3" json:"load,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5202,6 +5220,234 @@ func (x *Heartbeat) GetJournal() *SSDJournal {
 	return nil
 }
 
+func (x *Heartbeat) GetLoad() *LoadReport {
+	if x != nil {
+		return x.Load
+	}
+	return nil
+}
+
+// What a process has met since it told of it last. latencies: of guests' requests, how many in each bucket of internal/latency.
+type LoadReport struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Latencies      []uint32               `protobuf:"varint,1,rep,packed,name=latencies,proto3" json:"latencies,omitempty"`
+	Waiting        uint32                 `protobuf:"varint,2,opt,name=waiting,proto3" json:"waiting,omitempty"`                                     // requests of guests that wait to be let go on
+	MemoryPermille uint32                 `protobuf:"varint,3,opt,name=memory_permille,json=memoryPermille,proto3" json:"memory_permille,omitempty"` // of the payload memory in use
+	LinkPermille   uint32                 `protobuf:"varint,4,opt,name=link_permille,json=linkPermille,proto3" json:"link_permille,omitempty"`       // of the fullest network interface's speed in use; 0: not known
+	HeartbeatUs    uint32                 `protobuf:"varint,5,opt,name=heartbeat_us,json=heartbeatUs,proto3" json:"heartbeat_us,omitempty"`          // how long the answer to the last heartbeat took
+	Peers          []*PeerLatency         `protobuf:"bytes,6,rep,name=peers,proto3" json:"peers,omitempty"`                                          // how long others took to answer this one
+	Rebuilds       []*RebuildProgress     `protobuf:"bytes,7,rep,name=rebuilds,proto3" json:"rebuilds,omitempty"`
+	Repaired       uint64                 `protobuf:"varint,8,opt,name=repaired,proto3" json:"repaired,omitempty"` // bytes that rebuilds have copied here, of the process
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *LoadReport) Reset() {
+	*x = LoadReport{}
+	mi := &file_msg_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LoadReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LoadReport) ProtoMessage() {}
+
+func (x *LoadReport) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LoadReport.ProtoReflect.Descriptor instead.
+func (*LoadReport) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *LoadReport) GetLatencies() []uint32 {
+	if x != nil {
+		return x.Latencies
+	}
+	return nil
+}
+
+func (x *LoadReport) GetWaiting() uint32 {
+	if x != nil {
+		return x.Waiting
+	}
+	return 0
+}
+
+func (x *LoadReport) GetMemoryPermille() uint32 {
+	if x != nil {
+		return x.MemoryPermille
+	}
+	return 0
+}
+
+func (x *LoadReport) GetLinkPermille() uint32 {
+	if x != nil {
+		return x.LinkPermille
+	}
+	return 0
+}
+
+func (x *LoadReport) GetHeartbeatUs() uint32 {
+	if x != nil {
+		return x.HeartbeatUs
+	}
+	return 0
+}
+
+func (x *LoadReport) GetPeers() []*PeerLatency {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+func (x *LoadReport) GetRebuilds() []*RebuildProgress {
+	if x != nil {
+		return x.Rebuilds
+	}
+	return nil
+}
+
+func (x *LoadReport) GetRepaired() uint64 {
+	if x != nil {
+		return x.Repaired
+	}
+	return 0
+}
+
+type PeerLatency struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Server        uint32                 `protobuf:"varint,1,opt,name=server,proto3" json:"server,omitempty"`
+	Requests      uint32                 `protobuf:"varint,2,opt,name=requests,proto3" json:"requests,omitempty"`
+	MedianUs      uint32                 `protobuf:"varint,3,opt,name=median_us,json=medianUs,proto3" json:"median_us,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PeerLatency) Reset() {
+	*x = PeerLatency{}
+	mi := &file_msg_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PeerLatency) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PeerLatency) ProtoMessage() {}
+
+func (x *PeerLatency) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PeerLatency.ProtoReflect.Descriptor instead.
+func (*PeerLatency) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *PeerLatency) GetServer() uint32 {
+	if x != nil {
+		return x.Server
+	}
+	return 0
+}
+
+func (x *PeerLatency) GetRequests() uint32 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
+func (x *PeerLatency) GetMedianUs() uint32 {
+	if x != nil {
+		return x.MedianUs
+	}
+	return 0
+}
+
+type RebuildProgress struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chunk         uint64                 `protobuf:"varint,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	Copied        uint64                 `protobuf:"varint,2,opt,name=copied,proto3" json:"copied,omitempty"`
+	Left          uint64                 `protobuf:"varint,3,opt,name=left,proto3" json:"left,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RebuildProgress) Reset() {
+	*x = RebuildProgress{}
+	mi := &file_msg_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RebuildProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RebuildProgress) ProtoMessage() {}
+
+func (x *RebuildProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RebuildProgress.ProtoReflect.Descriptor instead.
+func (*RebuildProgress) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *RebuildProgress) GetChunk() uint64 {
+	if x != nil {
+		return x.Chunk
+	}
+	return 0
+}
+
+func (x *RebuildProgress) GetCopied() uint64 {
+	if x != nil {
+		return x.Copied
+	}
+	return 0
+}
+
+func (x *RebuildProgress) GetLeft() uint64 {
+	if x != nil {
+		return x.Left
+	}
+	return 0
+}
+
 // The write journal of a chunk server on a slow disk. Counters count pages of 4 KiB, of the process.
 type SSDJournal struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -5224,7 +5470,7 @@ type SSDJournal struct {
 
 func (x *SSDJournal) Reset() {
 	*x = SSDJournal{}
-	mi := &file_msg_proto_msgTypes[61]
+	mi := &file_msg_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5236,7 +5482,7 @@ func (x *SSDJournal) String() string {
 func (*SSDJournal) ProtoMessage() {}
 
 func (x *SSDJournal) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[61]
+	mi := &file_msg_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5249,7 +5495,7 @@ func (x *SSDJournal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SSDJournal.ProtoReflect.Descriptor instead.
 func (*SSDJournal) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{61}
+	return file_msg_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *SSDJournal) GetSize() uint64 {
@@ -5343,18 +5589,21 @@ func (x *SSDJournal) GetFull() bool {
 	return false
 }
 
+// repair_rate: bytes/s that rebuilds may copy to the server; 0: no limit. tier: its tier + 1, as the cluster has it; 0: as it was.
 type HeartbeatReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Fenced        []uint64               `protobuf:"varint,1,rep,packed,name=fenced,proto3" json:"fenced,omitempty"`
 	Peers         []*Peer                `protobuf:"bytes,2,rep,name=peers,proto3" json:"peers,omitempty"`
 	LeaseMs       uint32                 `protobuf:"varint,3,opt,name=lease_ms,json=leaseMs,proto3" json:"lease_ms,omitempty"`
+	RepairRate    uint64                 `protobuf:"varint,4,opt,name=repair_rate,json=repairRate,proto3" json:"repair_rate,omitempty"`
+	Tier          uint32                 `protobuf:"varint,5,opt,name=tier,proto3" json:"tier,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_msg_proto_msgTypes[62]
+	mi := &file_msg_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5366,7 +5615,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[62]
+	mi := &file_msg_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5379,7 +5628,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{62}
+	return file_msg_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *HeartbeatReply) GetFenced() []uint64 {
@@ -5403,6 +5652,20 @@ func (x *HeartbeatReply) GetLeaseMs() uint32 {
 	return 0
 }
 
+func (x *HeartbeatReply) GetRepairRate() uint64 {
+	if x != nil {
+		return x.RepairRate
+	}
+	return 0
+}
+
+func (x *HeartbeatReply) GetTier() uint32 {
+	if x != nil {
+		return x.Tier
+	}
+	return 0
+}
+
 type ChunkCreate struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Chunk         uint64                 `protobuf:"varint,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
@@ -5413,7 +5676,7 @@ type ChunkCreate struct {
 
 func (x *ChunkCreate) Reset() {
 	*x = ChunkCreate{}
-	mi := &file_msg_proto_msgTypes[63]
+	mi := &file_msg_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5425,7 +5688,7 @@ func (x *ChunkCreate) String() string {
 func (*ChunkCreate) ProtoMessage() {}
 
 func (x *ChunkCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[63]
+	mi := &file_msg_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5438,7 +5701,7 @@ func (x *ChunkCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkCreate.ProtoReflect.Descriptor instead.
 func (*ChunkCreate) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{63}
+	return file_msg_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ChunkCreate) GetChunk() uint64 {
@@ -5464,7 +5727,7 @@ type ChunkDelete struct {
 
 func (x *ChunkDelete) Reset() {
 	*x = ChunkDelete{}
-	mi := &file_msg_proto_msgTypes[64]
+	mi := &file_msg_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5476,7 +5739,7 @@ func (x *ChunkDelete) String() string {
 func (*ChunkDelete) ProtoMessage() {}
 
 func (x *ChunkDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[64]
+	mi := &file_msg_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5489,7 +5752,7 @@ func (x *ChunkDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkDelete.ProtoReflect.Descriptor instead.
 func (*ChunkDelete) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{64}
+	return file_msg_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ChunkDelete) GetChunks() []uint64 {
@@ -5509,7 +5772,7 @@ type ChunkAdopt struct {
 
 func (x *ChunkAdopt) Reset() {
 	*x = ChunkAdopt{}
-	mi := &file_msg_proto_msgTypes[65]
+	mi := &file_msg_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5521,7 +5784,7 @@ func (x *ChunkAdopt) String() string {
 func (*ChunkAdopt) ProtoMessage() {}
 
 func (x *ChunkAdopt) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[65]
+	mi := &file_msg_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5534,7 +5797,7 @@ func (x *ChunkAdopt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkAdopt.ProtoReflect.Descriptor instead.
 func (*ChunkAdopt) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{65}
+	return file_msg_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ChunkAdopt) GetChunk() uint64 {
@@ -5560,7 +5823,7 @@ type ChunkAccept struct {
 
 func (x *ChunkAccept) Reset() {
 	*x = ChunkAccept{}
-	mi := &file_msg_proto_msgTypes[66]
+	mi := &file_msg_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5572,7 +5835,7 @@ func (x *ChunkAccept) String() string {
 func (*ChunkAccept) ProtoMessage() {}
 
 func (x *ChunkAccept) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[66]
+	mi := &file_msg_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5585,7 +5848,7 @@ func (x *ChunkAccept) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkAccept.ProtoReflect.Descriptor instead.
 func (*ChunkAccept) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{66}
+	return file_msg_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ChunkAccept) GetChunks() []uint64 {
@@ -5606,7 +5869,7 @@ type ChunkJoin struct {
 
 func (x *ChunkJoin) Reset() {
 	*x = ChunkJoin{}
-	mi := &file_msg_proto_msgTypes[67]
+	mi := &file_msg_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5618,7 +5881,7 @@ func (x *ChunkJoin) String() string {
 func (*ChunkJoin) ProtoMessage() {}
 
 func (x *ChunkJoin) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[67]
+	mi := &file_msg_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5631,7 +5894,7 @@ func (x *ChunkJoin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkJoin.ProtoReflect.Descriptor instead.
 func (*ChunkJoin) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{67}
+	return file_msg_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ChunkJoin) GetChunk() uint64 {
@@ -5661,7 +5924,7 @@ type ChunkRebuild struct {
 
 func (x *ChunkRebuild) Reset() {
 	*x = ChunkRebuild{}
-	mi := &file_msg_proto_msgTypes[68]
+	mi := &file_msg_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5673,7 +5936,7 @@ func (x *ChunkRebuild) String() string {
 func (*ChunkRebuild) ProtoMessage() {}
 
 func (x *ChunkRebuild) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[68]
+	mi := &file_msg_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5686,7 +5949,7 @@ func (x *ChunkRebuild) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkRebuild.ProtoReflect.Descriptor instead.
 func (*ChunkRebuild) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{68}
+	return file_msg_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ChunkRebuild) GetChunk() uint64 {
@@ -5726,7 +5989,7 @@ type ChunkRebuildReply struct {
 
 func (x *ChunkRebuildReply) Reset() {
 	*x = ChunkRebuildReply{}
-	mi := &file_msg_proto_msgTypes[69]
+	mi := &file_msg_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5738,7 +6001,7 @@ func (x *ChunkRebuildReply) String() string {
 func (*ChunkRebuildReply) ProtoMessage() {}
 
 func (x *ChunkRebuildReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[69]
+	mi := &file_msg_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5751,7 +6014,7 @@ func (x *ChunkRebuildReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkRebuildReply.ProtoReflect.Descriptor instead.
 func (*ChunkRebuildReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{69}
+	return file_msg_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ChunkRebuildReply) GetBytesCopied() uint64 {
@@ -5771,7 +6034,7 @@ type ChunkPromote struct {
 
 func (x *ChunkPromote) Reset() {
 	*x = ChunkPromote{}
-	mi := &file_msg_proto_msgTypes[70]
+	mi := &file_msg_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5783,7 +6046,7 @@ func (x *ChunkPromote) String() string {
 func (*ChunkPromote) ProtoMessage() {}
 
 func (x *ChunkPromote) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[70]
+	mi := &file_msg_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5796,7 +6059,7 @@ func (x *ChunkPromote) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkPromote.ProtoReflect.Descriptor instead.
 func (*ChunkPromote) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{70}
+	return file_msg_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ChunkPromote) GetChunk() uint64 {
@@ -5825,7 +6088,7 @@ type ChunkPunch struct {
 
 func (x *ChunkPunch) Reset() {
 	*x = ChunkPunch{}
-	mi := &file_msg_proto_msgTypes[71]
+	mi := &file_msg_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5837,7 +6100,7 @@ func (x *ChunkPunch) String() string {
 func (*ChunkPunch) ProtoMessage() {}
 
 func (x *ChunkPunch) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[71]
+	mi := &file_msg_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5850,7 +6113,7 @@ func (x *ChunkPunch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkPunch.ProtoReflect.Descriptor instead.
 func (*ChunkPunch) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{71}
+	return file_msg_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ChunkPunch) GetChunk() uint64 {
@@ -5890,7 +6153,7 @@ type Fence struct {
 
 func (x *Fence) Reset() {
 	*x = Fence{}
-	mi := &file_msg_proto_msgTypes[72]
+	mi := &file_msg_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5902,7 +6165,7 @@ func (x *Fence) String() string {
 func (*Fence) ProtoMessage() {}
 
 func (x *Fence) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[72]
+	mi := &file_msg_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5915,7 +6178,7 @@ func (x *Fence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fence.ProtoReflect.Descriptor instead.
 func (*Fence) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{72}
+	return file_msg_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *Fence) GetSessions() []uint64 {
@@ -5933,7 +6196,7 @@ type Empty struct {
 
 func (x *Empty) Reset() {
 	*x = Empty{}
-	mi := &file_msg_proto_msgTypes[73]
+	mi := &file_msg_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5945,7 +6208,7 @@ func (x *Empty) String() string {
 func (*Empty) ProtoMessage() {}
 
 func (x *Empty) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[73]
+	mi := &file_msg_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5958,7 +6221,7 @@ func (x *Empty) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Empty.ProtoReflect.Descriptor instead.
 func (*Empty) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{73}
+	return file_msg_proto_rawDescGZIP(), []int{76}
 }
 
 type ChunkTable struct {
@@ -5971,7 +6234,7 @@ type ChunkTable struct {
 
 func (x *ChunkTable) Reset() {
 	*x = ChunkTable{}
-	mi := &file_msg_proto_msgTypes[74]
+	mi := &file_msg_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5983,7 +6246,7 @@ func (x *ChunkTable) String() string {
 func (*ChunkTable) ProtoMessage() {}
 
 func (x *ChunkTable) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[74]
+	mi := &file_msg_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5996,7 +6259,7 @@ func (x *ChunkTable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkTable.ProtoReflect.Descriptor instead.
 func (*ChunkTable) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{74}
+	return file_msg_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ChunkTable) GetChunk() uint64 {
@@ -6024,7 +6287,7 @@ type ChunkTableReply struct {
 
 func (x *ChunkTableReply) Reset() {
 	*x = ChunkTableReply{}
-	mi := &file_msg_proto_msgTypes[75]
+	mi := &file_msg_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6036,7 +6299,7 @@ func (x *ChunkTableReply) String() string {
 func (*ChunkTableReply) ProtoMessage() {}
 
 func (x *ChunkTableReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[75]
+	mi := &file_msg_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6049,7 +6312,7 @@ func (x *ChunkTableReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkTableReply.ProtoReflect.Descriptor instead.
 func (*ChunkTableReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{75}
+	return file_msg_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ChunkTableReply) GetEpoch() uint64 {
@@ -6084,7 +6347,7 @@ type ChunkSeek struct {
 
 func (x *ChunkSeek) Reset() {
 	*x = ChunkSeek{}
-	mi := &file_msg_proto_msgTypes[76]
+	mi := &file_msg_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6096,7 +6359,7 @@ func (x *ChunkSeek) String() string {
 func (*ChunkSeek) ProtoMessage() {}
 
 func (x *ChunkSeek) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[76]
+	mi := &file_msg_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6109,7 +6372,7 @@ func (x *ChunkSeek) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkSeek.ProtoReflect.Descriptor instead.
 func (*ChunkSeek) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{76}
+	return file_msg_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ChunkSeek) GetChunk() uint64 {
@@ -6143,7 +6406,7 @@ type ChunkSeekReply struct {
 
 func (x *ChunkSeekReply) Reset() {
 	*x = ChunkSeekReply{}
-	mi := &file_msg_proto_msgTypes[77]
+	mi := &file_msg_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6155,7 +6418,7 @@ func (x *ChunkSeekReply) String() string {
 func (*ChunkSeekReply) ProtoMessage() {}
 
 func (x *ChunkSeekReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[77]
+	mi := &file_msg_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6168,7 +6431,7 @@ func (x *ChunkSeekReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkSeekReply.ProtoReflect.Descriptor instead.
 func (*ChunkSeekReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{77}
+	return file_msg_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ChunkSeekReply) GetOffset() uint32 {
@@ -6195,7 +6458,7 @@ type ChunkList struct {
 
 func (x *ChunkList) Reset() {
 	*x = ChunkList{}
-	mi := &file_msg_proto_msgTypes[78]
+	mi := &file_msg_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6207,7 +6470,7 @@ func (x *ChunkList) String() string {
 func (*ChunkList) ProtoMessage() {}
 
 func (x *ChunkList) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[78]
+	mi := &file_msg_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6220,7 +6483,7 @@ func (x *ChunkList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkList.ProtoReflect.Descriptor instead.
 func (*ChunkList) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{78}
+	return file_msg_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *ChunkList) GetAfter() uint64 {
@@ -6247,7 +6510,7 @@ type ChunkListReply struct {
 
 func (x *ChunkListReply) Reset() {
 	*x = ChunkListReply{}
-	mi := &file_msg_proto_msgTypes[79]
+	mi := &file_msg_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6259,7 +6522,7 @@ func (x *ChunkListReply) String() string {
 func (*ChunkListReply) ProtoMessage() {}
 
 func (x *ChunkListReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[79]
+	mi := &file_msg_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6272,7 +6535,7 @@ func (x *ChunkListReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkListReply.ProtoReflect.Descriptor instead.
 func (*ChunkListReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{79}
+	return file_msg_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *ChunkListReply) GetChunks() []*ChunkInfo {
@@ -6298,7 +6561,7 @@ type ChunkVerify struct {
 
 func (x *ChunkVerify) Reset() {
 	*x = ChunkVerify{}
-	mi := &file_msg_proto_msgTypes[80]
+	mi := &file_msg_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6310,7 +6573,7 @@ func (x *ChunkVerify) String() string {
 func (*ChunkVerify) ProtoMessage() {}
 
 func (x *ChunkVerify) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[80]
+	mi := &file_msg_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6323,7 +6586,7 @@ func (x *ChunkVerify) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkVerify.ProtoReflect.Descriptor instead.
 func (*ChunkVerify) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{80}
+	return file_msg_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *ChunkVerify) GetChunk() uint64 {
@@ -6344,7 +6607,7 @@ type ChunkVerifyReply struct {
 
 func (x *ChunkVerifyReply) Reset() {
 	*x = ChunkVerifyReply{}
-	mi := &file_msg_proto_msgTypes[81]
+	mi := &file_msg_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6356,7 +6619,7 @@ func (x *ChunkVerifyReply) String() string {
 func (*ChunkVerifyReply) ProtoMessage() {}
 
 func (x *ChunkVerifyReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[81]
+	mi := &file_msg_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6369,7 +6632,7 @@ func (x *ChunkVerifyReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkVerifyReply.ProtoReflect.Descriptor instead.
 func (*ChunkVerifyReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{81}
+	return file_msg_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *ChunkVerifyReply) GetBlocks() uint32 {
@@ -6403,7 +6666,7 @@ type StoreStat struct {
 
 func (x *StoreStat) Reset() {
 	*x = StoreStat{}
-	mi := &file_msg_proto_msgTypes[82]
+	mi := &file_msg_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6415,7 +6678,7 @@ func (x *StoreStat) String() string {
 func (*StoreStat) ProtoMessage() {}
 
 func (x *StoreStat) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[82]
+	mi := &file_msg_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6428,7 +6691,7 @@ func (x *StoreStat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreStat.ProtoReflect.Descriptor instead.
 func (*StoreStat) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{82}
+	return file_msg_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *StoreStat) GetMaxBad() uint32 {
@@ -6464,7 +6727,7 @@ type StoreStatReply struct {
 
 func (x *StoreStatReply) Reset() {
 	*x = StoreStatReply{}
-	mi := &file_msg_proto_msgTypes[83]
+	mi := &file_msg_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6476,7 +6739,7 @@ func (x *StoreStatReply) String() string {
 func (*StoreStatReply) ProtoMessage() {}
 
 func (x *StoreStatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[83]
+	mi := &file_msg_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6489,7 +6752,7 @@ func (x *StoreStatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreStatReply.ProtoReflect.Descriptor instead.
 func (*StoreStatReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{83}
+	return file_msg_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *StoreStatReply) GetChunks() uint64 {
@@ -6630,7 +6893,7 @@ type BadBlock struct {
 
 func (x *BadBlock) Reset() {
 	*x = BadBlock{}
-	mi := &file_msg_proto_msgTypes[84]
+	mi := &file_msg_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6642,7 +6905,7 @@ func (x *BadBlock) String() string {
 func (*BadBlock) ProtoMessage() {}
 
 func (x *BadBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[84]
+	mi := &file_msg_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6655,7 +6918,7 @@ func (x *BadBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BadBlock.ProtoReflect.Descriptor instead.
 func (*BadBlock) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{84}
+	return file_msg_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *BadBlock) GetChunk() uint64 {
@@ -6704,7 +6967,7 @@ type ScrubStat struct {
 
 func (x *ScrubStat) Reset() {
 	*x = ScrubStat{}
-	mi := &file_msg_proto_msgTypes[85]
+	mi := &file_msg_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6716,7 +6979,7 @@ func (x *ScrubStat) String() string {
 func (*ScrubStat) ProtoMessage() {}
 
 func (x *ScrubStat) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[85]
+	mi := &file_msg_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6729,7 +6992,7 @@ func (x *ScrubStat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubStat.ProtoReflect.Descriptor instead.
 func (*ScrubStat) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{85}
+	return file_msg_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *ScrubStat) GetRate() uint64 {
@@ -6813,7 +7076,7 @@ type Scrub struct {
 
 func (x *Scrub) Reset() {
 	*x = Scrub{}
-	mi := &file_msg_proto_msgTypes[86]
+	mi := &file_msg_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6825,7 +7088,7 @@ func (x *Scrub) String() string {
 func (*Scrub) ProtoMessage() {}
 
 func (x *Scrub) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[86]
+	mi := &file_msg_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6838,7 +7101,7 @@ func (x *Scrub) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Scrub.ProtoReflect.Descriptor instead.
 func (*Scrub) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{86}
+	return file_msg_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *Scrub) GetRate() uint64 {
@@ -6870,7 +7133,7 @@ type Status struct {
 
 func (x *Status) Reset() {
 	*x = Status{}
-	mi := &file_msg_proto_msgTypes[87]
+	mi := &file_msg_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6882,7 +7145,7 @@ func (x *Status) String() string {
 func (*Status) ProtoMessage() {}
 
 func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[87]
+	mi := &file_msg_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6895,7 +7158,7 @@ func (x *Status) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Status.ProtoReflect.Descriptor instead.
 func (*Status) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{87}
+	return file_msg_proto_rawDescGZIP(), []int{90}
 }
 
 type StatusReply struct {
@@ -6923,13 +7186,14 @@ type StatusReply struct {
 	LeadingMs     int64                  `protobuf:"varint,21,opt,name=leading_ms,json=leadingMs,proto3" json:"leading_ms,omitempty"` // of a leader: since when
 	Disk          string                 `protobuf:"bytes,22,opt,name=disk,proto3" json:"disk,omitempty"`
 	DiskFree      uint64                 `protobuf:"varint,23,opt,name=disk_free,json=diskFree,proto3" json:"disk_free,omitempty"` // of the server that answers: empty, low or full; bytes free
+	Repair        *RepairStatus          `protobuf:"bytes,24,opt,name=repair,proto3" json:"repair,omitempty"`                      // of a leader
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_msg_proto_msgTypes[88]
+	mi := &file_msg_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6941,7 +7205,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[88]
+	mi := &file_msg_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6954,7 +7218,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{88}
+	return file_msg_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *StatusReply) GetName() string {
@@ -7118,6 +7382,339 @@ func (x *StatusReply) GetDiskFree() uint64 {
 	return 0
 }
 
+func (x *StatusReply) GetRepair() *RepairStatus {
+	if x != nil {
+		return x.Repair
+	}
+	return nil
+}
+
+// What repair, drains and moves do, and what is left of them.
+type RepairStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rate          uint64                 `protobuf:"varint,1,opt,name=rate,proto3" json:"rate,omitempty"`
+	Most          uint64                 `protobuf:"varint,2,opt,name=most,proto3" json:"most,omitempty"`       // bytes/s: what all rebuilds may copy now, and at most
+	Copying       uint64                 `protobuf:"varint,3,opt,name=copying,proto3" json:"copying,omitempty"` // bytes/s copied lately
+	Held          string                 `protobuf:"bytes,4,opt,name=held,proto3" json:"held,omitempty"`        // why rate is below most: empty if it is not, or is rising
+	Jobs          []*RepairJob           `protobuf:"bytes,5,rep,name=jobs,proto3" json:"jobs,omitempty"`        // under way
+	Work          []*RepairWork          `protobuf:"bytes,6,rep,name=work,proto3" json:"work,omitempty"`        // what there is to do, most pressing first
+	Running       uint32                 `protobuf:"varint,7,opt,name=running,proto3" json:"running,omitempty"`
+	MostRunning   uint32                 `protobuf:"varint,8,opt,name=most_running,json=mostRunning,proto3" json:"most_running,omitempty"`
+	Warnings      []string               `protobuf:"bytes,9,rep,name=warnings,proto3" json:"warnings,omitempty"` // what cannot be as attributes say
+	GuestP99Us    uint32                 `protobuf:"varint,10,opt,name=guest_p99_us,json=guestP99Us,proto3" json:"guest_p99_us,omitempty"`
+	UsualP99Us    uint32                 `protobuf:"varint,11,opt,name=usual_p99_us,json=usualP99Us,proto3" json:"usual_p99_us,omitempty"` // lately; without repair. 0: not known
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RepairStatus) Reset() {
+	*x = RepairStatus{}
+	mi := &file_msg_proto_msgTypes[92]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RepairStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RepairStatus) ProtoMessage() {}
+
+func (x *RepairStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[92]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RepairStatus.ProtoReflect.Descriptor instead.
+func (*RepairStatus) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{92}
+}
+
+func (x *RepairStatus) GetRate() uint64 {
+	if x != nil {
+		return x.Rate
+	}
+	return 0
+}
+
+func (x *RepairStatus) GetMost() uint64 {
+	if x != nil {
+		return x.Most
+	}
+	return 0
+}
+
+func (x *RepairStatus) GetCopying() uint64 {
+	if x != nil {
+		return x.Copying
+	}
+	return 0
+}
+
+func (x *RepairStatus) GetHeld() string {
+	if x != nil {
+		return x.Held
+	}
+	return ""
+}
+
+func (x *RepairStatus) GetJobs() []*RepairJob {
+	if x != nil {
+		return x.Jobs
+	}
+	return nil
+}
+
+func (x *RepairStatus) GetWork() []*RepairWork {
+	if x != nil {
+		return x.Work
+	}
+	return nil
+}
+
+func (x *RepairStatus) GetRunning() uint32 {
+	if x != nil {
+		return x.Running
+	}
+	return 0
+}
+
+func (x *RepairStatus) GetMostRunning() uint32 {
+	if x != nil {
+		return x.MostRunning
+	}
+	return 0
+}
+
+func (x *RepairStatus) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+func (x *RepairStatus) GetGuestP99Us() uint32 {
+	if x != nil {
+		return x.GuestP99Us
+	}
+	return 0
+}
+
+func (x *RepairStatus) GetUsualP99Us() uint32 {
+	if x != nil {
+		return x.UsualP99Us
+	}
+	return 0
+}
+
+type RepairJob struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chunk         uint64                 `protobuf:"varint,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	Class         string                 `protobuf:"bytes,2,opt,name=class,proto3" json:"class,omitempty"`
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	Target        uint32                 `protobuf:"varint,4,opt,name=target,proto3" json:"target,omitempty"`
+	Source        uint32                 `protobuf:"varint,5,opt,name=source,proto3" json:"source,omitempty"`
+	From          uint32                 `protobuf:"varint,6,opt,name=from,proto3" json:"from,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,7,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Copied        uint64                 `protobuf:"varint,8,opt,name=copied,proto3" json:"copied,omitempty"`
+	RunningMs     int64                  `protobuf:"varint,9,opt,name=running_ms,json=runningMs,proto3" json:"running_ms,omitempty"`
+	Path          []byte                 `protobuf:"bytes,10,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RepairJob) Reset() {
+	*x = RepairJob{}
+	mi := &file_msg_proto_msgTypes[93]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RepairJob) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RepairJob) ProtoMessage() {}
+
+func (x *RepairJob) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[93]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RepairJob.ProtoReflect.Descriptor instead.
+func (*RepairJob) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{93}
+}
+
+func (x *RepairJob) GetChunk() uint64 {
+	if x != nil {
+		return x.Chunk
+	}
+	return 0
+}
+
+func (x *RepairJob) GetClass() string {
+	if x != nil {
+		return x.Class
+	}
+	return ""
+}
+
+func (x *RepairJob) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *RepairJob) GetTarget() uint32 {
+	if x != nil {
+		return x.Target
+	}
+	return 0
+}
+
+func (x *RepairJob) GetSource() uint32 {
+	if x != nil {
+		return x.Source
+	}
+	return 0
+}
+
+func (x *RepairJob) GetFrom() uint32 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *RepairJob) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *RepairJob) GetCopied() uint64 {
+	if x != nil {
+		return x.Copied
+	}
+	return 0
+}
+
+func (x *RepairJob) GetRunningMs() int64 {
+	if x != nil {
+		return x.RunningMs
+	}
+	return 0
+}
+
+func (x *RepairJob) GetPath() []byte {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+// eta_ms: -1 if nothing is being copied. server: that is drained or removed, 0 if it is not about one.
+type RepairWork struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Class         string                 `protobuf:"bytes,1,opt,name=class,proto3" json:"class,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Server        uint32                 `protobuf:"varint,3,opt,name=server,proto3" json:"server,omitempty"`
+	Chunks        uint64                 `protobuf:"varint,4,opt,name=chunks,proto3" json:"chunks,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	EtaMs         int64                  `protobuf:"varint,6,opt,name=eta_ms,json=etaMs,proto3" json:"eta_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RepairWork) Reset() {
+	*x = RepairWork{}
+	mi := &file_msg_proto_msgTypes[94]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RepairWork) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RepairWork) ProtoMessage() {}
+
+func (x *RepairWork) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[94]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RepairWork.ProtoReflect.Descriptor instead.
+func (*RepairWork) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{94}
+}
+
+func (x *RepairWork) GetClass() string {
+	if x != nil {
+		return x.Class
+	}
+	return ""
+}
+
+func (x *RepairWork) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *RepairWork) GetServer() uint32 {
+	if x != nil {
+		return x.Server
+	}
+	return 0
+}
+
+func (x *RepairWork) GetChunks() uint64 {
+	if x != nil {
+		return x.Chunks
+	}
+	return 0
+}
+
+func (x *RepairWork) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *RepairWork) GetEtaMs() int64 {
+	if x != nil {
+		return x.EtaMs
+	}
+	return 0
+}
+
 type MetaServer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Server        uint32                 `protobuf:"varint,1,opt,name=server,proto3" json:"server,omitempty"`
@@ -7133,7 +7730,7 @@ type MetaServer struct {
 
 func (x *MetaServer) Reset() {
 	*x = MetaServer{}
-	mi := &file_msg_proto_msgTypes[89]
+	mi := &file_msg_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7145,7 +7742,7 @@ func (x *MetaServer) String() string {
 func (*MetaServer) ProtoMessage() {}
 
 func (x *MetaServer) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[89]
+	mi := &file_msg_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7158,7 +7755,7 @@ func (x *MetaServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaServer.ProtoReflect.Descriptor instead.
 func (*MetaServer) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{89}
+	return file_msg_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *MetaServer) GetServer() uint32 {
@@ -7232,13 +7829,19 @@ type ChunkServer struct {
 	Resident      uint64                 `protobuf:"varint,18,opt,name=resident,proto3" json:"resident,omitempty"`
 	DataPath      string                 `protobuf:"bytes,19,opt,name=data_path,json=dataPath,proto3" json:"data_path,omitempty"`
 	Journal       *SSDJournal            `protobuf:"bytes,20,opt,name=journal,proto3" json:"journal,omitempty"`
+	Mode          string                 `protobuf:"bytes,21,opt,name=mode,proto3" json:"mode,omitempty"` // empty: active; draining, standby, removing or drained
+	Slow          string                 `protobuf:"bytes,22,opt,name=slow,proto3" json:"slow,omitempty"` // why it gets no new data and few reads; empty: it is not slow
+	GuestP99Us    uint32                 `protobuf:"varint,23,opt,name=guest_p99_us,json=guestP99Us,proto3" json:"guest_p99_us,omitempty"`
+	Waiting       uint32                 `protobuf:"varint,24,opt,name=waiting,proto3" json:"waiting,omitempty"`
+	Left          uint64                 `protobuf:"varint,25,opt,name=left,proto3" json:"left,omitempty"` // left: bytes to move away, of one that is drained or removed
+	Rack          string                 `protobuf:"bytes,26,opt,name=rack,proto3" json:"rack,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ChunkServer) Reset() {
 	*x = ChunkServer{}
-	mi := &file_msg_proto_msgTypes[90]
+	mi := &file_msg_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7250,7 +7853,7 @@ func (x *ChunkServer) String() string {
 func (*ChunkServer) ProtoMessage() {}
 
 func (x *ChunkServer) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[90]
+	mi := &file_msg_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7263,7 +7866,7 @@ func (x *ChunkServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkServer.ProtoReflect.Descriptor instead.
 func (*ChunkServer) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{90}
+	return file_msg_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *ChunkServer) GetServer() uint32 {
@@ -7406,6 +8009,48 @@ func (x *ChunkServer) GetJournal() *SSDJournal {
 	return nil
 }
 
+func (x *ChunkServer) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *ChunkServer) GetSlow() string {
+	if x != nil {
+		return x.Slow
+	}
+	return ""
+}
+
+func (x *ChunkServer) GetGuestP99Us() uint32 {
+	if x != nil {
+		return x.GuestP99Us
+	}
+	return 0
+}
+
+func (x *ChunkServer) GetWaiting() uint32 {
+	if x != nil {
+		return x.Waiting
+	}
+	return 0
+}
+
+func (x *ChunkServer) GetLeft() uint64 {
+	if x != nil {
+		return x.Left
+	}
+	return 0
+}
+
+func (x *ChunkServer) GetRack() string {
+	if x != nil {
+		return x.Rack
+	}
+	return ""
+}
+
 type Session struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
@@ -7422,7 +8067,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_msg_proto_msgTypes[91]
+	mi := &file_msg_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7434,7 +8079,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[91]
+	mi := &file_msg_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7447,7 +8092,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{91}
+	return file_msg_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *Session) GetSession() uint64 {
@@ -7519,7 +8164,7 @@ type StateDigest struct {
 
 func (x *StateDigest) Reset() {
 	*x = StateDigest{}
-	mi := &file_msg_proto_msgTypes[92]
+	mi := &file_msg_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7531,7 +8176,7 @@ func (x *StateDigest) String() string {
 func (*StateDigest) ProtoMessage() {}
 
 func (x *StateDigest) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[92]
+	mi := &file_msg_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7544,7 +8189,7 @@ func (x *StateDigest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateDigest.ProtoReflect.Descriptor instead.
 func (*StateDigest) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{92}
+	return file_msg_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *StateDigest) GetAtLeast() uint64 {
@@ -7579,7 +8224,7 @@ type StateDigestReply struct {
 
 func (x *StateDigestReply) Reset() {
 	*x = StateDigestReply{}
-	mi := &file_msg_proto_msgTypes[93]
+	mi := &file_msg_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7591,7 +8236,7 @@ func (x *StateDigestReply) String() string {
 func (*StateDigestReply) ProtoMessage() {}
 
 func (x *StateDigestReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[93]
+	mi := &file_msg_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7604,7 +8249,7 @@ func (x *StateDigestReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateDigestReply.ProtoReflect.Descriptor instead.
 func (*StateDigestReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{93}
+	return file_msg_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *StateDigestReply) GetIndex() uint64 {
@@ -7639,7 +8284,7 @@ type JoinMeta struct {
 
 func (x *JoinMeta) Reset() {
 	*x = JoinMeta{}
-	mi := &file_msg_proto_msgTypes[94]
+	mi := &file_msg_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7651,7 +8296,7 @@ func (x *JoinMeta) String() string {
 func (*JoinMeta) ProtoMessage() {}
 
 func (x *JoinMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[94]
+	mi := &file_msg_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7664,7 +8309,7 @@ func (x *JoinMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinMeta.ProtoReflect.Descriptor instead.
 func (*JoinMeta) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{94}
+	return file_msg_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *JoinMeta) GetAddr() string {
@@ -7701,7 +8346,7 @@ type JoinMetaReply struct {
 
 func (x *JoinMetaReply) Reset() {
 	*x = JoinMetaReply{}
-	mi := &file_msg_proto_msgTypes[95]
+	mi := &file_msg_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7713,7 +8358,7 @@ func (x *JoinMetaReply) String() string {
 func (*JoinMetaReply) ProtoMessage() {}
 
 func (x *JoinMetaReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[95]
+	mi := &file_msg_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7726,7 +8371,7 @@ func (x *JoinMetaReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinMetaReply.ProtoReflect.Descriptor instead.
 func (*JoinMetaReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{95}
+	return file_msg_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *JoinMetaReply) GetServer() uint32 {
@@ -7776,7 +8421,7 @@ type JournalRead struct {
 
 func (x *JournalRead) Reset() {
 	*x = JournalRead{}
-	mi := &file_msg_proto_msgTypes[96]
+	mi := &file_msg_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7788,7 +8433,7 @@ func (x *JournalRead) String() string {
 func (*JournalRead) ProtoMessage() {}
 
 func (x *JournalRead) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[96]
+	mi := &file_msg_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7801,7 +8446,7 @@ func (x *JournalRead) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalRead.ProtoReflect.Descriptor instead.
 func (*JournalRead) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{96}
+	return file_msg_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *JournalRead) GetFrom() uint64 {
@@ -7845,7 +8490,7 @@ type JournalReadReply struct {
 
 func (x *JournalReadReply) Reset() {
 	*x = JournalReadReply{}
-	mi := &file_msg_proto_msgTypes[97]
+	mi := &file_msg_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7857,7 +8502,7 @@ func (x *JournalReadReply) String() string {
 func (*JournalReadReply) ProtoMessage() {}
 
 func (x *JournalReadReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[97]
+	mi := &file_msg_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7870,7 +8515,7 @@ func (x *JournalReadReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalReadReply.ProtoReflect.Descriptor instead.
 func (*JournalReadReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{97}
+	return file_msg_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *JournalReadReply) GetNext() uint64 {
@@ -7916,7 +8561,7 @@ type Members struct {
 
 func (x *Members) Reset() {
 	*x = Members{}
-	mi := &file_msg_proto_msgTypes[98]
+	mi := &file_msg_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7928,7 +8573,7 @@ func (x *Members) String() string {
 func (*Members) ProtoMessage() {}
 
 func (x *Members) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[98]
+	mi := &file_msg_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7941,7 +8586,7 @@ func (x *Members) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Members.ProtoReflect.Descriptor instead.
 func (*Members) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{98}
+	return file_msg_proto_rawDescGZIP(), []int{104}
 }
 
 type MembersReply struct {
@@ -7956,7 +8601,7 @@ type MembersReply struct {
 
 func (x *MembersReply) Reset() {
 	*x = MembersReply{}
-	mi := &file_msg_proto_msgTypes[99]
+	mi := &file_msg_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7968,7 +8613,7 @@ func (x *MembersReply) String() string {
 func (*MembersReply) ProtoMessage() {}
 
 func (x *MembersReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[99]
+	mi := &file_msg_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7981,7 +8626,7 @@ func (x *MembersReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MembersReply.ProtoReflect.Descriptor instead.
 func (*MembersReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{99}
+	return file_msg_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *MembersReply) GetAddrs() []string {
@@ -8023,7 +8668,7 @@ type RemoveMeta struct {
 
 func (x *RemoveMeta) Reset() {
 	*x = RemoveMeta{}
-	mi := &file_msg_proto_msgTypes[100]
+	mi := &file_msg_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8035,7 +8680,7 @@ func (x *RemoveMeta) String() string {
 func (*RemoveMeta) ProtoMessage() {}
 
 func (x *RemoveMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[100]
+	mi := &file_msg_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8048,7 +8693,7 @@ func (x *RemoveMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMeta.ProtoReflect.Descriptor instead.
 func (*RemoveMeta) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{100}
+	return file_msg_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *RemoveMeta) GetServer() uint32 {
@@ -8069,7 +8714,7 @@ type AdminReply struct {
 
 func (x *AdminReply) Reset() {
 	*x = AdminReply{}
-	mi := &file_msg_proto_msgTypes[101]
+	mi := &file_msg_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8081,7 +8726,7 @@ func (x *AdminReply) String() string {
 func (*AdminReply) ProtoMessage() {}
 
 func (x *AdminReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[101]
+	mi := &file_msg_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8094,7 +8739,7 @@ func (x *AdminReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminReply.ProtoReflect.Descriptor instead.
 func (*AdminReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{101}
+	return file_msg_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *AdminReply) GetDetail() string {
@@ -8111,6 +8756,226 @@ func (x *AdminReply) GetLeader() string {
 	return ""
 }
 
+// Use chunk servers for something else from now on. mode is that of the event ServerMode: ACTIVE, DRAINING or STANDBY. Refused (Busy) where
+// data could not be kept as attributes say.
+type SetServerMode struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Servers       []uint32               `protobuf:"varint,1,rep,packed,name=servers,proto3" json:"servers,omitempty"`
+	Mode          uint32                 `protobuf:"varint,2,opt,name=mode,proto3" json:"mode,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetServerMode) Reset() {
+	*x = SetServerMode{}
+	mi := &file_msg_proto_msgTypes[108]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetServerMode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetServerMode) ProtoMessage() {}
+
+func (x *SetServerMode) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[108]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetServerMode.ProtoReflect.Descriptor instead.
+func (*SetServerMode) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{108}
+}
+
+func (x *SetServerMode) GetServers() []uint32 {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
+func (x *SetServerMode) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+// Drain a chunk server, then retire its id; the answer comes when it is begun. Refused (Busy) as SetServerMode. force: retire it now, although replicas
+// are there that will be missed; of a server that lives only if each chunk has another one in sync.
+type RemoveServer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Server        uint32                 `protobuf:"varint,1,opt,name=server,proto3" json:"server,omitempty"`
+	Force         bool                   `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveServer) Reset() {
+	*x = RemoveServer{}
+	mi := &file_msg_proto_msgTypes[109]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveServer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveServer) ProtoMessage() {}
+
+func (x *RemoveServer) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[109]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveServer.ProtoReflect.Descriptor instead.
+func (*RemoveServer) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{109}
+}
+
+func (x *RemoveServer) GetServer() uint32 {
+	if x != nil {
+		return x.Server
+	}
+	return 0
+}
+
+func (x *RemoveServer) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type RemoveServerReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Retired       bool                   `protobuf:"varint,1,opt,name=retired,proto3" json:"retired,omitempty"`
+	Lost          uint64                 `protobuf:"varint,2,opt,name=lost,proto3" json:"lost,omitempty"`
+	LostPaths     [][]byte               `protobuf:"bytes,3,rep,name=lost_paths,json=lostPaths,proto3" json:"lost_paths,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveServerReply) Reset() {
+	*x = RemoveServerReply{}
+	mi := &file_msg_proto_msgTypes[110]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveServerReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveServerReply) ProtoMessage() {}
+
+func (x *RemoveServerReply) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[110]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveServerReply.ProtoReflect.Descriptor instead.
+func (*RemoveServerReply) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{110}
+}
+
+func (x *RemoveServerReply) GetRetired() bool {
+	if x != nil {
+		return x.Retired
+	}
+	return false
+}
+
+func (x *RemoveServerReply) GetLost() uint64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+func (x *RemoveServerReply) GetLostPaths() [][]byte {
+	if x != nil {
+		return x.LostPaths
+	}
+	return nil
+}
+
+type SetTier struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Server        uint32                 `protobuf:"varint,1,opt,name=server,proto3" json:"server,omitempty"`
+	Tier          uint32                 `protobuf:"varint,2,opt,name=tier,proto3" json:"tier,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetTier) Reset() {
+	*x = SetTier{}
+	mi := &file_msg_proto_msgTypes[111]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetTier) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetTier) ProtoMessage() {}
+
+func (x *SetTier) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[111]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetTier.ProtoReflect.Descriptor instead.
+func (*SetTier) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{111}
+}
+
+func (x *SetTier) GetServer() uint32 {
+	if x != nil {
+		return x.Server
+	}
+	return 0
+}
+
+func (x *SetTier) GetTier() uint32 {
+	if x != nil {
+		return x.Tier
+	}
+	return 0
+}
+
 type TransferLeader struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Server        uint32                 `protobuf:"varint,1,opt,name=server,proto3" json:"server,omitempty"`
@@ -8120,7 +8985,7 @@ type TransferLeader struct {
 
 func (x *TransferLeader) Reset() {
 	*x = TransferLeader{}
-	mi := &file_msg_proto_msgTypes[102]
+	mi := &file_msg_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8132,7 +8997,7 @@ func (x *TransferLeader) String() string {
 func (*TransferLeader) ProtoMessage() {}
 
 func (x *TransferLeader) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[102]
+	mi := &file_msg_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8145,7 +9010,7 @@ func (x *TransferLeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeader.ProtoReflect.Descriptor instead.
 func (*TransferLeader) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{102}
+	return file_msg_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *TransferLeader) GetServer() uint32 {
@@ -8166,7 +9031,7 @@ type SetConfig struct {
 
 func (x *SetConfig) Reset() {
 	*x = SetConfig{}
-	mi := &file_msg_proto_msgTypes[103]
+	mi := &file_msg_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8178,7 +9043,7 @@ func (x *SetConfig) String() string {
 func (*SetConfig) ProtoMessage() {}
 
 func (x *SetConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[103]
+	mi := &file_msg_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8191,7 +9056,7 @@ func (x *SetConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetConfig.ProtoReflect.Descriptor instead.
 func (*SetConfig) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{103}
+	return file_msg_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *SetConfig) GetKey() string {
@@ -8216,7 +9081,7 @@ type GetConfig struct {
 
 func (x *GetConfig) Reset() {
 	*x = GetConfig{}
-	mi := &file_msg_proto_msgTypes[104]
+	mi := &file_msg_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8228,7 +9093,7 @@ func (x *GetConfig) String() string {
 func (*GetConfig) ProtoMessage() {}
 
 func (x *GetConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[104]
+	mi := &file_msg_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8241,7 +9106,7 @@ func (x *GetConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConfig.ProtoReflect.Descriptor instead.
 func (*GetConfig) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{104}
+	return file_msg_proto_rawDescGZIP(), []int{114}
 }
 
 type GetConfigReply struct {
@@ -8253,7 +9118,7 @@ type GetConfigReply struct {
 
 func (x *GetConfigReply) Reset() {
 	*x = GetConfigReply{}
-	mi := &file_msg_proto_msgTypes[105]
+	mi := &file_msg_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8265,7 +9130,7 @@ func (x *GetConfigReply) String() string {
 func (*GetConfigReply) ProtoMessage() {}
 
 func (x *GetConfigReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[105]
+	mi := &file_msg_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8278,7 +9143,7 @@ func (x *GetConfigReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConfigReply.ProtoReflect.Descriptor instead.
 func (*GetConfigReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{105}
+	return file_msg_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *GetConfigReply) GetSettings() []*Setting {
@@ -8300,7 +9165,7 @@ type Setting struct {
 
 func (x *Setting) Reset() {
 	*x = Setting{}
-	mi := &file_msg_proto_msgTypes[106]
+	mi := &file_msg_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8312,7 +9177,7 @@ func (x *Setting) String() string {
 func (*Setting) ProtoMessage() {}
 
 func (x *Setting) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[106]
+	mi := &file_msg_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8325,7 +9190,7 @@ func (x *Setting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Setting.ProtoReflect.Descriptor instead.
 func (*Setting) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{106}
+	return file_msg_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *Setting) GetKey() string {
@@ -8367,7 +9232,7 @@ type FenceSession struct {
 
 func (x *FenceSession) Reset() {
 	*x = FenceSession{}
-	mi := &file_msg_proto_msgTypes[107]
+	mi := &file_msg_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8379,7 +9244,7 @@ func (x *FenceSession) String() string {
 func (*FenceSession) ProtoMessage() {}
 
 func (x *FenceSession) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[107]
+	mi := &file_msg_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8392,7 +9257,7 @@ func (x *FenceSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FenceSession.ProtoReflect.Descriptor instead.
 func (*FenceSession) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{107}
+	return file_msg_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *FenceSession) GetSession() uint64 {
@@ -8419,7 +9284,7 @@ type FenceSessionReply struct {
 
 func (x *FenceSessionReply) Reset() {
 	*x = FenceSessionReply{}
-	mi := &file_msg_proto_msgTypes[108]
+	mi := &file_msg_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8431,7 +9296,7 @@ func (x *FenceSessionReply) String() string {
 func (*FenceSessionReply) ProtoMessage() {}
 
 func (x *FenceSessionReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[108]
+	mi := &file_msg_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8444,7 +9309,7 @@ func (x *FenceSessionReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FenceSessionReply.ProtoReflect.Descriptor instead.
 func (*FenceSessionReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{108}
+	return file_msg_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *FenceSessionReply) GetIndex() uint64 {
@@ -8470,7 +9335,7 @@ type LeaseShow struct {
 
 func (x *LeaseShow) Reset() {
 	*x = LeaseShow{}
-	mi := &file_msg_proto_msgTypes[109]
+	mi := &file_msg_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8482,7 +9347,7 @@ func (x *LeaseShow) String() string {
 func (*LeaseShow) ProtoMessage() {}
 
 func (x *LeaseShow) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[109]
+	mi := &file_msg_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8495,7 +9360,7 @@ func (x *LeaseShow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseShow.ProtoReflect.Descriptor instead.
 func (*LeaseShow) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{109}
+	return file_msg_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *LeaseShow) GetIno() uint64 {
@@ -8523,7 +9388,7 @@ type LeaseHolder struct {
 
 func (x *LeaseHolder) Reset() {
 	*x = LeaseHolder{}
-	mi := &file_msg_proto_msgTypes[110]
+	mi := &file_msg_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8535,7 +9400,7 @@ func (x *LeaseHolder) String() string {
 func (*LeaseHolder) ProtoMessage() {}
 
 func (x *LeaseHolder) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[110]
+	mi := &file_msg_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8548,7 +9413,7 @@ func (x *LeaseHolder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseHolder.ProtoReflect.Descriptor instead.
 func (*LeaseHolder) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{110}
+	return file_msg_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *LeaseHolder) GetIno() uint64 {
@@ -8631,7 +9496,7 @@ type LeaseShowReply struct {
 
 func (x *LeaseShowReply) Reset() {
 	*x = LeaseShowReply{}
-	mi := &file_msg_proto_msgTypes[111]
+	mi := &file_msg_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8643,7 +9508,7 @@ func (x *LeaseShowReply) String() string {
 func (*LeaseShowReply) ProtoMessage() {}
 
 func (x *LeaseShowReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[111]
+	mi := &file_msg_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8656,7 +9521,7 @@ func (x *LeaseShowReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseShowReply.ProtoReflect.Descriptor instead.
 func (*LeaseShowReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{111}
+	return file_msg_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *LeaseShowReply) GetHolders() []*LeaseHolder {
@@ -8686,7 +9551,7 @@ type LeaseTake struct {
 
 func (x *LeaseTake) Reset() {
 	*x = LeaseTake{}
-	mi := &file_msg_proto_msgTypes[112]
+	mi := &file_msg_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8698,7 +9563,7 @@ func (x *LeaseTake) String() string {
 func (*LeaseTake) ProtoMessage() {}
 
 func (x *LeaseTake) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[112]
+	mi := &file_msg_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8711,7 +9576,7 @@ func (x *LeaseTake) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseTake.ProtoReflect.Descriptor instead.
 func (*LeaseTake) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{112}
+	return file_msg_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *LeaseTake) GetIno() uint64 {
@@ -8753,7 +9618,7 @@ type LeaseTakeReply struct {
 
 func (x *LeaseTakeReply) Reset() {
 	*x = LeaseTakeReply{}
-	mi := &file_msg_proto_msgTypes[113]
+	mi := &file_msg_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8765,7 +9630,7 @@ func (x *LeaseTakeReply) String() string {
 func (*LeaseTakeReply) ProtoMessage() {}
 
 func (x *LeaseTakeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[113]
+	mi := &file_msg_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8778,7 +9643,7 @@ func (x *LeaseTakeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseTakeReply.ProtoReflect.Descriptor instead.
 func (*LeaseTakeReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{113}
+	return file_msg_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *LeaseTakeReply) GetReleased() []uint64 {
@@ -9106,10 +9971,11 @@ const file_msg_proto_rawDesc = "" +
 	"\x10OpenSessionReply\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x19\n" +
 	"\blease_ms\x18\x02 \x01(\rR\aleaseMs\x12\x19\n" +
-	"\brenew_ms\x18\x03 \x01(\rR\arenewMs\"U\n" +
+	"\brenew_ms\x18\x03 \x01(\rR\arenewMs\"\x80\x01\n" +
 	"\fRenewSession\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12+\n" +
-	"\x05local\x18\x02 \x01(\v2\x15.varve.msg.LocalReadsR\x05local\"\xa2\x01\n" +
+	"\x05local\x18\x02 \x01(\v2\x15.varve.msg.LocalReadsR\x05local\x12)\n" +
+	"\x04load\x18\x03 \x01(\v2\x15.varve.msg.LoadReportR\x04load\"\xa2\x01\n" +
 	"\n" +
 	"LocalReads\x12\x18\n" +
 	"\aservers\x18\x01 \x01(\rR\aservers\x12\x16\n" +
@@ -9117,10 +9983,11 @@ const file_msg_proto_rawDesc = "" +
 	"\x05reads\x18\x03 \x01(\x04R\x05reads\x12\x14\n" +
 	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\x12\x1c\n" +
 	"\tfallbacks\x18\x05 \x01(\x04R\tfallbacks\x12\x18\n" +
-	"\adamaged\x18\x06 \x01(\x04R\adamaged\"I\n" +
+	"\adamaged\x18\x06 \x01(\x04R\adamaged\"]\n" +
 	"\x11RenewSessionReply\x12\x19\n" +
 	"\blease_ms\x18\x01 \x01(\rR\aleaseMs\x12\x19\n" +
-	"\bcache_ms\x18\x02 \x01(\rR\acacheMs\"(\n" +
+	"\bcache_ms\x18\x02 \x01(\rR\acacheMs\x12\x12\n" +
+	"\x04slow\x18\x03 \x03(\rR\x04slow\"(\n" +
 	"\fCloseSession\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\"\xd6\x02\n" +
 	"\bCallback\x12,\n" +
@@ -9179,7 +10046,7 @@ const file_msg_proto_rawDesc = "" +
 	"\ajoining\x18\x04 \x01(\bR\ajoining\"B\n" +
 	"\x10ChunkReportReply\x12\x16\n" +
 	"\x06accept\x18\x01 \x03(\x04R\x06accept\x12\x16\n" +
-	"\x06remove\x18\x02 \x03(\x04R\x06remove\"\x81\x04\n" +
+	"\x06remove\x18\x02 \x03(\x04R\x06remove\"\xac\x04\n" +
 	"\tHeartbeat\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\rR\x06server\x12\x14\n" +
 	"\x05total\x18\x02 \x01(\x04R\x05total\x12\x12\n" +
@@ -9202,7 +10069,26 @@ const file_msg_proto_rawDesc = "" +
 	"\x06memory\x18\x0f \x01(\x04R\x06memory\x12\x1a\n" +
 	"\bresident\x18\x10 \x01(\x04R\bresident\x12\x1b\n" +
 	"\tdata_path\x18\x11 \x01(\tR\bdataPath\x12/\n" +
-	"\ajournal\x18\x12 \x01(\v2\x15.varve.msg.SSDJournalR\ajournal\"\xdd\x02\n" +
+	"\ajournal\x18\x12 \x01(\v2\x15.varve.msg.SSDJournalR\ajournal\x12)\n" +
+	"\x04load\x18\x13 \x01(\v2\x15.varve.msg.LoadReportR\x04load\"\xb7\x02\n" +
+	"\n" +
+	"LoadReport\x12\x1c\n" +
+	"\tlatencies\x18\x01 \x03(\rR\tlatencies\x12\x18\n" +
+	"\awaiting\x18\x02 \x01(\rR\awaiting\x12'\n" +
+	"\x0fmemory_permille\x18\x03 \x01(\rR\x0ememoryPermille\x12#\n" +
+	"\rlink_permille\x18\x04 \x01(\rR\flinkPermille\x12!\n" +
+	"\fheartbeat_us\x18\x05 \x01(\rR\vheartbeatUs\x12,\n" +
+	"\x05peers\x18\x06 \x03(\v2\x16.varve.msg.PeerLatencyR\x05peers\x126\n" +
+	"\brebuilds\x18\a \x03(\v2\x1a.varve.msg.RebuildProgressR\brebuilds\x12\x1a\n" +
+	"\brepaired\x18\b \x01(\x04R\brepaired\"^\n" +
+	"\vPeerLatency\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\rR\x06server\x12\x1a\n" +
+	"\brequests\x18\x02 \x01(\rR\brequests\x12\x1b\n" +
+	"\tmedian_us\x18\x03 \x01(\rR\bmedianUs\"S\n" +
+	"\x0fRebuildProgress\x12\x14\n" +
+	"\x05chunk\x18\x01 \x01(\x04R\x05chunk\x12\x16\n" +
+	"\x06copied\x18\x02 \x01(\x04R\x06copied\x12\x12\n" +
+	"\x04left\x18\x03 \x01(\x04R\x04left\"\xdd\x02\n" +
 	"\n" +
 	"SSDJournal\x12\x12\n" +
 	"\x04size\x18\x01 \x01(\x04R\x04size\x12\x12\n" +
@@ -9221,11 +10107,14 @@ const file_msg_proto_rawDesc = "" +
 	"\n" +
 	"slow_syncs\x18\v \x01(\x04R\tslowSyncs\x12\x19\n" +
 	"\bpaced_ms\x18\f \x01(\x04R\apacedMs\x12\x12\n" +
-	"\x04full\x18\r \x01(\bR\x04full\"j\n" +
+	"\x04full\x18\r \x01(\bR\x04full\"\x9f\x01\n" +
 	"\x0eHeartbeatReply\x12\x16\n" +
 	"\x06fenced\x18\x01 \x03(\x04R\x06fenced\x12%\n" +
 	"\x05peers\x18\x02 \x03(\v2\x0f.varve.msg.PeerR\x05peers\x12\x19\n" +
-	"\blease_ms\x18\x03 \x01(\rR\aleaseMs\"9\n" +
+	"\blease_ms\x18\x03 \x01(\rR\aleaseMs\x12\x1f\n" +
+	"\vrepair_rate\x18\x04 \x01(\x04R\n" +
+	"repairRate\x12\x12\n" +
+	"\x04tier\x18\x05 \x01(\rR\x04tier\"9\n" +
 	"\vChunkCreate\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\x04R\x05chunk\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"%\n" +
@@ -9331,7 +10220,7 @@ const file_msg_proto_rawDesc = "" +
 	"\x04rate\x18\x01 \x01(\x04R\x04rate\x12\x19\n" +
 	"\bset_rate\x18\x02 \x01(\bR\asetRate\x12\x14\n" +
 	"\x05begin\x18\x03 \x01(\bR\x05begin\"\b\n" +
-	"\x06Status\"\x9e\x05\n" +
+	"\x06Status\"\xcf\x05\n" +
 	"\vStatusReply\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\fR\acluster\x12\x14\n" +
@@ -9359,7 +10248,44 @@ const file_msg_proto_rawDesc = "" +
 	"\n" +
 	"leading_ms\x18\x15 \x01(\x03R\tleadingMs\x12\x12\n" +
 	"\x04disk\x18\x16 \x01(\tR\x04disk\x12\x1b\n" +
-	"\tdisk_free\x18\x17 \x01(\x04R\bdiskFree\"\xaf\x01\n" +
+	"\tdisk_free\x18\x17 \x01(\x04R\bdiskFree\x12/\n" +
+	"\x06repair\x18\x18 \x01(\v2\x17.varve.msg.RepairStatusR\x06repair\"\xd6\x02\n" +
+	"\fRepairStatus\x12\x12\n" +
+	"\x04rate\x18\x01 \x01(\x04R\x04rate\x12\x12\n" +
+	"\x04most\x18\x02 \x01(\x04R\x04most\x12\x18\n" +
+	"\acopying\x18\x03 \x01(\x04R\acopying\x12\x12\n" +
+	"\x04held\x18\x04 \x01(\tR\x04held\x12(\n" +
+	"\x04jobs\x18\x05 \x03(\v2\x14.varve.msg.RepairJobR\x04jobs\x12)\n" +
+	"\x04work\x18\x06 \x03(\v2\x15.varve.msg.RepairWorkR\x04work\x12\x18\n" +
+	"\arunning\x18\a \x01(\rR\arunning\x12!\n" +
+	"\fmost_running\x18\b \x01(\rR\vmostRunning\x12\x1a\n" +
+	"\bwarnings\x18\t \x03(\tR\bwarnings\x12 \n" +
+	"\fguest_p99_us\x18\n" +
+	" \x01(\rR\n" +
+	"guestP99Us\x12 \n" +
+	"\fusual_p99_us\x18\v \x01(\rR\n" +
+	"usualP99Us\"\xf4\x01\n" +
+	"\tRepairJob\x12\x14\n" +
+	"\x05chunk\x18\x01 \x01(\x04R\x05chunk\x12\x14\n" +
+	"\x05class\x18\x02 \x01(\tR\x05class\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06target\x18\x04 \x01(\rR\x06target\x12\x16\n" +
+	"\x06source\x18\x05 \x01(\rR\x06source\x12\x12\n" +
+	"\x04from\x18\x06 \x01(\rR\x04from\x12\x14\n" +
+	"\x05bytes\x18\a \x01(\x04R\x05bytes\x12\x16\n" +
+	"\x06copied\x18\b \x01(\x04R\x06copied\x12\x1d\n" +
+	"\n" +
+	"running_ms\x18\t \x01(\x03R\trunningMs\x12\x12\n" +
+	"\x04path\x18\n" +
+	" \x01(\fR\x04path\"\x97\x01\n" +
+	"\n" +
+	"RepairWork\x12\x14\n" +
+	"\x05class\x18\x01 \x01(\tR\x05class\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06server\x18\x03 \x01(\rR\x06server\x12\x16\n" +
+	"\x06chunks\x18\x04 \x01(\x04R\x06chunks\x12\x14\n" +
+	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\x12\x15\n" +
+	"\x06eta_ms\x18\x06 \x01(\x03R\x05etaMs\"\xaf\x01\n" +
 	"\n" +
 	"MetaServer\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\rR\x06server\x12\x12\n" +
@@ -9368,7 +10294,7 @@ const file_msg_proto_rawDesc = "" +
 	"\aapplied\x18\x04 \x01(\x04R\aapplied\x12\x14\n" +
 	"\x05voter\x18\x05 \x01(\bR\x05voter\x12\x12\n" +
 	"\x04disk\x18\x06 \x01(\tR\x04disk\x12\x1b\n" +
-	"\tdisk_free\x18\a \x01(\x04R\bdiskFree\"\xa9\x04\n" +
+	"\tdisk_free\x18\a \x01(\x04R\bdiskFree\"\xb5\x05\n" +
 	"\vChunkServer\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\rR\x06server\x12\x12\n" +
 	"\x04addr\x18\x02 \x01(\tR\x04addr\x12\x12\n" +
@@ -9392,7 +10318,14 @@ const file_msg_proto_rawDesc = "" +
 	"\x06memory\x18\x11 \x01(\x04R\x06memory\x12\x1a\n" +
 	"\bresident\x18\x12 \x01(\x04R\bresident\x12\x1b\n" +
 	"\tdata_path\x18\x13 \x01(\tR\bdataPath\x12/\n" +
-	"\ajournal\x18\x14 \x01(\v2\x15.varve.msg.SSDJournalR\ajournal\"\xe5\x01\n" +
+	"\ajournal\x18\x14 \x01(\v2\x15.varve.msg.SSDJournalR\ajournal\x12\x12\n" +
+	"\x04mode\x18\x15 \x01(\tR\x04mode\x12\x12\n" +
+	"\x04slow\x18\x16 \x01(\tR\x04slow\x12 \n" +
+	"\fguest_p99_us\x18\x17 \x01(\rR\n" +
+	"guestP99Us\x12\x18\n" +
+	"\awaiting\x18\x18 \x01(\rR\awaiting\x12\x12\n" +
+	"\x04left\x18\x19 \x01(\x04R\x04left\x12\x12\n" +
+	"\x04rack\x18\x1a \x01(\tR\x04rack\"\xe5\x01\n" +
 	"\aSession\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x14\n" +
@@ -9448,7 +10381,21 @@ const file_msg_proto_rawDesc = "" +
 	"\n" +
 	"AdminReply\x12\x16\n" +
 	"\x06detail\x18\x01 \x01(\tR\x06detail\x12\x16\n" +
-	"\x06leader\x18\x02 \x01(\tR\x06leader\"(\n" +
+	"\x06leader\x18\x02 \x01(\tR\x06leader\"=\n" +
+	"\rSetServerMode\x12\x18\n" +
+	"\aservers\x18\x01 \x03(\rR\aservers\x12\x12\n" +
+	"\x04mode\x18\x02 \x01(\rR\x04mode\"<\n" +
+	"\fRemoveServer\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\rR\x06server\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"`\n" +
+	"\x11RemoveServerReply\x12\x18\n" +
+	"\aretired\x18\x01 \x01(\bR\aretired\x12\x12\n" +
+	"\x04lost\x18\x02 \x01(\x04R\x04lost\x12\x1d\n" +
+	"\n" +
+	"lost_paths\x18\x03 \x03(\fR\tlostPaths\"5\n" +
+	"\aSetTier\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\rR\x06server\x12\x12\n" +
+	"\x04tier\x18\x02 \x01(\rR\x04tier\"(\n" +
 	"\x0eTransferLeader\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\rR\x06server\"3\n" +
 	"\tSetConfig\x12\x10\n" +
@@ -9535,7 +10482,7 @@ func file_msg_proto_rawDescGZIP() []byte {
 }
 
 var file_msg_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_msg_proto_msgTypes = make([]protoimpl.MessageInfo, 114)
+var file_msg_proto_msgTypes = make([]protoimpl.MessageInfo, 124)
 var file_msg_proto_goTypes = []any{
 	(FileType)(0),               // 0: varve.msg.FileType
 	(Want)(0),                   // 1: varve.msg.Want
@@ -9604,59 +10551,69 @@ var file_msg_proto_goTypes = []any{
 	(*ChunkInfo)(nil),           // 64: varve.msg.ChunkInfo
 	(*ChunkReportReply)(nil),    // 65: varve.msg.ChunkReportReply
 	(*Heartbeat)(nil),           // 66: varve.msg.Heartbeat
-	(*SSDJournal)(nil),          // 67: varve.msg.SSDJournal
-	(*HeartbeatReply)(nil),      // 68: varve.msg.HeartbeatReply
-	(*ChunkCreate)(nil),         // 69: varve.msg.ChunkCreate
-	(*ChunkDelete)(nil),         // 70: varve.msg.ChunkDelete
-	(*ChunkAdopt)(nil),          // 71: varve.msg.ChunkAdopt
-	(*ChunkAccept)(nil),         // 72: varve.msg.ChunkAccept
-	(*ChunkJoin)(nil),           // 73: varve.msg.ChunkJoin
-	(*ChunkRebuild)(nil),        // 74: varve.msg.ChunkRebuild
-	(*ChunkRebuildReply)(nil),   // 75: varve.msg.ChunkRebuildReply
-	(*ChunkPromote)(nil),        // 76: varve.msg.ChunkPromote
-	(*ChunkPunch)(nil),          // 77: varve.msg.ChunkPunch
-	(*Fence)(nil),               // 78: varve.msg.Fence
-	(*Empty)(nil),               // 79: varve.msg.Empty
-	(*ChunkTable)(nil),          // 80: varve.msg.ChunkTable
-	(*ChunkTableReply)(nil),     // 81: varve.msg.ChunkTableReply
-	(*ChunkSeek)(nil),           // 82: varve.msg.ChunkSeek
-	(*ChunkSeekReply)(nil),      // 83: varve.msg.ChunkSeekReply
-	(*ChunkList)(nil),           // 84: varve.msg.ChunkList
-	(*ChunkListReply)(nil),      // 85: varve.msg.ChunkListReply
-	(*ChunkVerify)(nil),         // 86: varve.msg.ChunkVerify
-	(*ChunkVerifyReply)(nil),    // 87: varve.msg.ChunkVerifyReply
-	(*StoreStat)(nil),           // 88: varve.msg.StoreStat
-	(*StoreStatReply)(nil),      // 89: varve.msg.StoreStatReply
-	(*BadBlock)(nil),            // 90: varve.msg.BadBlock
-	(*ScrubStat)(nil),           // 91: varve.msg.ScrubStat
-	(*Scrub)(nil),               // 92: varve.msg.Scrub
-	(*Status)(nil),              // 93: varve.msg.Status
-	(*StatusReply)(nil),         // 94: varve.msg.StatusReply
-	(*MetaServer)(nil),          // 95: varve.msg.MetaServer
-	(*ChunkServer)(nil),         // 96: varve.msg.ChunkServer
-	(*Session)(nil),             // 97: varve.msg.Session
-	(*StateDigest)(nil),         // 98: varve.msg.StateDigest
-	(*StateDigestReply)(nil),    // 99: varve.msg.StateDigestReply
-	(*JoinMeta)(nil),            // 100: varve.msg.JoinMeta
-	(*JoinMetaReply)(nil),       // 101: varve.msg.JoinMetaReply
-	(*JournalRead)(nil),         // 102: varve.msg.JournalRead
-	(*JournalReadReply)(nil),    // 103: varve.msg.JournalReadReply
-	(*Members)(nil),             // 104: varve.msg.Members
-	(*MembersReply)(nil),        // 105: varve.msg.MembersReply
-	(*RemoveMeta)(nil),          // 106: varve.msg.RemoveMeta
-	(*AdminReply)(nil),          // 107: varve.msg.AdminReply
-	(*TransferLeader)(nil),      // 108: varve.msg.TransferLeader
-	(*SetConfig)(nil),           // 109: varve.msg.SetConfig
-	(*GetConfig)(nil),           // 110: varve.msg.GetConfig
-	(*GetConfigReply)(nil),      // 111: varve.msg.GetConfigReply
-	(*Setting)(nil),             // 112: varve.msg.Setting
-	(*FenceSession)(nil),        // 113: varve.msg.FenceSession
-	(*FenceSessionReply)(nil),   // 114: varve.msg.FenceSessionReply
-	(*LeaseShow)(nil),           // 115: varve.msg.LeaseShow
-	(*LeaseHolder)(nil),         // 116: varve.msg.LeaseHolder
-	(*LeaseShowReply)(nil),      // 117: varve.msg.LeaseShowReply
-	(*LeaseTake)(nil),           // 118: varve.msg.LeaseTake
-	(*LeaseTakeReply)(nil),      // 119: varve.msg.LeaseTakeReply
+	(*LoadReport)(nil),          // 67: varve.msg.LoadReport
+	(*PeerLatency)(nil),         // 68: varve.msg.PeerLatency
+	(*RebuildProgress)(nil),     // 69: varve.msg.RebuildProgress
+	(*SSDJournal)(nil),          // 70: varve.msg.SSDJournal
+	(*HeartbeatReply)(nil),      // 71: varve.msg.HeartbeatReply
+	(*ChunkCreate)(nil),         // 72: varve.msg.ChunkCreate
+	(*ChunkDelete)(nil),         // 73: varve.msg.ChunkDelete
+	(*ChunkAdopt)(nil),          // 74: varve.msg.ChunkAdopt
+	(*ChunkAccept)(nil),         // 75: varve.msg.ChunkAccept
+	(*ChunkJoin)(nil),           // 76: varve.msg.ChunkJoin
+	(*ChunkRebuild)(nil),        // 77: varve.msg.ChunkRebuild
+	(*ChunkRebuildReply)(nil),   // 78: varve.msg.ChunkRebuildReply
+	(*ChunkPromote)(nil),        // 79: varve.msg.ChunkPromote
+	(*ChunkPunch)(nil),          // 80: varve.msg.ChunkPunch
+	(*Fence)(nil),               // 81: varve.msg.Fence
+	(*Empty)(nil),               // 82: varve.msg.Empty
+	(*ChunkTable)(nil),          // 83: varve.msg.ChunkTable
+	(*ChunkTableReply)(nil),     // 84: varve.msg.ChunkTableReply
+	(*ChunkSeek)(nil),           // 85: varve.msg.ChunkSeek
+	(*ChunkSeekReply)(nil),      // 86: varve.msg.ChunkSeekReply
+	(*ChunkList)(nil),           // 87: varve.msg.ChunkList
+	(*ChunkListReply)(nil),      // 88: varve.msg.ChunkListReply
+	(*ChunkVerify)(nil),         // 89: varve.msg.ChunkVerify
+	(*ChunkVerifyReply)(nil),    // 90: varve.msg.ChunkVerifyReply
+	(*StoreStat)(nil),           // 91: varve.msg.StoreStat
+	(*StoreStatReply)(nil),      // 92: varve.msg.StoreStatReply
+	(*BadBlock)(nil),            // 93: varve.msg.BadBlock
+	(*ScrubStat)(nil),           // 94: varve.msg.ScrubStat
+	(*Scrub)(nil),               // 95: varve.msg.Scrub
+	(*Status)(nil),              // 96: varve.msg.Status
+	(*StatusReply)(nil),         // 97: varve.msg.StatusReply
+	(*RepairStatus)(nil),        // 98: varve.msg.RepairStatus
+	(*RepairJob)(nil),           // 99: varve.msg.RepairJob
+	(*RepairWork)(nil),          // 100: varve.msg.RepairWork
+	(*MetaServer)(nil),          // 101: varve.msg.MetaServer
+	(*ChunkServer)(nil),         // 102: varve.msg.ChunkServer
+	(*Session)(nil),             // 103: varve.msg.Session
+	(*StateDigest)(nil),         // 104: varve.msg.StateDigest
+	(*StateDigestReply)(nil),    // 105: varve.msg.StateDigestReply
+	(*JoinMeta)(nil),            // 106: varve.msg.JoinMeta
+	(*JoinMetaReply)(nil),       // 107: varve.msg.JoinMetaReply
+	(*JournalRead)(nil),         // 108: varve.msg.JournalRead
+	(*JournalReadReply)(nil),    // 109: varve.msg.JournalReadReply
+	(*Members)(nil),             // 110: varve.msg.Members
+	(*MembersReply)(nil),        // 111: varve.msg.MembersReply
+	(*RemoveMeta)(nil),          // 112: varve.msg.RemoveMeta
+	(*AdminReply)(nil),          // 113: varve.msg.AdminReply
+	(*SetServerMode)(nil),       // 114: varve.msg.SetServerMode
+	(*RemoveServer)(nil),        // 115: varve.msg.RemoveServer
+	(*RemoveServerReply)(nil),   // 116: varve.msg.RemoveServerReply
+	(*SetTier)(nil),             // 117: varve.msg.SetTier
+	(*TransferLeader)(nil),      // 118: varve.msg.TransferLeader
+	(*SetConfig)(nil),           // 119: varve.msg.SetConfig
+	(*GetConfig)(nil),           // 120: varve.msg.GetConfig
+	(*GetConfigReply)(nil),      // 121: varve.msg.GetConfigReply
+	(*Setting)(nil),             // 122: varve.msg.Setting
+	(*FenceSession)(nil),        // 123: varve.msg.FenceSession
+	(*FenceSessionReply)(nil),   // 124: varve.msg.FenceSessionReply
+	(*LeaseShow)(nil),           // 125: varve.msg.LeaseShow
+	(*LeaseHolder)(nil),         // 126: varve.msg.LeaseHolder
+	(*LeaseShowReply)(nil),      // 127: varve.msg.LeaseShowReply
+	(*LeaseTake)(nil),           // 128: varve.msg.LeaseTake
+	(*LeaseTakeReply)(nil),      // 129: varve.msg.LeaseTakeReply
 }
 var file_msg_proto_depIdxs = []int32{
 	4,   // 0: varve.msg.Hello.role:type_name -> varve.msg.Hello.Role
@@ -9718,30 +10675,37 @@ var file_msg_proto_depIdxs = []int32{
 	10,  // 56: varve.msg.PolicyReply.own:type_name -> varve.msg.Policy
 	41,  // 57: varve.msg.PolicyReply.chunks:type_name -> varve.msg.Chunk
 	55,  // 58: varve.msg.RenewSession.local:type_name -> varve.msg.LocalReads
-	5,   // 59: varve.msg.Callback.kind:type_name -> varve.msg.Callback.Kind
-	2,   // 60: varve.msg.Callback.mode:type_name -> varve.msg.Mode
-	1,   // 61: varve.msg.CallbackReply.keep:type_name -> varve.msg.Want
-	62,  // 62: varve.msg.RegisterServerReply.peers:type_name -> varve.msg.Peer
-	64,  // 63: varve.msg.ChunkReport.chunks:type_name -> varve.msg.ChunkInfo
-	67,  // 64: varve.msg.Heartbeat.journal:type_name -> varve.msg.SSDJournal
-	62,  // 65: varve.msg.HeartbeatReply.peers:type_name -> varve.msg.Peer
-	64,  // 66: varve.msg.ChunkListReply.chunks:type_name -> varve.msg.ChunkInfo
-	90,  // 67: varve.msg.StoreStatReply.bad_blocks:type_name -> varve.msg.BadBlock
-	91,  // 68: varve.msg.StoreStatReply.scrub:type_name -> varve.msg.ScrubStat
-	95,  // 69: varve.msg.StatusReply.metas:type_name -> varve.msg.MetaServer
-	96,  // 70: varve.msg.StatusReply.servers:type_name -> varve.msg.ChunkServer
-	97,  // 71: varve.msg.StatusReply.sessions:type_name -> varve.msg.Session
-	67,  // 72: varve.msg.ChunkServer.journal:type_name -> varve.msg.SSDJournal
-	55,  // 73: varve.msg.Session.local:type_name -> varve.msg.LocalReads
-	112, // 74: varve.msg.GetConfigReply.settings:type_name -> varve.msg.Setting
-	1,   // 75: varve.msg.LeaseHolder.want:type_name -> varve.msg.Want
-	2,   // 76: varve.msg.LeaseHolder.mode:type_name -> varve.msg.Mode
-	116, // 77: varve.msg.LeaseShowReply.holders:type_name -> varve.msg.LeaseHolder
-	78,  // [78:78] is the sub-list for method output_type
-	78,  // [78:78] is the sub-list for method input_type
-	78,  // [78:78] is the sub-list for extension type_name
-	78,  // [78:78] is the sub-list for extension extendee
-	0,   // [0:78] is the sub-list for field type_name
+	67,  // 59: varve.msg.RenewSession.load:type_name -> varve.msg.LoadReport
+	5,   // 60: varve.msg.Callback.kind:type_name -> varve.msg.Callback.Kind
+	2,   // 61: varve.msg.Callback.mode:type_name -> varve.msg.Mode
+	1,   // 62: varve.msg.CallbackReply.keep:type_name -> varve.msg.Want
+	62,  // 63: varve.msg.RegisterServerReply.peers:type_name -> varve.msg.Peer
+	64,  // 64: varve.msg.ChunkReport.chunks:type_name -> varve.msg.ChunkInfo
+	70,  // 65: varve.msg.Heartbeat.journal:type_name -> varve.msg.SSDJournal
+	67,  // 66: varve.msg.Heartbeat.load:type_name -> varve.msg.LoadReport
+	68,  // 67: varve.msg.LoadReport.peers:type_name -> varve.msg.PeerLatency
+	69,  // 68: varve.msg.LoadReport.rebuilds:type_name -> varve.msg.RebuildProgress
+	62,  // 69: varve.msg.HeartbeatReply.peers:type_name -> varve.msg.Peer
+	64,  // 70: varve.msg.ChunkListReply.chunks:type_name -> varve.msg.ChunkInfo
+	93,  // 71: varve.msg.StoreStatReply.bad_blocks:type_name -> varve.msg.BadBlock
+	94,  // 72: varve.msg.StoreStatReply.scrub:type_name -> varve.msg.ScrubStat
+	101, // 73: varve.msg.StatusReply.metas:type_name -> varve.msg.MetaServer
+	102, // 74: varve.msg.StatusReply.servers:type_name -> varve.msg.ChunkServer
+	103, // 75: varve.msg.StatusReply.sessions:type_name -> varve.msg.Session
+	98,  // 76: varve.msg.StatusReply.repair:type_name -> varve.msg.RepairStatus
+	99,  // 77: varve.msg.RepairStatus.jobs:type_name -> varve.msg.RepairJob
+	100, // 78: varve.msg.RepairStatus.work:type_name -> varve.msg.RepairWork
+	70,  // 79: varve.msg.ChunkServer.journal:type_name -> varve.msg.SSDJournal
+	55,  // 80: varve.msg.Session.local:type_name -> varve.msg.LocalReads
+	122, // 81: varve.msg.GetConfigReply.settings:type_name -> varve.msg.Setting
+	1,   // 82: varve.msg.LeaseHolder.want:type_name -> varve.msg.Want
+	2,   // 83: varve.msg.LeaseHolder.mode:type_name -> varve.msg.Mode
+	126, // 84: varve.msg.LeaseShowReply.holders:type_name -> varve.msg.LeaseHolder
+	85,  // [85:85] is the sub-list for method output_type
+	85,  // [85:85] is the sub-list for method input_type
+	85,  // [85:85] is the sub-list for extension type_name
+	85,  // [85:85] is the sub-list for extension extendee
+	0,   // [0:85] is the sub-list for field type_name
 }
 
 func init() { file_msg_proto_init() }
@@ -9796,7 +10760,7 @@ func file_msg_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_msg_proto_rawDesc), len(file_msg_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   114,
+			NumMessages:   124,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
