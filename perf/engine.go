@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -20,12 +21,19 @@ const maxErrors = 1000
 // load is a run under way: what the workers share.
 type load struct {
 	o     *Options
+	setUp sync.WaitGroup // workers that are not ready to begin
+	begun chan struct{}  // closed when start is set and the load begins
 	start time.Time
 	ctx   context.Context // ends the run; its cause is why. It lives as long as the run.
 	stop  context.CancelCauseFunc
 	grace time.Duration // how long to wait for operations that do not end, after stop
 	fails atomic.Int64
-	busy  atomic.Int64 // operations under way
+}
+
+// begin waits for the start of the load. Each worker calls it once, when it has all that it needs or cannot work.
+func (l *load) begin() {
+	l.setUp.Done()
+	<-l.begun
 }
 
 // errTime ends a run whose time is over.
@@ -35,8 +43,11 @@ var errTime = errors.New("time is over")
 func (l *load) now() time.Duration { return time.Since(l.start) }
 
 // over reports whether no further operation may start.
-func (l *load) over() bool {
-	return l.ctx.Err() != nil || l.o.Duration > 0 && l.now() >= l.o.Duration
+func (l *load) over() bool { return l.overAt(l.now()) }
+
+// overAt is over at a moment that the caller knows.
+func (l *load) overAt(now time.Duration) bool {
+	return l.o.Duration > 0 && now >= l.o.Duration || l.ctx.Err() != nil
 }
 
 // failed counts an error and ends the run where it must.
@@ -50,7 +61,7 @@ func (l *load) failed(kind opKind, err error) {
 
 // finish checks and records an operation that has ended, and gives it back to its job.
 func (l *load) finish(j *job, r *recorder, x outcome, p []byte) {
-	l.busy.Add(-1)
+	r.busy.Add(-1)
 	if x.err == nil && x.op.kind != opSync {
 		x.bytes = int64(len(p))
 		x.checked = j.state != nil && x.op.kind == opRead
@@ -66,6 +77,8 @@ func (l *load) finish(j *job, r *recorder, x outcome, p []byte) {
 // syncWorker does operations of j one after the other with plain system calls.
 func (l *load) syncWorker(j *job, r *recorder) {
 	p := disk.AlignedBuffer(int(l.o.BlockSize))
+	j.ready(p, 0)
+	l.begin()
 	for !l.over() {
 		o, ok := j.next()
 		if !ok {
@@ -76,7 +89,7 @@ func (l *load) syncWorker(j *job, r *recorder) {
 			j.done(o, errTime)
 			return
 		}
-		l.busy.Add(1)
+		r.busy.Add(1)
 		x := outcome{op: o, started: l.now()}
 		if o.kind == opSync {
 			x.err = j.file.sync()
@@ -112,6 +125,7 @@ func (l *load) ringWorker(j *job, r *recorder) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	w, err := newRingWorker(l, j, r)
+	l.begin()
 	if err != nil {
 		l.stop(err)
 		return

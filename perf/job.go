@@ -160,14 +160,23 @@ func (j *job) missed(at time.Duration) int64 {
 	return j.arrive.before(at, left)
 }
 
-// prepare makes p what the operation writes.
+// ready fills a worker's n-th buffer, before the first prepare.
+func (j *job) ready(p []byte, n int) {
+	if j.o.RW.writes() {
+		j.pool.fill(p, uint64(j.n)<<48^uint64(n))
+	}
+}
+
+// prepare makes p, which is ready, what the operation writes.
 func (j *job) prepare(o op, p []byte) {
-	switch {
-	case o.kind != opWrite || j.file.null():
+	switch n := uint64(j.n)<<48 ^ o.seq; {
+	case o.kind != opWrite:
 	case j.o.Verify:
 		j.pool.seal(p, stamp{run: j.run, job: uint32(j.n), block: o.block, seq: o.seq})
+	case j.o.RW == RandRW: // p may hold what was read, such as zeros
+		j.pool.fill(p, n)
 	default:
-		j.pool.fill(p, uint64(j.n)<<48^o.seq)
+		renew(p, n)
 	}
 }
 
@@ -237,7 +246,9 @@ func (j *job) layOut(stop func() error, buffer []byte) error {
 		for i := range n {
 			j.seq++
 			o := op{kind: opWrite, block: b + i, seq: j.seq}
-			j.prepare(o, chunk[i*j.o.BlockSize:(i+1)*j.o.BlockSize])
+			p := chunk[i*j.o.BlockSize : (i+1)*j.o.BlockSize]
+			j.pool.fill(p, uint64(j.n)<<48^o.seq)
+			j.prepare(o, p)
 			j.state.begin(o)
 			j.state.end(o)
 		}

@@ -2,6 +2,7 @@ package perf
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
@@ -23,7 +24,8 @@ const maxErrorKinds = 32
 // recorder keeps what was measured by one worker, or of all of them. It may be used by several goroutines at once; a closed
 // one takes nothing more, so that a worker that hangs in the kernel cannot change a result that was handed out.
 type recorder struct {
-	series *series // where latencies go
+	series *series      // where latencies go
+	busy   atomic.Int64 // operations under way
 
 	mu      sync.Mutex
 	closed  bool

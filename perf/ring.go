@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"io"
-	"math/bits"
 	"time"
 
-	"varve/internal/disk"
 	"varve/iouring"
 
 	"golang.org/x/sys/unix"
@@ -16,12 +14,15 @@ import (
 // timerData marks the completion of the timer; those of operations carry the number of their slot.
 const timerData = ^uint64(0)
 
-// ringWorker drives one job through one ring. It belongs to one locked goroutine.
+// ringWorker drives one job through one ring. It belongs to one locked goroutine. Each operation is handed to the kernel when it is
+// started, so that the target works while the next one is made; the last that fits goes with the call that waits.
 type ringWorker struct {
 	l     *load
 	j     *job
 	r     *recorder
 	ring  *iouring.Ring
+	mem   *ringMemory
+	fd    iouring.FD
 	slots []ringSlot
 	free  []int // slots without an operation
 	done  []iouring.Completion
@@ -43,19 +44,26 @@ type ringSlot struct {
 }
 
 func newRingWorker(l *load, j *job, r *recorder) (*ringWorker, error) {
-	entries := uint32(1) << bits.Len(uint(l.o.QD)) // at least QD+1: one for the timer
-	ring, err := iouring.New(iouring.Options{Entries: entries})
+	mem, err := newRingMemory(l.o)
 	if err != nil {
 		return nil, err
 	}
-	w := &ringWorker{l: l, j: j, r: r, ring: ring, timer: -1, tick: make([]byte, 8), slots: make([]ringSlot, l.o.QD)}
+	ring, fixed, err := mem.ring(l.o, j.file.fd)
+	if err != nil {
+		return nil, errors.Join(err, mem.free())
+	}
+	w := &ringWorker{l: l, j: j, r: r, ring: ring, mem: mem, fd: iouring.FD(j.file.fd), timer: -1, tick: make([]byte, 8), slots: make([]ringSlot, l.o.QD)}
+	if fixed {
+		w.fd = iouring.Fixed(0)
+	}
 	for i := range w.slots {
-		w.slots[i].p = disk.AlignedBuffer(int(l.o.BlockSize))
+		w.slots[i].p = mem.slot(i)
+		j.ready(w.slots[i].p, i)
 		w.free = append(w.free, i)
 	}
 	if j.arrive != nil {
 		if w.timer, err = unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_CLOEXEC); err != nil {
-			return nil, errors.Join(err, ring.Close())
+			return nil, errors.Join(err, w.close())
 		}
 	}
 	return w, nil
@@ -63,6 +71,9 @@ func newRingWorker(l *load, j *job, r *recorder) (*ringWorker, error) {
 
 func (w *ringWorker) close() error {
 	err := w.ring.Close()
+	if err == nil { // else the kernel may still use it
+		err = w.mem.free()
+	}
 	if w.timer >= 0 {
 		err = errors.Join(err, unix.Close(w.timer))
 	}
@@ -89,6 +100,11 @@ func (w *ringWorker) loop() error {
 			}
 			if w.waiting {
 				break
+			}
+			if len(w.free) > 0 {
+				if err = w.ring.Submit(0); err != nil {
+					return err
+				}
 			}
 		}
 		if w.ring.Pending() == 0 {
@@ -120,16 +136,17 @@ func (w *ringWorker) loop() error {
 func (w *ringWorker) startNext() (bool, error) {
 	o, ok := w.ahead, w.waiting
 	w.waiting = false
+	now := w.l.now()
 	if !ok {
-		if w.l.over() {
+		if w.l.overAt(now) {
 			return false, nil
 		}
 		if o, ok = w.j.next(); !ok {
 			return false, nil
 		}
 	}
-	if left := o.due - w.l.now(); left > 0 {
-		if w.l.over() {
+	if left := o.due - now; left > 0 {
+		if w.l.overAt(now) {
 			w.j.done(o, errTime)
 			return false, nil
 		}
@@ -139,10 +156,13 @@ func (w *ringWorker) startNext() (bool, error) {
 	n := w.free[len(w.free)-1]
 	w.free = w.free[:len(w.free)-1]
 	s := &w.slots[n]
-	w.j.prepare(o, s.p)
+	if o.kind == opWrite {
+		w.j.prepare(o, s.p)
+		now = w.l.now() // what it is made of is not measured
+	}
 	s.done = 0
-	w.l.busy.Add(1)
-	s.x = outcome{op: o, started: w.l.now()}
+	w.r.busy.Add(1)
+	s.x = outcome{op: o, started: now}
 	return true, w.queue(n)
 }
 
@@ -172,17 +192,21 @@ func setTimer(fd int, d time.Duration) error {
 func (w *ringWorker) queue(n int) error {
 	s, f := &w.slots[n], w.j.file
 	off := f.base + s.x.op.block*w.l.o.BlockSize + int64(s.done)
-	fd := iouring.FD(f.fd)
+	p, data := s.p[s.done:], uint64(n)
 	var err error
-	switch {
+	switch write := s.x.op.kind == opWrite; {
 	case f.fd < 0:
-		_, err = w.ring.Nop(uint64(n))
+		_, err = w.ring.Nop(data)
 	case s.x.op.kind == opSync:
-		_, err = w.ring.Sync(fd, uint64(n))
-	case s.x.op.kind == opWrite:
-		_, err = w.ring.Write(fd, s.p[s.done:], off, uint64(n))
+		_, err = w.ring.Sync(w.fd, data)
+	case write && w.mem.fixed:
+		_, err = w.ring.WriteFixed(w.fd, p, off, 0, data)
+	case write:
+		_, err = w.ring.Write(w.fd, p, off, data)
+	case w.mem.fixed:
+		_, err = w.ring.ReadFixed(w.fd, p, off, 0, data)
 	default:
-		_, err = w.ring.Read(fd, s.p[s.done:], off, uint64(n))
+		_, err = w.ring.Read(w.fd, p, off, data)
 	}
 	return err
 }

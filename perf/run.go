@@ -124,13 +124,14 @@ func layOutAll(ctx context.Context, o *Options, jobs []*job) error {
 func measure(ctx context.Context, o *Options, jobs []*job, progress func(Progress)) (*Result, bool) {
 	runCtx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	l := &load{o: o, ctx: runCtx, stop: stop, grace: graceTime, start: time.Now()}
+	l := &load{o: o, ctx: runCtx, stop: stop, grace: graceTime, begun: make(chan struct{})}
 	var workers sync.WaitGroup
 	var recorders []*recorder
 	latencies := new(series)
 	worker := func(j *job, do func(*job, *recorder)) {
 		r := &recorder{series: latencies}
 		recorders = append(recorders, r)
+		l.setUp.Add(1)
 		workers.Go(func() { do(j, r) })
 	}
 	for _, j := range jobs {
@@ -146,7 +147,10 @@ func measure(ctx context.Context, o *Options, jobs []*job, progress func(Progres
 			worker(j, l.syncWorker)
 		}
 	}
+	l.setUp.Wait()
 	cpu := readCPU()
+	l.start = time.Now()
+	close(l.begun)
 	ended := make(chan struct{})
 	var reporter sync.WaitGroup
 	if progress != nil {
@@ -164,7 +168,9 @@ func measure(ctx context.Context, o *Options, jobs []*job, progress func(Progres
 	res := newResult(o, l.start, elapsed, sum)
 	res.CPU = readCPU().since(cpu, res.Total.Count)
 	if stuck {
-		res.Stuck = l.busy.Load()
+		for _, r := range recorders {
+			res.Stuck += r.busy.Load()
+		}
 	}
 	switch cause := context.Cause(runCtx); {
 	case ctx.Err() != nil:

@@ -13,8 +13,10 @@ func (l *load) wireWorker(j *job, r *recorder) {
 	w.done = make(chan *wire.Call, l.o.QD*max(1, len(j.file.chunks.ids)))
 	for i := range w.slots {
 		w.slots[i].p = make([]byte, l.o.BlockSize)
+		j.ready(w.slots[i].p, i)
 		w.free = append(w.free, i)
 	}
+	l.begin()
 	w.loop()
 }
 
@@ -104,7 +106,7 @@ func (w *wireWorker) startNext() bool {
 	w.free = w.free[:len(w.free)-1]
 	s, c := &w.slots[n], w.j.file.chunks
 	w.j.prepare(o, s.p)
-	w.l.busy.Add(1)
+	w.r.busy.Add(1)
 	s.x = outcome{op: o, started: w.l.now()}
 	if o.kind == opSync {
 		s.left = c.startFlush(w.done, n)
