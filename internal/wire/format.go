@@ -74,6 +74,7 @@ const (
 	SetServerMode  Type = 43
 	RemoveServer   Type = 44
 	SetTier        Type = 45
+	WhatIf         Type = 48
 
 	// From the metadata server to a client.
 	Callback Type = 40

@@ -259,7 +259,8 @@ func (sh *shell) request(r *msg.MetaRequest, verb string) {
 	case "policy":
 		r.Op = &msg.MetaRequest_GetPolicy{GetPolicy: &msg.GetPolicy{Ino: sh.walk(arg(0))}}
 	case "setpolicy":
-		r.Op = &msg.MetaRequest_SetPolicy{SetPolicy: &msg.SetPolicy{Ino: sh.walk(arg(0)), Policy: &msg.Policy{Norm: uint32(sh.num("norm")), Min: uint32(sh.num("min"))}}}
+		p := &msg.Policy{Norm: uint32(sh.num("norm")), Min: uint32(sh.num("min")), Tier: uint32(sh.num("tier")), Domain: uint32(sh.num("domain")), Prefer: sh.opts["prefer"]}
+		r.Op = &msg.MetaRequest_SetPolicy{SetPolicy: &msg.SetPolicy{Ino: sh.walk(arg(0)), Policy: p, Fields: uint32(sh.num("fields"))}}
 	default:
 		sh.t.Fatalf("unknown verb %q", verb)
 	}
@@ -297,6 +298,9 @@ func show(verb string, code fserr.Code, r *msg.MetaReply) string {
 	case *msg.MetaReply_Policy:
 		e, o := x.Policy.Effective, x.Policy.Own
 		fmt.Fprintf(&b, "\n  effective %d:%d own %d:%d", e.Norm, e.Min, o.Norm, o.Min)
+		if e.Tier != 0 || e.Domain != 0 || e.Prefer != "" {
+			fmt.Fprintf(&b, "; effective tier=%d domain=%d prefer=%q own tier=%d domain=%d prefer=%q", e.Tier, e.Domain, e.Prefer, o.Tier, o.Domain, o.Prefer)
+		}
 	}
 	return b.String()
 }

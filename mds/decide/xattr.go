@@ -201,7 +201,40 @@ func (d *decider) removeXattr(op *msg.RemoveXattr) Outcome {
 
 func policyReply(s *state.State, n *state.Inode) *msg.PolicyReply {
 	e, o := s.Policy(n.Ino), n.OwnPolicy()
-	return &msg.PolicyReply{Effective: &msg.Policy{Norm: e.Norm, Min: e.Min}, Own: &msg.Policy{Norm: o.Norm, Min: o.Min}}
+	return &msg.PolicyReply{Effective: policyMessage(e), Own: policyMessage(o)}
+}
+
+func policyMessage(p state.Policy) *msg.Policy {
+	return &msg.Policy{Norm: p.Norm, Min: p.Min, Tier: uint32(p.Tier), Domain: uint32(p.Domain), Prefer: p.Prefer}
+}
+
+// Which parts of a policy a SetPolicy sets.
+const (
+	setReplicas = 1 << iota
+	setTier
+	setDomain
+	setPrefer
+)
+
+// withPolicy returns p with the parts that op sets, false if one of them cannot be.
+func withPolicy(p state.Policy, op *msg.SetPolicy) (state.Policy, bool) {
+	given, fields := op.GetPolicy(), op.Fields
+	if fields == 0 {
+		fields = setReplicas
+	}
+	if fields&setReplicas != 0 {
+		p.Norm, p.Min = given.GetNorm(), given.GetMin()
+	}
+	if fields&setTier != 0 {
+		p.Tier = uint8(min(given.GetTier(), state.AnyTier+1))
+	}
+	if fields&setDomain != 0 {
+		p.Domain = state.Domain(min(given.GetDomain(), uint32(state.Room)+1))
+	}
+	if fields&setPrefer != 0 {
+		p.Prefer = given.GetPrefer()
+	}
+	return p, p.Valid()
 }
 
 func (d *decider) getPolicy(op *msg.GetPolicy) Outcome {
@@ -222,12 +255,13 @@ func (d *decider) setPolicy(op *msg.SetPolicy) Outcome {
 	if !d.owner(n) {
 		return fail(fserr.Perm, "")
 	}
-	p := state.Policy{Norm: op.GetPolicy().GetNorm(), Min: op.GetPolicy().GetMin()}
-	if !p.Valid() || !n.IsDir() && !n.IsRegular() {
-		return fail(fserr.Invalid, "want 1 <= min <= norm <= 5, on a file or directory")
+	p, ok := withPolicy(n.OwnPolicy(), op)
+	if !ok || !n.IsDir() && !n.IsRegular() {
+		return fail(fserr.Invalid, "want 1 <= min <= norm <= 5, a tier from 0 to 3 and at most 16 preferred hosts, on a file or directory")
 	}
 	if p == n.OwnPolicy() {
 		return d.nothing(n.Ino)
 	}
-	return d.changes(&event.Event{Body: &event.Event_PolicySet{PolicySet: &event.PolicySet{Ino: op.Ino, Norm: p.Norm, Min: p.Min}}})
+	return d.changes(&event.Event{Body: &event.Event_PolicySet{PolicySet: &event.PolicySet{
+		Ino: op.Ino, Norm: p.Norm, Min: p.Min, Tier: uint32(p.Tier), Domain: uint32(p.Domain), Prefer: p.Prefer}}})
 }

@@ -1809,6 +1809,9 @@ type PolicySet struct {
 	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
 	Norm          uint32                 `protobuf:"varint,2,opt,name=norm,proto3" json:"norm,omitempty"`
 	Min           uint32                 `protobuf:"varint,3,opt,name=min,proto3" json:"min,omitempty"`
+	Tier          uint32                 `protobuf:"varint,4,opt,name=tier,proto3" json:"tier,omitempty"`     // 1 to 4: tier 0 to 3, 5: any
+	Domain        uint32                 `protobuf:"varint,5,opt,name=domain,proto3" json:"domain,omitempty"` // replicas do not share a: 1 disk, 2 host, 3 rack, 4 row, 5 room
+	Prefer        string                 `protobuf:"bytes,6,opt,name=prefer,proto3" json:"prefer,omitempty"`  // hosts that should have replicas, separated by commas; "none": none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1862,6 +1865,27 @@ func (x *PolicySet) GetMin() uint32 {
 		return x.Min
 	}
 	return 0
+}
+
+func (x *PolicySet) GetTier() uint32 {
+	if x != nil {
+		return x.Tier
+	}
+	return 0
+}
+
+func (x *PolicySet) GetDomain() uint32 {
+	if x != nil {
+		return x.Domain
+	}
+	return 0
+}
+
+func (x *PolicySet) GetPrefer() string {
+	if x != nil {
+		return x.Prefer
+	}
+	return ""
 }
 
 // The file has these chunks from now on, all replicas in sync.
@@ -3161,11 +3185,14 @@ const file_event_proto_rawDesc = "" +
 	"\x05flock\x18\x05 \x01(\bR\x05flock\x12\x12\n" +
 	"\x04type\x18\x06 \x01(\rR\x04type\x12\x14\n" +
 	"\x05start\x18\a \x01(\x04R\x05start\x12\x10\n" +
-	"\x03end\x18\b \x01(\x04R\x03end\"C\n" +
+	"\x03end\x18\b \x01(\x04R\x03end\"\x87\x01\n" +
 	"\tPolicySet\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x12\n" +
 	"\x04norm\x18\x02 \x01(\rR\x04norm\x12\x10\n" +
-	"\x03min\x18\x03 \x01(\rR\x03min\"\xc8\x01\n" +
+	"\x03min\x18\x03 \x01(\rR\x03min\x12\x12\n" +
+	"\x04tier\x18\x04 \x01(\rR\x04tier\x12\x16\n" +
+	"\x06domain\x18\x05 \x01(\rR\x06domain\x12\x16\n" +
+	"\x06prefer\x18\x06 \x01(\tR\x06prefer\"\xc8\x01\n" +
 	"\n" +
 	"ChunkAlloc\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x125\n" +

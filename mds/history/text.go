@@ -107,16 +107,35 @@ func (x *Texter) Text(s *state.State, ev *event.Event) string {
 	case *event.Event_LockSet:
 		return x.lock(s, b.LockSet)
 	case *event.Event_PolicySet:
-		if b.PolicySet.Norm == 0 {
-			return x.path(s, b.PolicySet.Ino) + " replicas inherited"
-		}
-		return fmt.Sprintf("%s replicas=%d:%d", x.path(s, b.PolicySet.Ino), b.PolicySet.Norm, b.PolicySet.Min)
+		return x.path(s, b.PolicySet.Ino) + policyText(b.PolicySet)
 	case *event.Event_PunchDone:
 		return x.path(s, b.PunchDone.Ino) + ": the tail that a truncate left is zero everywhere"
 	case *event.Event_Settled:
 		return x.path(s, b.Settled.Ino) + ": its replicas follow one again"
 	}
 	return x.storage(s, ev)
+}
+
+// policyText is what a PolicySet sets, as set-attr takes it.
+func policyText(p *event.PolicySet) string {
+	out := " replicas inherited"
+	if p.Norm != 0 {
+		out = fmt.Sprintf(" replicas=%d:%d", p.Norm, p.Min)
+	}
+	switch p.Tier {
+	case 0:
+	case state.AnyTier:
+		out += " tier=any"
+	default:
+		out += fmt.Sprintf(" tier=%d", p.Tier-1)
+	}
+	if p.Domain != 0 {
+		out += fmt.Sprintf(" failure-domain=%v", state.Domain(p.Domain))
+	}
+	if p.Prefer != "" {
+		out += " prefer=" + Quote(p.Prefer)
+	}
+	return out
 }
 
 func (x *Texter) create(s *state.State, c *event.Create) string {

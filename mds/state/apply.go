@@ -386,13 +386,17 @@ func (s *State) removeXattr(ev *event.Event, b *event.RemoveXattr) {
 }
 
 func (s *State) policySet(ev *event.Event, b *event.PolicySet) {
-	if p := (Policy{Norm: b.Norm, Min: b.Min}); !p.Valid() {
-		s.misfit("policy of %d: %+v", b.Ino, p)
+	p := Policy{Norm: b.Norm, Min: b.Min, Tier: uint8(b.Tier), Domain: Domain(b.Domain), Prefer: b.Prefer}
+	if !p.Valid() || b.Tier > AnyTier || b.Domain > uint32(Room) {
+		s.misfit("policy of %d: %+v", b.Ino, b)
 	}
-	n := s.must(id.Ino(b.Ino), "set policy").withRare(func(r *rare) { r.policy = Policy{Norm: b.Norm, Min: b.Min} })
+	old := s.must(id.Ino(b.Ino), "set policy")
+	n := old.withRare(func(r *rare) { r.policy = p })
 	n.Ctime = ev.Time
 	s.putInode(n)
-	s.renorm(n.Ino)
+	if own := old.OwnPolicy(); own.Norm != p.Norm || own.Min != p.Min || own == p {
+		s.renorm(n.Ino)
+	}
 }
 
 // renorm gives the chunks at and below ino that inherit from it their new norm.

@@ -315,7 +315,10 @@ func (d *decoder) inode() {
 }
 
 func (d *decoder) rare() *rare {
-	r := &rare{rdev: d.u32(), target: d.str(), policy: Policy{Norm: uint32(d.u(MaxReplicas)), Min: uint32(d.u(MaxReplicas))}}
+	r := &rare{rdev: d.u32(), target: d.str()}
+	var prefer bool
+	r.policy, prefer = unpack(d.u(2*policyPreferBit - 1))
+	r.policy.Min = uint32(d.u(MaxReplicas))
 	r.punchy = d.flag()
 	r.punch = PendingPunch{Index: d.u32(), From: d.u32()}
 	for range d.u(maxList) {
@@ -329,6 +332,13 @@ func (d *decoder) rare() *rare {
 		if r.xattrs[i-1].Name >= r.xattrs[i].Name {
 			d.fail("xattrs out of order")
 		}
+	}
+	if prefer {
+		r.policy.Prefer = d.str()
+	}
+	// The first versions let a policy be set in parts, so Min may be above Norm.
+	if p := r.policy; p.Norm > MaxReplicas || p.Tier > AnyTier || p.Domain > Room || prefer && !validPrefer(p.Prefer) {
+		d.fail("policy out of range")
 	}
 	if d.bad == "" && r.empty() {
 		d.fail("empty rare part")

@@ -146,11 +146,14 @@ func sumInode(b []byte, n *Inode) []byte {
 	if r == nil {
 		return b
 	}
-	b = words(b, uint64(r.rdev), uint64(r.policy.Norm), uint64(r.policy.Min), bit(r.punchy), uint64(r.punch.Index),
+	b = words(b, uint64(r.rdev), r.policy.packed(), uint64(r.policy.Min), bit(r.punchy), uint64(r.punch.Index),
 		uint64(r.punch.From), uint64(len(r.xattrs)))
 	b = str(b, r.target)
 	for _, x := range r.xattrs {
 		b = str(str(b, x.Name), x.Value)
+	}
+	if r.policy.Prefer != "" {
+		b = str(b, r.policy.Prefer)
 	}
 	return b
 }

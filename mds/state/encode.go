@@ -217,7 +217,7 @@ func (e *encoder) inode(n *Inode) bool {
 	if r := n.rare; r != nil {
 		e.u(uint64(r.rdev))
 		e.str(r.target)
-		e.u(uint64(r.policy.Norm))
+		e.u(r.policy.packed())
 		e.u(uint64(r.policy.Min))
 		e.flag(r.punchy)
 		e.u(uint64(r.punch.Index))
@@ -226,6 +226,9 @@ func (e *encoder) inode(n *Inode) bool {
 		for _, x := range r.xattrs {
 			e.str(x.Name)
 			e.str(x.Value)
+		}
+		if r.policy.Prefer != "" {
+			e.str(r.policy.Prefer)
 		}
 	}
 	return e.end()

@@ -30,7 +30,8 @@ import (
 //	5 session    id, host, pid, mount, nonce, index opened, time, fenced
 //	6 inode      ino, mode (bit 15 unsettled, 14..12 type, permissions), parent, size, atime, mtime, ctime, btime, uid, gid,
 //	             links (0 for directories), chunks or subdirectories, has rare part;
-//	             rare: rdev, target, policy norm, min, pending punch, its index, from, count of xattrs, (name, value)...
+//	             rare: rdev, target, policy (norm, tier<<8, domain<<16, has hosts<<24), min, pending punch, its index, from,
+//	             count of xattrs, (name, value)..., hosts that the policy prefers if it has some
 //	7 dentry     parent, name, ino, cookie, type
 //	8 chunk      ino, index, id, epoch, norm, count of replicas, (server, joining)...
 //	9 lease      ino, session, want, index
@@ -59,7 +60,7 @@ import (
 //	chunk server     w 4, id, tier, index added, status; s uuid, addr, host, rack
 //	session    w 5, id, pid, index opened, time, fenced; s host, mount, nonce
 //	inode      w 6 | has rare<<8 | mode<<16 | links<<32, uid | gid<<32, ino, parent, size, atime, mtime, ctime, btime, count;
-//	           rare: w rdev, norm, min, pending punch, its index, from, count of xattrs; s target, (name, value)...
+//	           rare: w rdev, policy, min, pending punch, its index, from, count of xattrs; s target, (name, value)..., hosts
 //	dentry     w 7 | type<<8, parent, ino, cookie; the bytes of the name
 //	chunk      w 8 | norm<<32 | index<<40, ino, id, epoch; 5 servers of 4 bytes, bit 31: joining, 0: none
 //	lease      w 9, ino, session, want, index

@@ -30,6 +30,7 @@ var recipes = map[string]func() []*event.Event{
 	"every-event-1": history,
 	"every-field-2": everyField,
 	"server-mode-3": serverModes,
+	"policy-4":      policies,
 }
 
 // history is what the first golden journal holds: every kind of event once, as the first version of the schema had them.
@@ -159,6 +160,20 @@ func serverModes() []*event.Event {
 	mode(2, event.ServerMode_DRAINING)
 	mode(6, event.ServerMode_REMOVING)
 	return append(evs, &event.Event{Body: &event.Event_ServerRetire{ServerRetire: &event.ServerRetire{Id: 6}}})
+}
+
+// policies has what a policy came to have beside replicas.
+func policies() []*event.Event {
+	set := func(p *event.PolicySet) *event.Event {
+		return &event.Event{Time: int64(100 + p.Ino), Body: &event.Event_PolicySet{PolicySet: p}}
+	}
+	return []*event.Event{
+		evInit(), evServer(1), evServer(2), evCreate(1, 2, "d", msg.FileType_DIRECTORY), evCreate(2, 3, "f", msg.FileType_REGULAR),
+		evAlloc(3, 0, 1, 1, 2),
+		set(&event.PolicySet{Ino: 2, Norm: 2, Min: 1, Tier: 2, Domain: uint32(Rack), Prefer: "node1,node2"}),
+		set(&event.PolicySet{Ino: 3, Tier: AnyTier, Prefer: PreferNone}), set(&event.PolicySet{Ino: 1, Domain: uint32(Disk)}),
+		{Body: &event.Event_SetXattr{SetXattr: &event.SetXattr{Ino: 2, Name: []byte("user.a"), Value: []byte("b")}}},
+	}
 }
 
 // digestLines returns what NAME.digests holds for the events: digests of both kinds at ten places and at the end.

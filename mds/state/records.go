@@ -52,9 +52,6 @@ func (r *rare) empty() bool {
 // Xattr is one extended attribute.
 type Xattr struct{ Name, Value string }
 
-// Policy is what a file inherits from its directory; a zero field inherits.
-type Policy struct{ Norm, Min uint32 }
-
 // PendingPunch is a tail that a truncate left: bytes [From, chunk.Size) of the chunk at Index.
 type PendingPunch struct{ Index, From uint32 }
 

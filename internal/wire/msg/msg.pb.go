@@ -720,10 +720,14 @@ func (x *Attr) GetBtime() int64 {
 }
 
 // What a file inherits from its directory; zero fields mean "inherit".
+// tier: 1 to 4 for tier 0 to 3, 5 for any. domain: 1 disk, 2 host, 3 rack, 4 row, 5 room. prefer: hosts, separated by commas, or "none".
 type Policy struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Norm          uint32                 `protobuf:"varint,1,opt,name=norm,proto3" json:"norm,omitempty"`
 	Min           uint32                 `protobuf:"varint,2,opt,name=min,proto3" json:"min,omitempty"`
+	Tier          uint32                 `protobuf:"varint,3,opt,name=tier,proto3" json:"tier,omitempty"`
+	Domain        uint32                 `protobuf:"varint,4,opt,name=domain,proto3" json:"domain,omitempty"`
+	Prefer        string                 `protobuf:"bytes,5,opt,name=prefer,proto3" json:"prefer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -770,6 +774,27 @@ func (x *Policy) GetMin() uint32 {
 		return x.Min
 	}
 	return 0
+}
+
+func (x *Policy) GetTier() uint32 {
+	if x != nil {
+		return x.Tier
+	}
+	return 0
+}
+
+func (x *Policy) GetDomain() uint32 {
+	if x != nil {
+		return x.Domain
+	}
+	return 0
+}
+
+func (x *Policy) GetPrefer() string {
+	if x != nil {
+		return x.Prefer
+	}
+	return ""
 }
 
 // MetaRequest is one filesystem operation. Operations that change state carry seq > 0, counted up by the session:
@@ -3946,10 +3971,12 @@ func (x *GetPolicy) GetIno() uint64 {
 	return 0
 }
 
+// fields: which of the policy are set, 1 norm and min, 2 tier, 4 domain, 8 prefer, added up; 0: 1. The others stay.
 type SetPolicy struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
 	Policy        *Policy                `protobuf:"bytes,2,opt,name=policy,proto3" json:"policy,omitempty"`
+	Fields        uint32                 `protobuf:"varint,3,opt,name=fields,proto3" json:"fields,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3996,6 +4023,13 @@ func (x *SetPolicy) GetPolicy() *Policy {
 		return x.Policy
 	}
 	return nil
+}
+
+func (x *SetPolicy) GetFields() uint32 {
+	if x != nil {
+		return x.Fields
+	}
+	return 0
 }
 
 type PolicyReply struct {
@@ -9109,6 +9143,536 @@ func (*GetConfig) Descriptor() ([]byte, []int) {
 	return file_msg_proto_rawDescGZIP(), []int{114}
 }
 
+// What would be if servers were lost: chunk servers, or all on hosts or in racks with these names. Nothing changes. rate: bytes/s that all repair
+// together may copy, 0: what the leader has. max_files: names in the answer.
+type WhatIf struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Servers       []uint32               `protobuf:"varint,1,rep,packed,name=servers,proto3" json:"servers,omitempty"`
+	Hosts         []string               `protobuf:"bytes,2,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	Racks         []string               `protobuf:"bytes,3,rep,name=racks,proto3" json:"racks,omitempty"`
+	Rate          uint64                 `protobuf:"varint,4,opt,name=rate,proto3" json:"rate,omitempty"`
+	ServerRate    uint64                 `protobuf:"varint,5,opt,name=server_rate,json=serverRate,proto3" json:"server_rate,omitempty"`
+	MaxFiles      uint32                 `protobuf:"varint,6,opt,name=max_files,json=maxFiles,proto3" json:"max_files,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WhatIf) Reset() {
+	*x = WhatIf{}
+	mi := &file_msg_proto_msgTypes[115]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WhatIf) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WhatIf) ProtoMessage() {}
+
+func (x *WhatIf) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[115]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WhatIf.ProtoReflect.Descriptor instead.
+func (*WhatIf) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{115}
+}
+
+func (x *WhatIf) GetServers() []uint32 {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
+func (x *WhatIf) GetHosts() []string {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
+func (x *WhatIf) GetRacks() []string {
+	if x != nil {
+		return x.Racks
+	}
+	return nil
+}
+
+func (x *WhatIf) GetRate() uint64 {
+	if x != nil {
+		return x.Rate
+	}
+	return 0
+}
+
+func (x *WhatIf) GetServerRate() uint64 {
+	if x != nil {
+		return x.ServerRate
+	}
+	return 0
+}
+
+func (x *WhatIf) GetMaxFiles() uint32 {
+	if x != nil {
+		return x.MaxFiles
+	}
+	return 0
+}
+
+type WhatIfReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Chunks        uint64                 `protobuf:"varint,2,opt,name=chunks,proto3" json:"chunks,omitempty"` // of the state; chunks in it
+	Lost          []*WhatIfServer        `protobuf:"bytes,3,rep,name=lost,proto3" json:"lost,omitempty"`
+	Hit           uint64                 `protobuf:"varint,4,opt,name=hit,proto3" json:"hit,omitempty"` // hit: chunks with a replica there
+	Gone          uint64                 `protobuf:"varint,5,opt,name=gone,proto3" json:"gone,omitempty"`
+	GoneBytes     uint64                 `protobuf:"varint,6,opt,name=gone_bytes,json=goneBytes,proto3" json:"gone_bytes,omitempty"`
+	GoneFiles     uint64                 `protobuf:"varint,7,opt,name=gone_files,json=goneFiles,proto3" json:"gone_files,omitempty"` // no in-sync replica would be left
+	UnderMin      uint64                 `protobuf:"varint,8,opt,name=under_min,json=underMin,proto3" json:"under_min,omitempty"`
+	UnderMinFiles uint64                 `protobuf:"varint,9,opt,name=under_min_files,json=underMinFiles,proto3" json:"under_min_files,omitempty"` // writes would wait
+	Last          uint64                 `protobuf:"varint,10,opt,name=last,proto3" json:"last,omitempty"`                                         // one in-sync replica would be left
+	Moves         uint64                 `protobuf:"varint,11,opt,name=moves,proto3" json:"moves,omitempty"`
+	MoveBytes     uint64                 `protobuf:"varint,12,opt,name=move_bytes,json=moveBytes,proto3" json:"move_bytes,omitempty"` // replicas to be made anew, their bytes
+	Homeless      uint64                 `protobuf:"varint,13,opt,name=homeless,proto3" json:"homeless,omitempty"`
+	HomelessBytes uint64                 `protobuf:"varint,14,opt,name=homeless_bytes,json=homelessBytes,proto3" json:"homeless_bytes,omitempty"` // for which there is no server or no room
+	Shared        uint64                 `protobuf:"varint,15,opt,name=shared,proto3" json:"shared,omitempty"`                                    // that would share a failure domain
+	Survivors     []*WhatIfServer        `protobuf:"bytes,16,rep,name=survivors,proto3" json:"survivors,omitempty"`                               // where they would go and come from
+	Files         []*WhatIfFile          `protobuf:"bytes,17,rep,name=files,proto3" json:"files,omitempty"`
+	FilesLeftOut  uint64                 `protobuf:"varint,18,opt,name=files_left_out,json=filesLeftOut,proto3" json:"files_left_out,omitempty"`
+	EtaMs         int64                  `protobuf:"varint,19,opt,name=eta_ms,json=etaMs,proto3" json:"eta_ms,omitempty"`
+	Rate          uint64                 `protobuf:"varint,20,opt,name=rate,proto3" json:"rate,omitempty"`
+	ServerRate    uint64                 `protobuf:"varint,21,opt,name=server_rate,json=serverRate,proto3" json:"server_rate,omitempty"`
+	ByServer      bool                   `protobuf:"varint,22,opt,name=by_server,json=byServer,proto3" json:"by_server,omitempty"` // by_server: one server's rate is the limit, not that of all
+	TookMs        int64                  `protobuf:"varint,23,opt,name=took_ms,json=tookMs,proto3" json:"took_ms,omitempty"`
+	Detail        string                 `protobuf:"bytes,24,opt,name=detail,proto3" json:"detail,omitempty"`
+	Degraded      bool                   `protobuf:"varint,25,opt,name=degraded,proto3" json:"degraded,omitempty"` // chunks are degraded already
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WhatIfReply) Reset() {
+	*x = WhatIfReply{}
+	mi := &file_msg_proto_msgTypes[116]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WhatIfReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WhatIfReply) ProtoMessage() {}
+
+func (x *WhatIfReply) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[116]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WhatIfReply.ProtoReflect.Descriptor instead.
+func (*WhatIfReply) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{116}
+}
+
+func (x *WhatIfReply) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *WhatIfReply) GetChunks() uint64 {
+	if x != nil {
+		return x.Chunks
+	}
+	return 0
+}
+
+func (x *WhatIfReply) GetLost() []*WhatIfServer {
+	if x != nil {
+		return x.Lost
+	}
+	return nil
+}
+
+func (x *WhatIfReply) GetHit() uint64 {
+	if x != nil {
+		return x.Hit
+	}
+	return 0
+}
+
+func (x *WhatIfReply) GetGone() uint64 {
+	if x != nil {
+		return x.Gone
+	}
+	return 0
+}
+
+func (x *WhatIfReply) GetGoneBytes() uint64 {
+	if x != nil {
+		return x.GoneBytes
+	}
+	return 0
+}
+
+func (x *WhatIfReply) GetGoneFiles() uint64 {
+	if x != nil {
+		return x.GoneFiles
+	}
+	return 0
+}
+
+func (x *WhatIfReply) GetUnderMin() uint64 {
+	if x != nil {
+		return x.UnderMin
+	}
+	return 0
+}
+
+func (x *WhatIfReply) GetUnderMinFiles() uint64 {
+	if x != nil {
+		return x.UnderMinFiles
+	}
+	return 0
+}
+
+func (x *WhatIfReply) GetLast() uint64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+func (x *WhatIfReply) GetMoves() uint64 {
+	if x != nil {
+		return x.Moves
+	}
+	return 0
+}
+
+func (x *WhatIfReply) GetMoveBytes() uint64 {
+	if x != nil {
+		return x.MoveBytes
+	}
+	return 0
+}
+
+func (x *WhatIfReply) GetHomeless() uint64 {
+	if x != nil {
+		return x.Homeless
+	}
+	return 0
+}
+
+func (x *WhatIfReply) GetHomelessBytes() uint64 {
+	if x != nil {
+		return x.HomelessBytes
+	}
+	return 0
+}
+
+func (x *WhatIfReply) GetShared() uint64 {
+	if x != nil {
+		return x.Shared
+	}
+	return 0
+}
+
+func (x *WhatIfReply) GetSurvivors() []*WhatIfServer {
+	if x != nil {
+		return x.Survivors
+	}
+	return nil
+}
+
+func (x *WhatIfReply) GetFiles() []*WhatIfFile {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+func (x *WhatIfReply) GetFilesLeftOut() uint64 {
+	if x != nil {
+		return x.FilesLeftOut
+	}
+	return 0
+}
+
+func (x *WhatIfReply) GetEtaMs() int64 {
+	if x != nil {
+		return x.EtaMs
+	}
+	return 0
+}
+
+func (x *WhatIfReply) GetRate() uint64 {
+	if x != nil {
+		return x.Rate
+	}
+	return 0
+}
+
+func (x *WhatIfReply) GetServerRate() uint64 {
+	if x != nil {
+		return x.ServerRate
+	}
+	return 0
+}
+
+func (x *WhatIfReply) GetByServer() bool {
+	if x != nil {
+		return x.ByServer
+	}
+	return false
+}
+
+func (x *WhatIfReply) GetTookMs() int64 {
+	if x != nil {
+		return x.TookMs
+	}
+	return 0
+}
+
+func (x *WhatIfReply) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *WhatIfReply) GetDegraded() bool {
+	if x != nil {
+		return x.Degraded
+	}
+	return false
+}
+
+type WhatIfServer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Server        uint32                 `protobuf:"varint,1,opt,name=server,proto3" json:"server,omitempty"`
+	Host          string                 `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
+	Rack          string                 `protobuf:"bytes,3,opt,name=rack,proto3" json:"rack,omitempty"`
+	Tier          uint32                 `protobuf:"varint,4,opt,name=tier,proto3" json:"tier,omitempty"`
+	Live          bool                   `protobuf:"varint,5,opt,name=live,proto3" json:"live,omitempty"`
+	Chunks        uint64                 `protobuf:"varint,6,opt,name=chunks,proto3" json:"chunks,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,7,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Reads         uint64                 `protobuf:"varint,8,opt,name=reads,proto3" json:"reads,omitempty"`
+	ReadBytes     uint64                 `protobuf:"varint,9,opt,name=read_bytes,json=readBytes,proto3" json:"read_bytes,omitempty"`
+	Free          uint64                 `protobuf:"varint,10,opt,name=free,proto3" json:"free,omitempty"`
+	Total         uint64                 `protobuf:"varint,11,opt,name=total,proto3" json:"total,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WhatIfServer) Reset() {
+	*x = WhatIfServer{}
+	mi := &file_msg_proto_msgTypes[117]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WhatIfServer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WhatIfServer) ProtoMessage() {}
+
+func (x *WhatIfServer) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[117]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WhatIfServer.ProtoReflect.Descriptor instead.
+func (*WhatIfServer) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{117}
+}
+
+func (x *WhatIfServer) GetServer() uint32 {
+	if x != nil {
+		return x.Server
+	}
+	return 0
+}
+
+func (x *WhatIfServer) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *WhatIfServer) GetRack() string {
+	if x != nil {
+		return x.Rack
+	}
+	return ""
+}
+
+func (x *WhatIfServer) GetTier() uint32 {
+	if x != nil {
+		return x.Tier
+	}
+	return 0
+}
+
+func (x *WhatIfServer) GetLive() bool {
+	if x != nil {
+		return x.Live
+	}
+	return false
+}
+
+func (x *WhatIfServer) GetChunks() uint64 {
+	if x != nil {
+		return x.Chunks
+	}
+	return 0
+}
+
+func (x *WhatIfServer) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *WhatIfServer) GetReads() uint64 {
+	if x != nil {
+		return x.Reads
+	}
+	return 0
+}
+
+func (x *WhatIfServer) GetReadBytes() uint64 {
+	if x != nil {
+		return x.ReadBytes
+	}
+	return 0
+}
+
+func (x *WhatIfServer) GetFree() uint64 {
+	if x != nil {
+		return x.Free
+	}
+	return 0
+}
+
+func (x *WhatIfServer) GetTotal() uint64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+type WhatIfFile struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
+	Path          []byte                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	Size          uint64                 `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
+	Gone          uint64                 `protobuf:"varint,4,opt,name=gone,proto3" json:"gone,omitempty"`
+	GoneBytes     uint64                 `protobuf:"varint,5,opt,name=gone_bytes,json=goneBytes,proto3" json:"gone_bytes,omitempty"`
+	UnderMin      uint64                 `protobuf:"varint,6,opt,name=under_min,json=underMin,proto3" json:"under_min,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WhatIfFile) Reset() {
+	*x = WhatIfFile{}
+	mi := &file_msg_proto_msgTypes[118]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WhatIfFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WhatIfFile) ProtoMessage() {}
+
+func (x *WhatIfFile) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[118]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WhatIfFile.ProtoReflect.Descriptor instead.
+func (*WhatIfFile) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{118}
+}
+
+func (x *WhatIfFile) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *WhatIfFile) GetPath() []byte {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+func (x *WhatIfFile) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *WhatIfFile) GetGone() uint64 {
+	if x != nil {
+		return x.Gone
+	}
+	return 0
+}
+
+func (x *WhatIfFile) GetGoneBytes() uint64 {
+	if x != nil {
+		return x.GoneBytes
+	}
+	return 0
+}
+
+func (x *WhatIfFile) GetUnderMin() uint64 {
+	if x != nil {
+		return x.UnderMin
+	}
+	return 0
+}
+
 type GetConfigReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Settings      []*Setting             `protobuf:"bytes,1,rep,name=settings,proto3" json:"settings,omitempty"`
@@ -9118,7 +9682,7 @@ type GetConfigReply struct {
 
 func (x *GetConfigReply) Reset() {
 	*x = GetConfigReply{}
-	mi := &file_msg_proto_msgTypes[115]
+	mi := &file_msg_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9130,7 +9694,7 @@ func (x *GetConfigReply) String() string {
 func (*GetConfigReply) ProtoMessage() {}
 
 func (x *GetConfigReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[115]
+	mi := &file_msg_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9143,7 +9707,7 @@ func (x *GetConfigReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConfigReply.ProtoReflect.Descriptor instead.
 func (*GetConfigReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{115}
+	return file_msg_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *GetConfigReply) GetSettings() []*Setting {
@@ -9165,7 +9729,7 @@ type Setting struct {
 
 func (x *Setting) Reset() {
 	*x = Setting{}
-	mi := &file_msg_proto_msgTypes[116]
+	mi := &file_msg_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9177,7 +9741,7 @@ func (x *Setting) String() string {
 func (*Setting) ProtoMessage() {}
 
 func (x *Setting) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[116]
+	mi := &file_msg_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9190,7 +9754,7 @@ func (x *Setting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Setting.ProtoReflect.Descriptor instead.
 func (*Setting) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{116}
+	return file_msg_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *Setting) GetKey() string {
@@ -9232,7 +9796,7 @@ type FenceSession struct {
 
 func (x *FenceSession) Reset() {
 	*x = FenceSession{}
-	mi := &file_msg_proto_msgTypes[117]
+	mi := &file_msg_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9244,7 +9808,7 @@ func (x *FenceSession) String() string {
 func (*FenceSession) ProtoMessage() {}
 
 func (x *FenceSession) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[117]
+	mi := &file_msg_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9257,7 +9821,7 @@ func (x *FenceSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FenceSession.ProtoReflect.Descriptor instead.
 func (*FenceSession) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{117}
+	return file_msg_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *FenceSession) GetSession() uint64 {
@@ -9284,7 +9848,7 @@ type FenceSessionReply struct {
 
 func (x *FenceSessionReply) Reset() {
 	*x = FenceSessionReply{}
-	mi := &file_msg_proto_msgTypes[118]
+	mi := &file_msg_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9296,7 +9860,7 @@ func (x *FenceSessionReply) String() string {
 func (*FenceSessionReply) ProtoMessage() {}
 
 func (x *FenceSessionReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[118]
+	mi := &file_msg_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9309,7 +9873,7 @@ func (x *FenceSessionReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FenceSessionReply.ProtoReflect.Descriptor instead.
 func (*FenceSessionReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{118}
+	return file_msg_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *FenceSessionReply) GetIndex() uint64 {
@@ -9335,7 +9899,7 @@ type LeaseShow struct {
 
 func (x *LeaseShow) Reset() {
 	*x = LeaseShow{}
-	mi := &file_msg_proto_msgTypes[119]
+	mi := &file_msg_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9347,7 +9911,7 @@ func (x *LeaseShow) String() string {
 func (*LeaseShow) ProtoMessage() {}
 
 func (x *LeaseShow) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[119]
+	mi := &file_msg_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9360,7 +9924,7 @@ func (x *LeaseShow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseShow.ProtoReflect.Descriptor instead.
 func (*LeaseShow) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{119}
+	return file_msg_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *LeaseShow) GetIno() uint64 {
@@ -9388,7 +9952,7 @@ type LeaseHolder struct {
 
 func (x *LeaseHolder) Reset() {
 	*x = LeaseHolder{}
-	mi := &file_msg_proto_msgTypes[120]
+	mi := &file_msg_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9400,7 +9964,7 @@ func (x *LeaseHolder) String() string {
 func (*LeaseHolder) ProtoMessage() {}
 
 func (x *LeaseHolder) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[120]
+	mi := &file_msg_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9413,7 +9977,7 @@ func (x *LeaseHolder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseHolder.ProtoReflect.Descriptor instead.
 func (*LeaseHolder) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{120}
+	return file_msg_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *LeaseHolder) GetIno() uint64 {
@@ -9496,7 +10060,7 @@ type LeaseShowReply struct {
 
 func (x *LeaseShowReply) Reset() {
 	*x = LeaseShowReply{}
-	mi := &file_msg_proto_msgTypes[121]
+	mi := &file_msg_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9508,7 +10072,7 @@ func (x *LeaseShowReply) String() string {
 func (*LeaseShowReply) ProtoMessage() {}
 
 func (x *LeaseShowReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[121]
+	mi := &file_msg_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9521,7 +10085,7 @@ func (x *LeaseShowReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseShowReply.ProtoReflect.Descriptor instead.
 func (*LeaseShowReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{121}
+	return file_msg_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *LeaseShowReply) GetHolders() []*LeaseHolder {
@@ -9551,7 +10115,7 @@ type LeaseTake struct {
 
 func (x *LeaseTake) Reset() {
 	*x = LeaseTake{}
-	mi := &file_msg_proto_msgTypes[122]
+	mi := &file_msg_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9563,7 +10127,7 @@ func (x *LeaseTake) String() string {
 func (*LeaseTake) ProtoMessage() {}
 
 func (x *LeaseTake) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[122]
+	mi := &file_msg_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9576,7 +10140,7 @@ func (x *LeaseTake) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseTake.ProtoReflect.Descriptor instead.
 func (*LeaseTake) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{122}
+	return file_msg_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *LeaseTake) GetIno() uint64 {
@@ -9618,7 +10182,7 @@ type LeaseTakeReply struct {
 
 func (x *LeaseTakeReply) Reset() {
 	*x = LeaseTakeReply{}
-	mi := &file_msg_proto_msgTypes[123]
+	mi := &file_msg_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9630,7 +10194,7 @@ func (x *LeaseTakeReply) String() string {
 func (*LeaseTakeReply) ProtoMessage() {}
 
 func (x *LeaseTakeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[123]
+	mi := &file_msg_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9643,7 +10207,7 @@ func (x *LeaseTakeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseTakeReply.ProtoReflect.Descriptor instead.
 func (*LeaseTakeReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{123}
+	return file_msg_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *LeaseTakeReply) GetReleased() []uint64 {
@@ -9711,10 +10275,13 @@ const file_msg_proto_rawDesc = "" +
 	" \x01(\x03R\x05atime\x12\x14\n" +
 	"\x05mtime\x18\v \x01(\x03R\x05mtime\x12\x14\n" +
 	"\x05ctime\x18\f \x01(\x03R\x05ctime\x12\x14\n" +
-	"\x05btime\x18\r \x01(\x03R\x05btime\".\n" +
+	"\x05btime\x18\r \x01(\x03R\x05btime\"r\n" +
 	"\x06Policy\x12\x12\n" +
 	"\x04norm\x18\x01 \x01(\rR\x04norm\x12\x10\n" +
-	"\x03min\x18\x02 \x01(\rR\x03min\"\x88\v\n" +
+	"\x03min\x18\x02 \x01(\rR\x03min\x12\x12\n" +
+	"\x04tier\x18\x03 \x01(\rR\x04tier\x12\x16\n" +
+	"\x06domain\x18\x04 \x01(\rR\x06domain\x12\x16\n" +
+	"\x06prefer\x18\x05 \x01(\tR\x06prefer\"\x88\v\n" +
 	"\vMetaRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x14\n" +
@@ -9955,10 +10522,11 @@ const file_msg_proto_rawDesc = "" +
 	"\x03end\x18\x03 \x01(\x04R\x03end\x12\x10\n" +
 	"\x03pid\x18\x04 \x01(\rR\x03pid\"\x1d\n" +
 	"\tGetPolicy\x12\x10\n" +
-	"\x03ino\x18\x01 \x01(\x04R\x03ino\"H\n" +
+	"\x03ino\x18\x01 \x01(\x04R\x03ino\"`\n" +
 	"\tSetPolicy\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12)\n" +
-	"\x06policy\x18\x02 \x01(\v2\x11.varve.msg.PolicyR\x06policy\"\x8d\x01\n" +
+	"\x06policy\x18\x02 \x01(\v2\x11.varve.msg.PolicyR\x06policy\x12\x16\n" +
+	"\x06fields\x18\x03 \x01(\rR\x06fields\"\x8d\x01\n" +
 	"\vPolicyReply\x12/\n" +
 	"\teffective\x18\x01 \x01(\v2\x11.varve.msg.PolicyR\teffective\x12#\n" +
 	"\x03own\x18\x02 \x01(\v2\x11.varve.msg.PolicyR\x03own\x12(\n" +
@@ -10401,7 +10969,69 @@ const file_msg_proto_rawDesc = "" +
 	"\tSetConfig\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\"\v\n" +
-	"\tGetConfig\"@\n" +
+	"\tGetConfig\"\xa0\x01\n" +
+	"\x06WhatIf\x12\x18\n" +
+	"\aservers\x18\x01 \x03(\rR\aservers\x12\x14\n" +
+	"\x05hosts\x18\x02 \x03(\tR\x05hosts\x12\x14\n" +
+	"\x05racks\x18\x03 \x03(\tR\x05racks\x12\x12\n" +
+	"\x04rate\x18\x04 \x01(\x04R\x04rate\x12\x1f\n" +
+	"\vserver_rate\x18\x05 \x01(\x04R\n" +
+	"serverRate\x12\x1b\n" +
+	"\tmax_files\x18\x06 \x01(\rR\bmaxFiles\"\xf5\x05\n" +
+	"\vWhatIfReply\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x16\n" +
+	"\x06chunks\x18\x02 \x01(\x04R\x06chunks\x12+\n" +
+	"\x04lost\x18\x03 \x03(\v2\x17.varve.msg.WhatIfServerR\x04lost\x12\x10\n" +
+	"\x03hit\x18\x04 \x01(\x04R\x03hit\x12\x12\n" +
+	"\x04gone\x18\x05 \x01(\x04R\x04gone\x12\x1d\n" +
+	"\n" +
+	"gone_bytes\x18\x06 \x01(\x04R\tgoneBytes\x12\x1d\n" +
+	"\n" +
+	"gone_files\x18\a \x01(\x04R\tgoneFiles\x12\x1b\n" +
+	"\tunder_min\x18\b \x01(\x04R\bunderMin\x12&\n" +
+	"\x0funder_min_files\x18\t \x01(\x04R\runderMinFiles\x12\x12\n" +
+	"\x04last\x18\n" +
+	" \x01(\x04R\x04last\x12\x14\n" +
+	"\x05moves\x18\v \x01(\x04R\x05moves\x12\x1d\n" +
+	"\n" +
+	"move_bytes\x18\f \x01(\x04R\tmoveBytes\x12\x1a\n" +
+	"\bhomeless\x18\r \x01(\x04R\bhomeless\x12%\n" +
+	"\x0ehomeless_bytes\x18\x0e \x01(\x04R\rhomelessBytes\x12\x16\n" +
+	"\x06shared\x18\x0f \x01(\x04R\x06shared\x125\n" +
+	"\tsurvivors\x18\x10 \x03(\v2\x17.varve.msg.WhatIfServerR\tsurvivors\x12+\n" +
+	"\x05files\x18\x11 \x03(\v2\x15.varve.msg.WhatIfFileR\x05files\x12$\n" +
+	"\x0efiles_left_out\x18\x12 \x01(\x04R\ffilesLeftOut\x12\x15\n" +
+	"\x06eta_ms\x18\x13 \x01(\x03R\x05etaMs\x12\x12\n" +
+	"\x04rate\x18\x14 \x01(\x04R\x04rate\x12\x1f\n" +
+	"\vserver_rate\x18\x15 \x01(\x04R\n" +
+	"serverRate\x12\x1b\n" +
+	"\tby_server\x18\x16 \x01(\bR\bbyServer\x12\x17\n" +
+	"\atook_ms\x18\x17 \x01(\x03R\x06tookMs\x12\x16\n" +
+	"\x06detail\x18\x18 \x01(\tR\x06detail\x12\x1a\n" +
+	"\bdegraded\x18\x19 \x01(\bR\bdegraded\"\x83\x02\n" +
+	"\fWhatIfServer\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\rR\x06server\x12\x12\n" +
+	"\x04host\x18\x02 \x01(\tR\x04host\x12\x12\n" +
+	"\x04rack\x18\x03 \x01(\tR\x04rack\x12\x12\n" +
+	"\x04tier\x18\x04 \x01(\rR\x04tier\x12\x12\n" +
+	"\x04live\x18\x05 \x01(\bR\x04live\x12\x16\n" +
+	"\x06chunks\x18\x06 \x01(\x04R\x06chunks\x12\x14\n" +
+	"\x05bytes\x18\a \x01(\x04R\x05bytes\x12\x14\n" +
+	"\x05reads\x18\b \x01(\x04R\x05reads\x12\x1d\n" +
+	"\n" +
+	"read_bytes\x18\t \x01(\x04R\treadBytes\x12\x12\n" +
+	"\x04free\x18\n" +
+	" \x01(\x04R\x04free\x12\x14\n" +
+	"\x05total\x18\v \x01(\x04R\x05total\"\x96\x01\n" +
+	"\n" +
+	"WhatIfFile\x12\x10\n" +
+	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\fR\x04path\x12\x12\n" +
+	"\x04size\x18\x03 \x01(\x04R\x04size\x12\x12\n" +
+	"\x04gone\x18\x04 \x01(\x04R\x04gone\x12\x1d\n" +
+	"\n" +
+	"gone_bytes\x18\x05 \x01(\x04R\tgoneBytes\x12\x1b\n" +
+	"\tunder_min\x18\x06 \x01(\x04R\bunderMin\"@\n" +
 	"\x0eGetConfigReply\x12.\n" +
 	"\bsettings\x18\x01 \x03(\v2\x12.varve.msg.SettingR\bsettings\"[\n" +
 	"\aSetting\x12\x10\n" +
@@ -10482,7 +11112,7 @@ func file_msg_proto_rawDescGZIP() []byte {
 }
 
 var file_msg_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_msg_proto_msgTypes = make([]protoimpl.MessageInfo, 124)
+var file_msg_proto_msgTypes = make([]protoimpl.MessageInfo, 128)
 var file_msg_proto_goTypes = []any{
 	(FileType)(0),               // 0: varve.msg.FileType
 	(Want)(0),                   // 1: varve.msg.Want
@@ -10605,15 +11235,19 @@ var file_msg_proto_goTypes = []any{
 	(*TransferLeader)(nil),      // 118: varve.msg.TransferLeader
 	(*SetConfig)(nil),           // 119: varve.msg.SetConfig
 	(*GetConfig)(nil),           // 120: varve.msg.GetConfig
-	(*GetConfigReply)(nil),      // 121: varve.msg.GetConfigReply
-	(*Setting)(nil),             // 122: varve.msg.Setting
-	(*FenceSession)(nil),        // 123: varve.msg.FenceSession
-	(*FenceSessionReply)(nil),   // 124: varve.msg.FenceSessionReply
-	(*LeaseShow)(nil),           // 125: varve.msg.LeaseShow
-	(*LeaseHolder)(nil),         // 126: varve.msg.LeaseHolder
-	(*LeaseShowReply)(nil),      // 127: varve.msg.LeaseShowReply
-	(*LeaseTake)(nil),           // 128: varve.msg.LeaseTake
-	(*LeaseTakeReply)(nil),      // 129: varve.msg.LeaseTakeReply
+	(*WhatIf)(nil),              // 121: varve.msg.WhatIf
+	(*WhatIfReply)(nil),         // 122: varve.msg.WhatIfReply
+	(*WhatIfServer)(nil),        // 123: varve.msg.WhatIfServer
+	(*WhatIfFile)(nil),          // 124: varve.msg.WhatIfFile
+	(*GetConfigReply)(nil),      // 125: varve.msg.GetConfigReply
+	(*Setting)(nil),             // 126: varve.msg.Setting
+	(*FenceSession)(nil),        // 127: varve.msg.FenceSession
+	(*FenceSessionReply)(nil),   // 128: varve.msg.FenceSessionReply
+	(*LeaseShow)(nil),           // 129: varve.msg.LeaseShow
+	(*LeaseHolder)(nil),         // 130: varve.msg.LeaseHolder
+	(*LeaseShowReply)(nil),      // 131: varve.msg.LeaseShowReply
+	(*LeaseTake)(nil),           // 132: varve.msg.LeaseTake
+	(*LeaseTakeReply)(nil),      // 133: varve.msg.LeaseTakeReply
 }
 var file_msg_proto_depIdxs = []int32{
 	4,   // 0: varve.msg.Hello.role:type_name -> varve.msg.Hello.Role
@@ -10697,15 +11331,18 @@ var file_msg_proto_depIdxs = []int32{
 	100, // 78: varve.msg.RepairStatus.work:type_name -> varve.msg.RepairWork
 	70,  // 79: varve.msg.ChunkServer.journal:type_name -> varve.msg.SSDJournal
 	55,  // 80: varve.msg.Session.local:type_name -> varve.msg.LocalReads
-	122, // 81: varve.msg.GetConfigReply.settings:type_name -> varve.msg.Setting
-	1,   // 82: varve.msg.LeaseHolder.want:type_name -> varve.msg.Want
-	2,   // 83: varve.msg.LeaseHolder.mode:type_name -> varve.msg.Mode
-	126, // 84: varve.msg.LeaseShowReply.holders:type_name -> varve.msg.LeaseHolder
-	85,  // [85:85] is the sub-list for method output_type
-	85,  // [85:85] is the sub-list for method input_type
-	85,  // [85:85] is the sub-list for extension type_name
-	85,  // [85:85] is the sub-list for extension extendee
-	0,   // [0:85] is the sub-list for field type_name
+	123, // 81: varve.msg.WhatIfReply.lost:type_name -> varve.msg.WhatIfServer
+	123, // 82: varve.msg.WhatIfReply.survivors:type_name -> varve.msg.WhatIfServer
+	124, // 83: varve.msg.WhatIfReply.files:type_name -> varve.msg.WhatIfFile
+	126, // 84: varve.msg.GetConfigReply.settings:type_name -> varve.msg.Setting
+	1,   // 85: varve.msg.LeaseHolder.want:type_name -> varve.msg.Want
+	2,   // 86: varve.msg.LeaseHolder.mode:type_name -> varve.msg.Mode
+	130, // 87: varve.msg.LeaseShowReply.holders:type_name -> varve.msg.LeaseHolder
+	88,  // [88:88] is the sub-list for method output_type
+	88,  // [88:88] is the sub-list for method input_type
+	88,  // [88:88] is the sub-list for extension type_name
+	88,  // [88:88] is the sub-list for extension extendee
+	0,   // [0:88] is the sub-list for field type_name
 }
 
 func init() { file_msg_proto_init() }
@@ -10760,7 +11397,7 @@ func file_msg_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_msg_proto_rawDesc), len(file_msg_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   124,
+			NumMessages:   128,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
