@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
-	"os"
 	"strings"
 
 	"varve/internal/client"
@@ -25,16 +23,7 @@ type core struct {
 func openCore(ctx context.Context, where, path, name string) (*core, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	uuid, addrs, ok := strings.Cut(where, "@")
-	cluster, err := id.ParseCluster(uuid)
-	if err != nil || !ok || addrs == "" {
-		return nil, fmt.Errorf("cluster %q: want UUID@ADDR[,ADDR...]: %w", where, errors.Join(err, fserr.Invalid))
-	}
-	host, _ := os.Hostname()
-	c, err := client.Dial(ctx, client.Options{
-		Cluster: cluster, Addrs: strings.Split(addrs, ","), Host: host, Mount: "varve perf", Logger: slog.New(slog.DiscardHandler),
-		StartTimeout: callTimeout, Timeout: settleTime,
-	})
+	c, err := dialCluster(ctx, where)
 	if err != nil {
 		return nil, err
 	}
@@ -45,22 +34,22 @@ func openCore(ctx context.Context, where, path, name string) (*core, error) {
 	return &core{c, f}, nil
 }
 
-func makeFile(ctx context.Context, c *client.Client, path, name string) (*client.File, error) {
-	cred, dir := new(msg.Cred), id.Root
-	for part := range strings.SplitSeq(path, "/") {
-		if part == "" {
-			continue
-		}
-		a, err := c.Lookup(ctx, cred, dir, []byte(part))
-		if err == nil && a.Type != msg.FileType_DIRECTORY {
-			err = fserr.NotDir
-		}
-		if err != nil {
-			return nil, fmt.Errorf("/%s: %s: %w", strings.Trim(path, "/"), part, err)
-		}
-		dir = id.Ino(a.Ino)
+// dialCluster connects a job to the cluster that where names.
+func dialCluster(ctx context.Context, where string) (*client.Client, error) {
+	uuid, addrs, ok := strings.Cut(where, "@")
+	cluster, err := id.ParseCluster(uuid)
+	if err != nil || !ok || addrs == "" {
+		return nil, fmt.Errorf("cluster %q: want UUID@ADDR[,ADDR...]: %w", where, errors.Join(err, fserr.Invalid))
 	}
-	_, f, err := c.Create(ctx, cred, &msg.Create{Parent: uint64(dir), Name: []byte(name), Type: msg.FileType_REGULAR, Perm: 0o600, Open: true})
+	return dialClient(ctx, cluster, strings.Split(addrs, ","), true)
+}
+
+func makeFile(ctx context.Context, c *client.Client, path, name string) (*client.File, error) {
+	dir, err := walk(ctx, c, path)
+	if err != nil {
+		return nil, err
+	}
+	_, f, err := c.Create(ctx, new(msg.Cred), &msg.Create{Parent: uint64(dir), Name: []byte(name), Type: msg.FileType_REGULAR, Perm: 0o600, Open: true})
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}

@@ -13,6 +13,11 @@
 // checksum (block.go). A block that is read is compared with what was acknowledged last, and named lost, old, torn, misplaced or
 // corrupt. After the run, all that it wrote is read back from the target, past the page cache where the kernel lets it.
 //
+// Names. With Options.Metadata the operations are on names instead of data: create, stat, lookup, list, rename and delete, in a directory of each job
+// (names.go), by system calls, through the core client, or at the metadata servers themselves (mds:ADDR), where each job is a client that caches nothing
+// and is seen to the end of a change of leader. No two operations under way meet on a file, so the outcome of each is known, and with Options.Verify the
+// directory is compared after the run with what was acknowledged.
+//
 // Jobs work on ranges of their own: a file each below mount:DIR, named varve-perf.N, which are kept for the next run; a part each of
 // file:PATH. On cluster:NAME/PATH each has a client of its own, which is what a mount has without FUSE. On cs:ADDR each job has a connection, and chunks that belong to no file (id.ChunkID.IsScratch), which the server makes for it
 // and removes when the run ends, however it ends. A chunk server lets administrators, as which this package says hello, change no other chunks, so a

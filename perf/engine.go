@@ -76,8 +76,11 @@ func (l *load) finish(j *job, r *recorder, x outcome, p []byte) {
 
 // syncWorker does operations of j one after the other with plain system calls.
 func (l *load) syncWorker(j *job, r *recorder) {
-	p := disk.AlignedBuffer(int(l.o.BlockSize))
-	j.ready(p, 0)
+	var p []byte
+	if j.names == nil {
+		p = disk.AlignedBuffer(int(l.o.BlockSize))
+		j.ready(p, 0)
+	}
 	l.begin()
 	for !l.over() {
 		o, ok := j.next()
@@ -91,9 +94,12 @@ func (l *load) syncWorker(j *job, r *recorder) {
 		}
 		r.busy.Add(1)
 		x := outcome{op: o, started: l.now()}
-		if o.kind == opSync {
+		switch {
+		case o.kind == opSync:
 			x.err = j.file.sync()
-		} else {
+		case j.names != nil:
+			x.err = j.names.do(&x.op)
+		default:
 			x.err = j.file.transfer(o.kind, p, o.block*l.o.BlockSize)
 		}
 		x.ended = l.now()
@@ -140,7 +146,7 @@ func chooseEngine(t target, e Engine) (Engine, error) {
 	switch {
 	case t.server():
 		return Wire, nil
-	case e == Sync, t.core():
+	case e == Sync, t.core(), t.mds():
 		return Sync, nil
 	}
 	result := make(chan error)

@@ -38,6 +38,8 @@ type op struct {
 	block int64
 	seq   uint64        // of a write
 	due   time.Duration // since the start of the run; 0 in closed loop: at once
+	file  entry         // of an operation on names
+	to    uint64        // number that a rename gives it
 }
 
 // job gives out the operations of one job and keeps what its blocks should hold.
@@ -50,6 +52,7 @@ type job struct {
 	blocks int64
 	arrive *arrivals     // in open loop; nil in closed loop
 	placer placer        // of random patterns
+	names  *names        // of a load on names; it has no blocks then, and no placer
 	until  time.Duration // no operation is due at or after it; 0: no limit
 
 	mu     sync.Mutex // guards what follows
@@ -64,11 +67,15 @@ type job struct {
 
 func newJob(o *Options, n int, f *file, p pool, run uint64) *job {
 	j := &job{
-		o: o, n: n, file: f, pool: p, run: run, blocks: o.Size / o.BlockSize, until: o.Duration,
+		o: o, n: n, file: f, pool: p, run: run, blocks: o.Size / max(o.BlockSize, 1), until: o.Duration,
 		rng: rand.New(rand.NewPCG(o.Seed, uint64(n))),
 	}
 	if o.Rate > 0 {
 		j.arrive = newArrivals(o, n)
+	}
+	if f.names != nil {
+		j.names, j.blocks = f.names, int64(o.Files)
+		return j
 	}
 	j.placer, _ = o.Dist.parse(j.blocks, o.Seed+uint64(n)) // Validate has parsed it
 	if o.Verify {
@@ -96,6 +103,13 @@ func (j *job) next() (op, bool) {
 		j.arrive.next()
 	}
 	j.given++
+	if j.names != nil {
+		given, ok := j.names.choose(o, j.rng)
+		if !ok && j.arrive != nil {
+			j.until = o.due // what was due later is not missed: there was nothing left to do
+		}
+		return given, ok
+	}
 	if j.o.RW.writes() && (j.o.RW != RandRW || j.rng.IntN(100) >= j.o.ReadPercent) {
 		o.kind = opWrite
 	}
@@ -124,12 +138,18 @@ func (j *job) place() int64 {
 
 // done ends an operation that next gave out. The outcome err is nil if it was done.
 func (j *job) done(o op, err error) {
-	if j.state == nil && (o.kind != opWrite || j.o.FsyncEvery == 0) {
+	if j.names == nil && j.state == nil && (o.kind != opWrite || j.o.FsyncEvery == 0) {
 		return // nothing depends on it
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if o.kind == opSync {
+		return
+	}
+	if j.names != nil {
+		if j.names.done(o, err) {
+			j.changed()
+		}
 		return
 	}
 	if j.state != nil {
@@ -139,6 +159,11 @@ func (j *job) done(o op, err error) {
 		return
 	}
 	j.state.end(o)
+	j.changed()
+}
+
+// changed counts what a flush has to follow. The caller holds mu.
+func (j *job) changed() {
 	if j.writes++; j.o.FsyncEvery > 0 && j.writes%j.o.FsyncEvery == 0 {
 		j.owed++
 	}

@@ -23,6 +23,7 @@ const (
 	maxDuration  = 24 * time.Hour   // bounds the time series
 	maxBlocks    = int64(1) << 28   // of a job under Verify, whose state costs 16 bytes each
 	maxRate      = float64(1 << 30) // operations a second
+	maxFiles     = 1 << 24          // of a job, whose state costs some 40 bytes each
 )
 
 // RW says which operations are done and in which order.
@@ -63,7 +64,11 @@ type Options struct {
 	Cluster string `json:"cluster,omitempty"`
 	// Label is part of the names of the files below mount:DIR, so that several runs at once have their own: letters, digits and "-".
 	Label string `json:"label,omitempty"`
-	RW    RW     `json:"rw"` // default randread
+	// Metadata makes the load one of operations on names instead of data: each job has a directory of its own, varve-perf-names.N, in which it does
+	// them in this mix. Then RW, Dist and the sizes mean nothing and must not be given. Targets are mount, mds, cluster and null.
+	Metadata Mix `json:"metadata,omitempty"`
+	Files    int `json:"files,omitempty"` // of each job, at most; default 1000
+	RW       RW  `json:"rw,omitempty"`    // default randread
 	// ReadPercent is the share of reads of randrw; default 50.
 	ReadPercent int   `json:"read_percent,omitempty"`
 	BlockSize   int64 `json:"block_size"` // bytes of an operation; default 4096
@@ -71,7 +76,7 @@ type Options struct {
 	Jobs        int   `json:"jobs"`       // default 1
 	// Size is how many bytes each job works on, rounded down to blocks; default 64 MiB.
 	Size int64 `json:"size"`
-	// Duration is how long operations are started; 0: until each job has done as many operations as it has blocks.
+	// Duration is how long operations are started; 0: until each job has done as many operations as it has blocks, or files.
 	Duration time.Duration `json:"duration_ns"`
 	// Rate is the operations a second of all jobs together (open loop); 0: each starts when one before it ends (closed loop).
 	Rate float64 `json:"rate,omitempty"`
@@ -79,7 +84,8 @@ type Options struct {
 	Arrival Arrival `json:"arrival,omitempty"`
 	// Dist says which blocks a random pattern chooses how often; default Uniform.
 	Dist Dist `json:"dist,omitempty"`
-	// FsyncEvery adds an fdatasync after as many writes of a job; 0: none. It is not counted in Rate.
+	// FsyncEvery adds an fdatasync after as many writes of a job, or an fsync of its directory after as many changes of names, where that is
+	// not durable already; 0: none. It is not counted in Rate.
 	FsyncEvery int    `json:"fsync_every,omitempty"`
 	Verify     bool   `json:"verify,omitempty"`
 	Seed       uint64 `json:"seed"`             // of the random order; the same seed gives the same order to each job
@@ -97,6 +103,14 @@ func (o *Options) fileName(job int) string {
 	return fmt.Sprintf("varve-perf.%s.%d", o.Label, job)
 }
 
+// dirName is the name of a job's directory.
+func (o *Options) dirName(job int) string {
+	if o.Label == "" {
+		return fmt.Sprintf("varve-perf-names.%d", job)
+	}
+	return fmt.Sprintf("varve-perf-names.%s.%d", o.Label, job)
+}
+
 // setDefaults fills in what is zero.
 func (o *Options) setDefaults() {
 	set := func(p *int, v int) {
@@ -107,11 +121,20 @@ func (o *Options) setDefaults() {
 	if o.Target == "" {
 		o.Target = "null"
 	}
-	if o.RW == "" {
-		o.RW = RandRead
-	}
 	if o.Engine == "" {
 		o.Engine = Auto
+	}
+	if o.Rate > 0 && o.Arrival == "" {
+		o.Arrival = Fixed
+	}
+	set(&o.QD, 1)
+	set(&o.Jobs, 1)
+	if o.Metadata != "" {
+		set(&o.Files, 1000)
+		return
+	}
+	if o.RW == "" {
+		o.RW = RandRead
 	}
 	if o.BlockSize == 0 {
 		o.BlockSize = 4096
@@ -122,14 +145,9 @@ func (o *Options) setDefaults() {
 	if o.RW.random() && o.Dist == "" {
 		o.Dist = Uniform
 	}
-	if o.Rate > 0 && o.Arrival == "" {
-		o.Arrival = Fixed
-	}
 	if o.RW == RandRW {
 		set(&o.ReadPercent, 50)
 	}
-	set(&o.QD, 1)
-	set(&o.Jobs, 1)
 }
 
 // Validate reports every fault of the options at once.
@@ -146,6 +164,21 @@ func (o Options) Validate() error {
 		faults = append(faults, err)
 	}
 	check(labelForm.MatchString(o.Label), "label %q: want at most 64 letters, digits and -", o.Label)
+	check(o.Jobs >= 1 && o.Jobs <= maxJobs, "%d jobs: want 1 to %d", o.Jobs, maxJobs)
+	check(o.QD >= 1 && o.QD <= maxDepth, "depth %d: want 1 to %d", o.QD, maxDepth)
+	check(o.Jobs*o.QD <= maxWorkers, "%d jobs of depth %d: at most %d operations under way", o.Jobs, o.QD, maxWorkers)
+	check(o.Duration >= 0 && o.Duration <= maxDuration, "duration %v: want 0 to %v", o.Duration, maxDuration)
+	check(o.Rate >= 0 && o.Rate <= maxRate, "rate %v: want 0 to %v", o.Rate, maxRate)
+	check(slices.Contains([]Arrival{"", Fixed, Poisson}, o.Arrival), "arrival %q: want fixed or poisson", o.Arrival)
+	check(o.Arrival == "" || o.Rate > 0, "arrival %s: operations arrive only where a rate is given", o.Arrival)
+	check(o.FsyncEvery >= 0, "fsync every %d writes: want 0 or more", o.FsyncEvery)
+	check(!t.core() || o.Cluster != "", "target %s: where the cluster is, is not told", o.Target)
+	if o.Metadata != "" {
+		faults = append(faults, o.namesFaults(t)...)
+		return errors.Join(faults...)
+	}
+	check(!t.mds(), "target %s: a metadata server has no data: want a load on names", o.Target)
+	check(o.Files == 0, "%d files: only a load on names has a number of files", o.Files)
 	check(slices.Contains(patterns, o.RW), "pattern %q: want one of %v", o.RW, patterns)
 	if t.server() {
 		check(o.Engine == Auto || o.Engine == Wire, "engine %q: a server is reached by connections, want auto", o.Engine)
@@ -154,30 +187,21 @@ func (o Options) Validate() error {
 		check(o.Size <= maxChunks*chunk.Size, "size %d: at most %d chunks of %d bytes a job", o.Size, maxChunks, chunk.Size)
 	} else if t.core() {
 		check(o.Engine == Auto || o.Engine == Sync, "engine %q: a cluster is reached by its client, want auto", o.Engine)
-		check(o.Cluster != "", "target %s: where the cluster is, is not told", o.Target)
 	} else {
 		check(slices.Contains([]Engine{Auto, Sync, URing}, o.Engine), "engine %q: want auto, sync or uring", o.Engine)
 	}
 	check(o.ReadPercent >= 0 && o.ReadPercent <= 100, "share of reads %d %%: want 0 to 100", o.ReadPercent)
 	check(o.BlockSize >= 1 && o.BlockSize <= maxBlockSize, "block size %d: want 1 to %d", o.BlockSize, maxBlockSize)
 	check(o.BlockSize%sectorSize == 0 || !o.Direct && !o.Verify, "block size %d: direct and verify want a multiple of %d", o.BlockSize, sectorSize)
-	check(o.Jobs >= 1 && o.Jobs <= maxJobs, "%d jobs: want 1 to %d", o.Jobs, maxJobs)
-	check(o.QD >= 1 && o.QD <= maxDepth, "depth %d: want 1 to %d", o.QD, maxDepth)
 	if len(faults) > 0 {
 		return errors.Join(faults...) // what follows calculates with them
 	}
-	check(o.Jobs*o.QD <= maxWorkers, "%d jobs of depth %d: at most %d operations under way", o.Jobs, o.QD, maxWorkers)
 	check(int64(o.Jobs*o.QD)*o.BlockSize <= maxBuffers, "%d jobs of depth %d and block size %d: at most %d bytes under way", o.Jobs, o.QD, o.BlockSize, maxBuffers)
 	check(o.Size >= o.BlockSize && o.Size <= math.MaxInt64/maxJobs, "size %d: want at least a block", o.Size)
-	check(o.Duration >= 0 && o.Duration <= maxDuration, "duration %v: want 0 to %v", o.Duration, maxDuration)
-	check(o.Rate >= 0 && o.Rate <= maxRate, "rate %v: want 0 to %v", o.Rate, maxRate)
-	check(slices.Contains([]Arrival{"", Fixed, Poisson}, o.Arrival), "arrival %q: want fixed or poisson", o.Arrival)
-	check(o.Arrival == "" || o.Rate > 0, "arrival %s: operations arrive only where a rate is given", o.Arrival)
 	if _, err := o.Dist.parse(1, 0); err != nil {
 		faults = append(faults, err)
 	}
 	check(o.Dist == "" || o.RW.random(), "distribution %s: pattern %s goes in order", o.Dist, o.RW)
-	check(o.FsyncEvery >= 0, "fsync every %d writes: want 0 or more", o.FsyncEvery)
 	if o.Verify {
 		blocks := o.Size / o.BlockSize
 		check(o.Target != "null", "target null keeps nothing to verify")
@@ -185,4 +209,23 @@ func (o Options) Validate() error {
 		check(blocks <= maxBlocks, "verify: %d blocks a job: at most %d", blocks, maxBlocks)
 	}
 	return errors.Join(faults...)
+}
+
+// namesFaults are the faults of a load on names.
+func (o *Options) namesFaults(t target) (faults []error) {
+	check := func(ok bool, format string, args ...any) {
+		if !ok {
+			faults = append(faults, fmt.Errorf(format, args...))
+		}
+	}
+	if _, err := o.Metadata.parse(); err != nil {
+		faults = append(faults, err)
+	}
+	check(t.hasNames(), "target %s: a load on names wants mount:DIR, mds:IP:PORT, cluster:NAME/PATH or null", o.Target)
+	check(o.RW == "" && o.BlockSize == 0 && o.Size == 0 && o.ReadPercent == 0 && o.Dist == "" && !o.Direct,
+		"metadata %q: a load on names has no pattern, distribution, sizes or direct I/O", o.Metadata)
+	check(o.Engine == Auto || o.Engine == Sync, "engine %q: operations on names are system calls or requests, want auto", o.Engine)
+	check(o.Files >= 2*o.QD && o.Files <= maxFiles, "%d files for depth %d: want twice as many files, and at most %d", o.Files, o.QD, maxFiles)
+	check(!o.Verify || !t.null(), "target null keeps nothing to verify")
+	return faults
 }

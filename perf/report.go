@@ -41,15 +41,24 @@ func (res *Result) WriteText(w io.Writer) error {
 // Describe says in words what the options ask for.
 func (o Options) Describe() string {
 	var b strings.Builder
+	if o.Metadata != "" {
+		mix, _ := o.Metadata.parse() // Validate has parsed it
+		fmt.Fprintf(&b, "%s on %s: depth %d, %s of %s files%s", mix, o.Target, o.QD, o.jobs(), humanize.Comma(int64(o.Files)), o.rate())
+		return b.String()
+	}
 	fmt.Fprintf(&b, "%s%s on %s: blocks of %s, depth %d, %s of %s, engine %s", o.RW, o.mix(), o.Target,
 		humanize.IBytes(uint64(o.BlockSize)), o.QD, o.jobs(), humanize.IBytes(uint64(o.Size)), o.Engine)
 	if o.Dist != "" && o.Dist != Uniform {
 		fmt.Fprintf(&b, ", blocks %s", o.Dist)
 	}
-	if o.Rate > 0 {
-		fmt.Fprintf(&b, ", %s operations a second (%s)", humanize.Comma(int64(o.Rate)), o.Arrival)
+	return b.String() + o.rate()
+}
+
+func (o *Options) rate() string {
+	if o.Rate == 0 {
+		return ""
 	}
-	return b.String()
+	return fmt.Sprintf(", %s operations a second (%s)", humanize.Comma(int64(o.Rate)), o.Arrival)
 }
 
 // mix is the share of reads where there are both.
@@ -109,12 +118,16 @@ func (res *Result) writeFaults(b *strings.Builder) {
 	if v == nil {
 		return
 	}
-	fmt.Fprintf(b, "\nverified %s blocks", humanize.Comma(v.Checked))
+	what := "blocks"
+	if res.Options.Metadata != "" {
+		what = "names"
+	}
+	fmt.Fprintf(b, "\nverified %s %s", humanize.Comma(v.Checked), what)
 	if v.ReadBack != "" {
 		fmt.Fprintf(b, " (read back: %s)", v.ReadBack)
 	}
 	if v.Faults() == 0 {
-		b.WriteString(": all hold what they should\n")
+		b.WriteString(": all as they should be\n")
 		return
 	}
 	fmt.Fprintf(b, ": %d lost, %d old, %d torn, %d misplaced, %d corrupt\n", v.Lost, v.Old, v.Torn, v.Misplaced, v.Corrupt)

@@ -62,10 +62,13 @@ func openAll(ctx context.Context, o *Options) ([]*job, error) {
 		return nil, fmt.Errorf("options: %w", err)
 	}
 	o.setDefaults()
-	o.Size -= o.Size % o.BlockSize
+	o.Size -= o.Size % max(o.BlockSize, 1)
 	t, err := parseTarget(o.Target)
 	if err != nil {
 		return nil, err
+	}
+	if o.Metadata != "" {
+		o.Engine = Sync
 	}
 	if o.Engine, err = chooseEngine(t, o.Engine); err != nil {
 		return nil, err
@@ -97,6 +100,9 @@ func closeAll(jobs []*job) error {
 // layOutAll writes the files that are to be read and are not there in full. What is verified while it is also written
 // is always laid out, so that every block has a known content.
 func layOutAll(ctx context.Context, o *Options, jobs []*job) error {
+	if o.Metadata != "" {
+		return prepareNames(ctx, jobs)
+	}
 	if !o.RW.reads() {
 		return nil
 	}
@@ -184,7 +190,7 @@ func measure(ctx context.Context, o *Options, jobs []*job, progress func(Progres
 		res.Missed += j.missed(elapsed)
 	}
 	if o.Verify {
-		if o.RW.writes() {
+		if o.RW.writes() || o.Metadata != "" {
 			sum.verify.ReadBack = "operations are stuck"
 			if !stuck {
 				sum.verify.ReadBack = readBack(ctx, o, jobs, sum)

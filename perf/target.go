@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"varve/internal/client"
 	"varve/internal/fserr"
 	"varve/internal/wire"
 
@@ -17,8 +18,9 @@ import (
 
 // A target is what the load goes to.
 type target struct {
-	kind string // mount, file, cs, cluster, null
+	kind string // mount, file, cs, mds, cluster, null
 	path string // or address
+	dir  string // of mds: below the root
 }
 
 func parseTarget(s string) (target, error) {
@@ -28,10 +30,13 @@ func parseTarget(s string) (target, error) {
 		return target{kind: kind}, nil
 	case found && path != "" && (kind == "mount" || kind == "file" || kind == "cs"):
 		return target{kind: kind, path: path}, nil
+	case found && path != "" && kind == "mds":
+		addr, dir, _ := strings.Cut(path, "/")
+		return target{kind: kind, path: addr, dir: dir}, nil
 	case found && kind == "cluster" && strings.Contains(path, "/"):
 		return target{kind: kind, path: path}, nil
 	}
-	return target{}, fmt.Errorf("target %q: want mount:DIR, file:PATH, cluster:NAME/PATH, cs:IP:PORT or null", s)
+	return target{}, fmt.Errorf("target %q: want mount:DIR, file:PATH, cluster:NAME/PATH, cs:IP:PORT, mds:IP:PORT[/PATH] or null", s)
 }
 
 // null reports whether operations end at once.
@@ -39,6 +44,12 @@ func (t target) null() bool { return t.kind == "null" }
 
 // server reports whether the target is a chunk server.
 func (t target) server() bool { return t.kind == "cs" }
+
+// mds reports whether the target is the metadata servers.
+func (t target) mds() bool { return t.kind == "mds" }
+
+// hasNames reports whether there can be a load on names.
+func (t target) hasNames() bool { return t.kind == "mount" || t.mds() || t.core() || t.null() }
 
 // core reports whether the target is a directory of a cluster, reached without a mount.
 func (t target) core() bool { return t.kind == "cluster" }
@@ -48,16 +59,19 @@ type file struct {
 	fd     int     // -1 if there is none
 	chunks *chunks // of a chunk server, else nil
 	core   *core   // of a cluster, else nil
+	names  *names  // of a load on names, which uses nothing else here
 	path   string
 	base   int64
 }
 
 // null reports whether operations end at once.
-func (f *file) null() bool { return f.fd < 0 && f.chunks == nil && f.core == nil }
+func (f *file) null() bool { return f.fd < 0 && f.chunks == nil && f.core == nil && f.names == nil }
 
 // open opens the file of a job.
 func (t target) open(ctx context.Context, job int, o *Options) (*file, error) {
 	switch {
+	case o.Metadata != "":
+		return t.openNames(ctx, job, o)
 	case t.null():
 		return &file{fd: -1}, nil
 	case t.server():
@@ -91,7 +105,48 @@ func (t target) open(ctx context.Context, job int, o *Options) (*file, error) {
 	return f, nil
 }
 
+// openNames opens the directory of a job.
+func (t target) openNames(ctx context.Context, job int, o *Options) (*file, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	var (
+		d    directory = nullDir{}
+		name           = o.dirName(job)
+		path           = name
+		err  error
+	)
+	switch t.kind {
+	case "mount":
+		path = filepath.Join(t.path, name)
+		d, err = openMountDir(path)
+	case "mds", "cluster":
+		dir := t.dir
+		var c *client.Client
+		if t.core() {
+			_, dir, _ = strings.Cut(t.path, "/")
+			c, err = dialCluster(ctx, o.Cluster)
+		} else {
+			c, err = dialMDS(ctx, t.path)
+		}
+		if err != nil {
+			return nil, err
+		}
+		path = filepath.Join("/", dir, name)
+		if d, err = openClientDir(ctx, c, dir, name); err != nil {
+			return nil, errors.Join(err, c.Close())
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	n, err := newNames(o, d, path)
+	return &file{fd: -1, names: n, path: path}, err
+}
+
 func (f *file) close() error {
+	if f.names != nil {
+		return f.names.dir.close()
+	}
 	if f.chunks != nil {
 		return f.chunks.remove()
 	}
@@ -137,6 +192,9 @@ func (f *file) transfer(kind opKind, p []byte, off int64) error {
 }
 
 func (f *file) sync() error {
+	if f.names != nil {
+		return f.names.dir.sync()
+	}
 	if f.chunks != nil {
 		return f.chunks.sync()
 	}

@@ -79,6 +79,12 @@ func readBack(ctx context.Context, o *Options, jobs []*job, r *recorder) string 
 	var wg sync.WaitGroup
 	for _, j := range jobs {
 		wg.Go(func() {
+			if j.names != nil {
+				if err := j.names.verify(j.n, r); err != nil {
+					r.failed(opList, fmt.Errorf("read back: %w", err))
+				}
+				return
+			}
 			if err := j.file.sync(); err != nil { // what is dirty cannot be forgotten
 				r.failed(opSync, err)
 			}

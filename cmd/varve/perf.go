@@ -39,7 +39,11 @@ func (a *app) perfRunCommand() *cobra.Command {
 		Long: "Read and write a target, and report how fast it was.\n\n" +
 			"Below mount:DIR each job has a file varve-perf.N, which is kept for the next run; in file:PATH, which may be a\n" +
 			"block device, each has a part, and writing destroys what is there. At cs:IP:PORT, one chunk server, each has chunks that\n" +
-			"belong to no file and are removed at the end, so nothing is destroyed. Ctrl-C ends the run and reports what ran.",
+			"belong to no file and are removed at the end, so nothing is destroyed.\n\n" +
+			"With --meta each job works in a directory of its own, varve-perf-names.N, below mount:DIR, in a cluster:NAME/PATH, or in a directory\n" +
+			"of the cluster that mds:IP:PORT belongs to: there each job is a session of its own, which asks the leader each time. A\n" +
+			"directory begins empty if its files are only created, half full if they are also used, and else full.\n\n" +
+			"Ctrl-C ends the run and reports what ran.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if f.profile != "" {
 				return a.perfProfile(cmd, f)
@@ -48,7 +52,8 @@ func (a *app) perfRunCommand() *cobra.Command {
 		},
 	}
 	fl, o := cmd.Flags(), &f.o
-	fl.StringVar(&o.Target, "target", "", "mount:DIR, file:PATH, cluster:NAME/PATH (a directory, without a mount), cs:IP:PORT (a chunk server) or null (the generator alone)")
+	fl.StringVar(&o.Target, "target", "", "mount:DIR, file:PATH, cluster:NAME/PATH (a directory, without a mount), cs:IP:PORT (a chunk server), "+
+		"mds:IP:PORT[/PATH] (metadata without a mount, with --meta) or null (the generator alone)")
 	f.loadFlags(cmd, 30*time.Second, "2g", 2)
 	fl.DurationVar(&f.budget, "budget", 0, "look for the highest rate at which this latency holds, with a run of --for at each rate")
 	fl.Float64Var(&f.percentile, "budget-percentile", 99, "with --budget: of how many of the operations, in percent")
@@ -64,6 +69,9 @@ func (f *perfFlags) loadFlags(cmd *cobra.Command, duration time.Duration, size s
 	fl, o := cmd.Flags(), &f.o
 	fl.DurationVar(&o.Duration, "for", duration, "how long; 0: as many operations as there are blocks")
 	fl.StringVar(&f.rw, "rw", string(perf.RandRead), "read, write, randread, randwrite or randrw")
+	fl.StringVar((*string)(&o.Metadata), "meta", "", "operations on names instead of reads and writes, and how often each: of create, stat, lookup, list, rename and delete,\n"+
+		"such as create:10,stat:80,delete:10, or one of them")
+	fl.IntVar(&o.Files, "files", 0, "with --meta: files of each job at most (default 1000)")
 	fl.IntVar(&o.ReadPercent, "mix", 50, "share of reads of randrw in percent")
 	fl.StringVar(&f.bs, "bs", "4k", "bytes of an operation; k, m and g are powers of 1024")
 	fl.IntVar(&o.QD, "qd", 32, "operations under way in each job")
@@ -80,9 +88,24 @@ func (f *perfFlags) loadFlags(cmd *cobra.Command, duration time.Duration, size s
 	fl.Uint64Var(&o.Seed, "seed", 0, "of the random order")
 }
 
+// dataFlags say how data is read and written.
+var dataFlags = []string{"rw", "mix", "bs", "size", "dist", "direct", "engine"}
+
 // options are the options of the load that the flags ask for.
-func (f *perfFlags) options() (perf.Options, error) {
+func (f *perfFlags) options(cmd *cobra.Command) (perf.Options, error) {
 	o := f.o
+	if o.Target == "" {
+		return o, errors.New("which target? Give --target mount:DIR, file:PATH, cluster:NAME/PATH, cs:IP:PORT, mds:IP:PORT[/PATH] or null")
+	}
+	if o.Metadata != "" {
+		for _, name := range dataFlags {
+			if cmd.Flags().Changed(name) {
+				return o, fmt.Errorf("--%s and --meta: operations on names have none", name)
+			}
+		}
+		o.ReadPercent = 0
+		return o, o.Validate()
+	}
 	o.RW, o.Engine = perf.RW(f.rw), perf.Engine(f.engine)
 	if o.RW != perf.RandRW {
 		o.ReadPercent = 0
@@ -90,9 +113,6 @@ func (f *perfFlags) options() (perf.Options, error) {
 	var errs [2]error
 	o.BlockSize, errs[0] = parseBytes("--bs", f.bs)
 	o.Size, errs[1] = parseBytes("--size", f.size)
-	if o.Target == "" {
-		return o, errors.New("which target? Give --target mount:DIR, file:PATH, cluster:NAME/PATH, cs:IP:PORT or null")
-	}
 	if err := errors.Join(errs[:]...); err != nil {
 		return o, err
 	}
@@ -103,7 +123,7 @@ func (a *app) perfRun(cmd *cobra.Command, f *perfFlags) error {
 	if err := a.clusterTarget(&f.o); err != nil {
 		return err
 	}
-	o, err := f.options()
+	o, err := f.options(cmd)
 	if err != nil {
 		return usagef("%w", err)
 	}

@@ -43,11 +43,11 @@ func (a *app) perfLayersCommand() *cobra.Command {
 	var rounds int
 	cmd := &cobra.Command{
 		Use: "layers", Short: "Do the same load at every layer of a cluster, to see which layer costs what", Args: noArgs,
-		Long: "Do the same load on nothing, on a file of a local directory, on one chunk server, on the core client without a mount, and on a\n" +
-			"mount, in turns, and print what each reaches. Processes on other hosts are not in the CPU.",
+		Long: "Do the same load on nothing, on a file of a local directory, on one chunk server (with --meta: the metadata servers), on the\n" +
+			"core client without a mount, and on a mount, in turns, and print what each reaches. Processes on other hosts are not in the CPU.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			f.o.Target = "null"
-			o, err := f.options()
+			o, err := f.options(cmd)
 			if err != nil {
 				return usagef("%w", err)
 			}
@@ -122,7 +122,11 @@ func (a *app) layers(ctx context.Context, o *perf.Options, mount, disk string) (
 	if err := a.clusterTarget(o); err != nil {
 		return nil, err
 	}
-	layers = append(layers, perf.Layer{Name: "chunk server", Target: "cs:" + addr}, perf.Layer{Name: "core client", Target: "cluster:/"})
+	below := perf.Layer{Name: "chunk server", Target: "cs:" + addr}
+	if o.Metadata != "" {
+		below = perf.Layer{Name: "metadata servers", Target: "mds:" + st.Leader}
+	}
+	layers = append(layers, below, perf.Layer{Name: "core client", Target: "cluster:/"})
 	if mount != "" {
 		layers = append(layers, perf.Layer{Name: "mount", Target: "mount:" + filepath.Clean(mount)})
 	}

@@ -30,7 +30,23 @@ func TestPerfLayers(t *testing.T) {
 		}
 	}
 	if names != "generator disk chunk server core client mount " {
-		t.Errorf("layers %s", names)
+		t.Fatalf("layers %s", names)
+	}
+	chunkServer := layers[2].Target
+	run(&layers, "layers", "--mount", "mnt", "--disk", ".", "--meta", "create:1,stat:2,list:1,rename:1,delete:1", "--qd", "2", "--files", "40", "--for", "200ms", "--rounds", "1")
+	for i, name := range []string{"generator", "disk", "metadata servers", "core client", "mount"} {
+		if i >= len(layers) || layers[i].Name != name || layers[i].Error != "" || layers[i].IOPS <= 0 {
+			t.Fatalf("on names: %+v, want %s", layers, name)
+		}
+	}
+	mds := layers[2].Target
+	var meta perf.Result
+	run(&meta, "run", "--target", mds, "--meta", "create:2,stat:1,lookup:2,list:1,rename:2,delete:2", "--files", "100", "--qd", "4", "--jobs", "3", "--for", "0s", "--verify")
+	if !meta.OK() || meta.Total.Count != 300 || meta.Verify.ReadBack != "done" || len(meta.Others) != 6 {
+		t.Errorf("%+v", meta)
+	}
+	if left := must(t, dir, "perf", "run", "--target", mds+"/varve-perf-names.0", "--meta", "list", "--for", "100ms"); !strings.Contains(left, "list") {
+		t.Errorf("a directory below: %s", left)
 	}
 	var res perf.Result
 	run(&res, "run", "--target", "cluster:/", "--size", "1m", "--qd", "4", "--for", "300ms", "--rw", "randrw", "--verify", "--fsync", "8")
@@ -43,5 +59,9 @@ func TestPerfLayers(t *testing.T) {
 	_, errs, code := varve(t, dir, append(cluster, "run", "--target", "cluster:/none/such", "--for", "100ms")...)
 	if code == 0 || !strings.Contains(errs, "none") {
 		t.Errorf("a directory that is not there: %d, %s", code, errs)
+	}
+	cs := strings.TrimPrefix(chunkServer, "cs:")
+	if _, errs, code = varve(t, dir, "perf", "run", "--target", "mds:"+cs, "--meta", "stat"); code == 0 || !strings.Contains(errs, "is it a metadata server?") {
+		t.Errorf("a chunk server: %d, %s", code, errs)
 	}
 }
