@@ -106,13 +106,6 @@ func (l *leadership) settleAll() {
 		st.Punching(add)
 	})
 	slices.Sort(inos)
-	l.mu.Lock()
-	for ino := range l.punchers {
-		if _, found := slices.BinarySearch(inos, ino); !found && len(inos) < garbageBatch {
-			delete(l.punchers, ino) // removed with its file
-		}
-	}
-	l.mu.Unlock()
 	for _, ino := range slices.Compact(inos) {
 		l.settleBehind(ino)
 	}

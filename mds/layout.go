@@ -41,7 +41,6 @@ func (l *leadership) changeLayout(ctx context.Context, req *msg.MetaRequest, ino
 	}
 	out, err := l.commit(ctx, req)
 	if err == nil && out.Code == fserr.OK {
-		l.notePunch(ino, session, out.Reply)
 		if d := req.GetDropReplica(); d != nil && out.Event != nil {
 			l.noteDropped(out.Event.GetReplicaDrop())
 			l.s.log.Info("replica dropped", "inode", ino, "chunk", id.ChunkID(d.Chunk), "cs", id.ServerID(d.Server), "session", session, "cause", d.Reason)
@@ -113,19 +112,9 @@ func (l *leadership) holdLayouts(ctx context.Context, ino id.Ino, asker id.Sessi
 }
 
 // punchedByAnother reports whether a punch is pending that another session is known to owe.
-func (l *leadership) punchedByAnother(ino id.Ino, asker id.SessionID) (pending bool) {
-	l.mu.Lock()
-	owner, known := l.punchers[ino]
-	l.mu.Unlock()
-	if !known || owner == asker || asker == 0 {
-		return false
-	}
-	l.s.fsm.view(func(st *state.State) {
-		if n, ok := st.Inode(ino); ok {
-			_, pending = n.Punch()
-		}
-	})
-	return pending
+func (l *leadership) punchedByAnother(ino id.Ino, asker id.SessionID) bool {
+	owner := l.puncher(ino)
+	return owner != 0 && owner != asker && asker != 0
 }
 
 // writeDone tells the other holders what was written, so that nothing older is in their caches when the writer is answered.

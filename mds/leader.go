@@ -48,7 +48,6 @@ type leadership struct {
 	busy     map[id.ChunkID]struct{}      // rebuilds under way
 	retry    map[id.ChunkID]backoff       // rebuilds that failed
 	short    map[id.ChunkID]time.Duration // degraded chunks, since when
-	punchers map[id.Ino]id.SessionID      // who punches the tail that its truncate left
 	locks    map[id.Ino]chan struct{}     // closed when locks on the inode are released
 	waiting  int                          // byte-range lock requests held
 
@@ -78,7 +77,7 @@ func newLeadership(s *Server) (*leadership, error) {
 		inflight: make(map[requestKey]chan struct{}), sessions: make(map[id.SessionID]*session), fences: make(map[id.SessionID]*fence),
 		servers: make(map[id.ServerID]*chunkServer), unknown: make(map[copyKey]time.Duration),
 		unclean: make(map[id.ChunkID]*uncleanChunk), mended: make(map[copyKey]time.Duration), busy: make(map[id.ChunkID]struct{}), retry: make(map[id.ChunkID]backoff),
-		short: make(map[id.ChunkID]time.Duration), punchers: make(map[id.Ino]id.SessionID), locks: make(map[id.Ino]chan struct{}),
+		short: make(map[id.ChunkID]time.Duration), locks: make(map[id.Ino]chan struct{}),
 	}
 	l.ctx, l.cancel = context.WithCancel(s.ctx)
 	l.prop = newProposer(s)

@@ -135,7 +135,6 @@ func (l *leadership) grant(ctx context.Context, req *msg.MetaRequest, ino id.Ino
 		}
 		if err == nil && out.Code == fserr.OK && out.Event != nil {
 			called = nil
-			l.notePunch(ino, session, out.Reply)
 		}
 		return out, false, err
 	}
@@ -310,19 +309,4 @@ func (l *leadership) unlinked(ino id.Ino) {
 		l.s.log.Warn("not every holder let go of a removed file", "inode", ino, "err", err)
 	}
 	l.upgradeHolders(ino)
-}
-
-// notePunch remembers who punches the tail that a truncate left.
-func (l *leadership) notePunch(ino id.Ino, session id.SessionID, reply *msg.MetaReply) {
-	if reply.GetSetAttr().GetPunch() || reply.GetOpen().GetPunch().GetPunch() {
-		l.mu.Lock()
-		l.punchers[ino] = session
-		l.mu.Unlock()
-	}
-}
-
-func (l *leadership) punched(ino id.Ino) {
-	l.mu.Lock()
-	delete(l.punchers, ino)
-	l.mu.Unlock()
 }

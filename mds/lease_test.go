@@ -103,6 +103,30 @@ func TestDeadPuncherIsReplaced(t *testing.T) {
 	}
 }
 
+// A new leader knows who was to punch: an open waits for nobody else who writes to the file.
+func TestDeadPuncherIsReplacedAfterAChangeOfLeader(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	_ = []*testChunks{newChunks(c), newChunks(c), newChunks(c)}
+	a, b, other := newClient(c), newClient(c), newClient(c)
+	ino := a.create("f", true).Attr.Ino
+	a.must(a.change(&msg.AllocChunk{Ino: ino, Count: 1}))
+	b.must(b.change(&msg.Open{Ino: ino, Want: msg.Want_WANT_WRITE}))
+	size := uint64(100000)
+	a.must(a.change(&msg.SetAttr{Ino: ino, Size: &size}))
+	size = 5000
+	a.must(a.change(&msg.SetAttr{Ino: ino, Size: &size}))
+	a.close()
+	c.kill(c.leaderIndex())
+	other.must(other.change(&msg.Open{Ino: ino, Want: msg.Want_WANT_WRITE}))
+	c.leader().fsm.view(func(st *state.State) {
+		if n, _ := st.Inode(id.Ino(ino)); n == nil || n.Nlink() == 0 {
+			t.Fatal("the file is gone")
+		} else if _, pending := n.Punch(); pending || st.Puncher(id.Ino(ino)) != 0 {
+			t.Error("the tail is not punched")
+		}
+	})
+}
+
 // What another mount writes behind the new end must not be wiped by the punch that is still to come.
 func TestLayoutWaitsForThePunch(t *testing.T) {
 	c := newCluster(t, 1, nil)

@@ -194,12 +194,6 @@ func (l *leadership) change(ctx context.Context, req *msg.MetaRequest) (decide.O
 			l.afterUnlink(out.Event)
 		}
 		return out, err
-	case *msg.MetaRequest_PunchDone:
-		out, err := l.commit(ctx, req)
-		if err == nil && out.Code == fserr.OK {
-			l.punched(id.Ino(op.PunchDone.Ino))
-		}
-		return out, err
 	}
 	return l.commit(ctx, req)
 }

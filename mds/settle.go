@@ -83,13 +83,10 @@ func (l *leadership) settleOnce(ctx context.Context, ino id.Ino) error {
 	return nil
 }
 
-// puncherAlive reports whether the session that truncated the inode may still punch it. A new leader does not know which one it
+// puncherAlive reports whether the session that truncated the inode may still punch it. Events of older versions do not say which one it
 // is: any that holds it for writing.
 func (l *leadership) puncherAlive(ino id.Ino) bool {
-	l.mu.Lock()
-	owner, known := l.punchers[ino]
-	l.mu.Unlock()
-	if known {
+	if owner := l.puncher(ino); owner != 0 {
 		_, ok := l.alive(owner)
 		return ok
 	}
@@ -101,6 +98,12 @@ func (l *leadership) puncherAlive(ino id.Ino) bool {
 		})
 	})
 	return alive
+}
+
+// puncher returns the session that owes the punch of the inode's tail, 0 if that is not known.
+func (l *leadership) puncher(ino id.Ino) (owner id.SessionID) {
+	l.s.fsm.view(func(st *state.State) { owner = st.Puncher(ino) })
+	return owner
 }
 
 // punchTail punches what a truncate left on all replicas, for the client that should have.
@@ -135,7 +138,6 @@ func (l *leadership) punchTail(ctx context.Context, ino id.Ino, tail state.Pendi
 	}
 	err := l.propose(&event.Event{Body: &event.Event_PunchDone{PunchDone: &event.PunchDone{Ino: uint64(ino)}}}, "punched for a dead client")
 	if err == nil {
-		l.punched(ino)
 		l.s.log.Info("tail punched for a dead client", "inode", ino, "chunk", tail.Index)
 	}
 	return err

@@ -146,6 +146,9 @@ func (d *decider) resize(op *msg.SetAttr, n *state.Inode, ev *event.SetAttr) fse
 		return fserr.NotReady
 	}
 	ev.Size = op.Size
+	if *op.Size < n.Size && *op.Size%chunk.Size != 0 {
+		ev.Puncher = d.req.Session // of the tail, if the size cuts into a chunk
+	}
 	if ev.Mtime == nil {
 		ev.Mtime = &d.env.Now
 	}

@@ -25,7 +25,8 @@ func Layout(s *state.State, env *Env, ino id.Ino, first, count uint32) *msg.Layo
 		Version: uint64(s.Index()), First: first, Count: min(count, maxLayout), Min: p.Min, Norm: p.Norm,
 	}
 	s.Chunks(ino, first, r.Count, func(c *state.Chunk) bool {
-		x := &msg.Chunk{Index: c.Index(), Id: uint64(c.ID), Epoch: uint64(c.Epoch()), Replicas: make([]*msg.Replica, c.Len())}
+		x := &msg.Chunk{Index: c.Index(), Id: uint64(c.ID), Epoch: uint64(c.Epoch()), Lost: uint64(s.Lost(c.ID)),
+			Replicas: make([]*msg.Replica, c.Len())}
 		for i := range x.Replicas {
 			m := c.Replica(i)
 			addr, _ := env.Servers(m.Server)

@@ -55,6 +55,10 @@ func Kind(e *Event) string {
 		return "punch-done"
 	case *Event_Settled:
 		return "settled"
+	case *Event_ReplicaAccept:
+		return "replica-accept"
+	case *Event_BadBlocks:
+		return "bad-blocks"
 	case *Event_ServerAdd:
 		return "server-add"
 	case *Event_ServerUpdate:

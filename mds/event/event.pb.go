@@ -132,7 +132,7 @@ func (x ServerMode_Mode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ServerMode_Mode.Descriptor instead.
 func (ServerMode_Mode) EnumDescriptor() ([]byte, []int) {
-	return file_event_proto_rawDescGZIP(), []int{28, 0}
+	return file_event_proto_rawDescGZIP(), []int{30, 0}
 }
 
 // Batch is one Raft entry.
@@ -209,6 +209,8 @@ type Event struct {
 	//	*Event_Purged
 	//	*Event_PunchDone
 	//	*Event_Settled
+	//	*Event_ReplicaAccept
+	//	*Event_BadBlocks
 	//	*Event_ServerAdd
 	//	*Event_ServerUpdate
 	//	*Event_ServerRetire
@@ -479,6 +481,24 @@ func (x *Event) GetSettled() *Settled {
 	return nil
 }
 
+func (x *Event) GetReplicaAccept() *ReplicaAccept {
+	if x != nil {
+		if x, ok := x.Body.(*Event_ReplicaAccept); ok {
+			return x.ReplicaAccept
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetBadBlocks() *BadBlocks {
+	if x != nil {
+		if x, ok := x.Body.(*Event_BadBlocks); ok {
+			return x.BadBlocks
+		}
+	}
+	return nil
+}
+
 func (x *Event) GetServerAdd() *ServerAdd {
 	if x != nil {
 		if x, ok := x.Body.(*Event_ServerAdd); ok {
@@ -652,6 +672,14 @@ type Event_Settled struct {
 	Settled *Settled `protobuf:"bytes,47,opt,name=settled,proto3,oneof"`
 }
 
+type Event_ReplicaAccept struct {
+	ReplicaAccept *ReplicaAccept `protobuf:"bytes,48,opt,name=replica_accept,json=replicaAccept,proto3,oneof"`
+}
+
+type Event_BadBlocks struct {
+	BadBlocks *BadBlocks `protobuf:"bytes,49,opt,name=bad_blocks,json=badBlocks,proto3,oneof"`
+}
+
 type Event_ServerAdd struct {
 	ServerAdd *ServerAdd `protobuf:"bytes,60,opt,name=server_add,json=serverAdd,proto3,oneof"`
 }
@@ -731,6 +759,10 @@ func (*Event_Purged) isEvent_Body() {}
 func (*Event_PunchDone) isEvent_Body() {}
 
 func (*Event_Settled) isEvent_Body() {}
+
+func (*Event_ReplicaAccept) isEvent_Body() {}
+
+func (*Event_BadBlocks) isEvent_Body() {}
 
 func (*Event_ServerAdd) isEvent_Body() {}
 
@@ -1437,6 +1469,7 @@ type SetAttr struct {
 	Atime         *int64                 `protobuf:"varint,6,opt,name=atime,proto3,oneof" json:"atime,omitempty"`
 	Mtime         *int64                 `protobuf:"varint,7,opt,name=mtime,proto3,oneof" json:"mtime,omitempty"`
 	Offset        *uint64                `protobuf:"varint,8,opt,name=offset,proto3,oneof" json:"offset,omitempty"` // Append: the range [offset, size) is reserved for the cause's session; part of the outcome
+	Puncher       uint64                 `protobuf:"varint,9,opt,name=puncher,proto3" json:"puncher,omitempty"`     // the session that punches the tail, if there is one left; 0: not known
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1523,6 +1556,13 @@ func (x *SetAttr) GetMtime() int64 {
 func (x *SetAttr) GetOffset() uint64 {
 	if x != nil && x.Offset != nil {
 		return *x.Offset
+	}
+	return 0
+}
+
+func (x *SetAttr) GetPuncher() uint64 {
+	if x != nil {
+		return x.Puncher
 	}
 	return 0
 }
@@ -2132,6 +2172,139 @@ func (x *ReplicaSync) GetEpoch() uint64 {
 	return 0
 }
 
+// No replica of the chunk has for certain what was written and not flushed before its servers lost power, and the server's is the
+// truth from the epoch (old + 1) on. Others in sync join again. The chunk remembers the epoch: a client that wrote before it and has not
+// flushed since is told so.
+type ReplicaAccept struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chunk         uint64                 `protobuf:"varint,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	Server        uint32                 `protobuf:"varint,2,opt,name=server,proto3" json:"server,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplicaAccept) Reset() {
+	*x = ReplicaAccept{}
+	mi := &file_event_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplicaAccept) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplicaAccept) ProtoMessage() {}
+
+func (x *ReplicaAccept) ProtoReflect() protoreflect.Message {
+	mi := &file_event_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplicaAccept.ProtoReflect.Descriptor instead.
+func (*ReplicaAccept) Descriptor() ([]byte, []int) {
+	return file_event_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ReplicaAccept) GetChunk() uint64 {
+	if x != nil {
+		return x.Chunk
+	}
+	return 0
+}
+
+func (x *ReplicaAccept) GetServer() uint32 {
+	if x != nil {
+		return x.Server
+	}
+	return 0
+}
+
+func (x *ReplicaAccept) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+// The server found that these blocks of 4 KiB of its replica do not match their checksums, or cannot be read, and gives them to nobody.
+// Nothing changes by it: a ReplicaJoin that follows has them written anew. cause is for people.
+type BadBlocks struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chunk         uint64                 `protobuf:"varint,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	Server        uint32                 `protobuf:"varint,2,opt,name=server,proto3" json:"server,omitempty"`
+	Blocks        []uint32               `protobuf:"varint,3,rep,packed,name=blocks,proto3" json:"blocks,omitempty"`
+	Cause         string                 `protobuf:"bytes,4,opt,name=cause,proto3" json:"cause,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BadBlocks) Reset() {
+	*x = BadBlocks{}
+	mi := &file_event_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BadBlocks) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BadBlocks) ProtoMessage() {}
+
+func (x *BadBlocks) ProtoReflect() protoreflect.Message {
+	mi := &file_event_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BadBlocks.ProtoReflect.Descriptor instead.
+func (*BadBlocks) Descriptor() ([]byte, []int) {
+	return file_event_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *BadBlocks) GetChunk() uint64 {
+	if x != nil {
+		return x.Chunk
+	}
+	return 0
+}
+
+func (x *BadBlocks) GetServer() uint32 {
+	if x != nil {
+		return x.Server
+	}
+	return 0
+}
+
+func (x *BadBlocks) GetBlocks() []uint32 {
+	if x != nil {
+		return x.Blocks
+	}
+	return nil
+}
+
+func (x *BadBlocks) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
 // The server is given up: it leaves the replica sets of all chunks in which another one is in sync; each of their
 // epochs rises by one.
 type ServerLost struct {
@@ -2143,7 +2316,7 @@ type ServerLost struct {
 
 func (x *ServerLost) Reset() {
 	*x = ServerLost{}
-	mi := &file_event_proto_msgTypes[21]
+	mi := &file_event_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2155,7 +2328,7 @@ func (x *ServerLost) String() string {
 func (*ServerLost) ProtoMessage() {}
 
 func (x *ServerLost) ProtoReflect() protoreflect.Message {
-	mi := &file_event_proto_msgTypes[21]
+	mi := &file_event_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2168,7 +2341,7 @@ func (x *ServerLost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerLost.ProtoReflect.Descriptor instead.
 func (*ServerLost) Descriptor() ([]byte, []int) {
-	return file_event_proto_rawDescGZIP(), []int{21}
+	return file_event_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ServerLost) GetServer() uint32 {
@@ -2189,7 +2362,7 @@ type Purged struct {
 
 func (x *Purged) Reset() {
 	*x = Purged{}
-	mi := &file_event_proto_msgTypes[22]
+	mi := &file_event_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2201,7 +2374,7 @@ func (x *Purged) String() string {
 func (*Purged) ProtoMessage() {}
 
 func (x *Purged) ProtoReflect() protoreflect.Message {
-	mi := &file_event_proto_msgTypes[22]
+	mi := &file_event_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2214,7 +2387,7 @@ func (x *Purged) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Purged.ProtoReflect.Descriptor instead.
 func (*Purged) Descriptor() ([]byte, []int) {
-	return file_event_proto_rawDescGZIP(), []int{22}
+	return file_event_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Purged) GetServer() uint32 {
@@ -2241,7 +2414,7 @@ type PunchDone struct {
 
 func (x *PunchDone) Reset() {
 	*x = PunchDone{}
-	mi := &file_event_proto_msgTypes[23]
+	mi := &file_event_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2253,7 +2426,7 @@ func (x *PunchDone) String() string {
 func (*PunchDone) ProtoMessage() {}
 
 func (x *PunchDone) ProtoReflect() protoreflect.Message {
-	mi := &file_event_proto_msgTypes[23]
+	mi := &file_event_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2266,7 +2439,7 @@ func (x *PunchDone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PunchDone.ProtoReflect.Descriptor instead.
 func (*PunchDone) Descriptor() ([]byte, []int) {
-	return file_event_proto_rawDescGZIP(), []int{23}
+	return file_event_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PunchDone) GetIno() uint64 {
@@ -2286,7 +2459,7 @@ type Settled struct {
 
 func (x *Settled) Reset() {
 	*x = Settled{}
-	mi := &file_event_proto_msgTypes[24]
+	mi := &file_event_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2298,7 +2471,7 @@ func (x *Settled) String() string {
 func (*Settled) ProtoMessage() {}
 
 func (x *Settled) ProtoReflect() protoreflect.Message {
-	mi := &file_event_proto_msgTypes[24]
+	mi := &file_event_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2311,7 +2484,7 @@ func (x *Settled) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Settled.ProtoReflect.Descriptor instead.
 func (*Settled) Descriptor() ([]byte, []int) {
-	return file_event_proto_rawDescGZIP(), []int{24}
+	return file_event_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Settled) GetIno() uint64 {
@@ -2336,7 +2509,7 @@ type ServerAdd struct {
 
 func (x *ServerAdd) Reset() {
 	*x = ServerAdd{}
-	mi := &file_event_proto_msgTypes[25]
+	mi := &file_event_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2348,7 +2521,7 @@ func (x *ServerAdd) String() string {
 func (*ServerAdd) ProtoMessage() {}
 
 func (x *ServerAdd) ProtoReflect() protoreflect.Message {
-	mi := &file_event_proto_msgTypes[25]
+	mi := &file_event_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2361,7 +2534,7 @@ func (x *ServerAdd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerAdd.ProtoReflect.Descriptor instead.
 func (*ServerAdd) Descriptor() ([]byte, []int) {
-	return file_event_proto_rawDescGZIP(), []int{25}
+	return file_event_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ServerAdd) GetId() uint32 {
@@ -2420,7 +2593,7 @@ type ServerUpdate struct {
 
 func (x *ServerUpdate) Reset() {
 	*x = ServerUpdate{}
-	mi := &file_event_proto_msgTypes[26]
+	mi := &file_event_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2432,7 +2605,7 @@ func (x *ServerUpdate) String() string {
 func (*ServerUpdate) ProtoMessage() {}
 
 func (x *ServerUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_event_proto_msgTypes[26]
+	mi := &file_event_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2445,7 +2618,7 @@ func (x *ServerUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerUpdate.ProtoReflect.Descriptor instead.
 func (*ServerUpdate) Descriptor() ([]byte, []int) {
-	return file_event_proto_rawDescGZIP(), []int{26}
+	return file_event_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ServerUpdate) GetId() uint32 {
@@ -2493,7 +2666,7 @@ type ServerRetire struct {
 
 func (x *ServerRetire) Reset() {
 	*x = ServerRetire{}
-	mi := &file_event_proto_msgTypes[27]
+	mi := &file_event_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2505,7 +2678,7 @@ func (x *ServerRetire) String() string {
 func (*ServerRetire) ProtoMessage() {}
 
 func (x *ServerRetire) ProtoReflect() protoreflect.Message {
-	mi := &file_event_proto_msgTypes[27]
+	mi := &file_event_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2518,7 +2691,7 @@ func (x *ServerRetire) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerRetire.ProtoReflect.Descriptor instead.
 func (*ServerRetire) Descriptor() ([]byte, []int) {
-	return file_event_proto_rawDescGZIP(), []int{27}
+	return file_event_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ServerRetire) GetId() uint32 {
@@ -2539,7 +2712,7 @@ type ServerMode struct {
 
 func (x *ServerMode) Reset() {
 	*x = ServerMode{}
-	mi := &file_event_proto_msgTypes[28]
+	mi := &file_event_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2551,7 +2724,7 @@ func (x *ServerMode) String() string {
 func (*ServerMode) ProtoMessage() {}
 
 func (x *ServerMode) ProtoReflect() protoreflect.Message {
-	mi := &file_event_proto_msgTypes[28]
+	mi := &file_event_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2564,7 +2737,7 @@ func (x *ServerMode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerMode.ProtoReflect.Descriptor instead.
 func (*ServerMode) Descriptor() ([]byte, []int) {
-	return file_event_proto_rawDescGZIP(), []int{28}
+	return file_event_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ServerMode) GetId() uint32 {
@@ -2593,7 +2766,7 @@ type MetaAdd struct {
 
 func (x *MetaAdd) Reset() {
 	*x = MetaAdd{}
-	mi := &file_event_proto_msgTypes[29]
+	mi := &file_event_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2605,7 +2778,7 @@ func (x *MetaAdd) String() string {
 func (*MetaAdd) ProtoMessage() {}
 
 func (x *MetaAdd) ProtoReflect() protoreflect.Message {
-	mi := &file_event_proto_msgTypes[29]
+	mi := &file_event_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2618,7 +2791,7 @@ func (x *MetaAdd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaAdd.ProtoReflect.Descriptor instead.
 func (*MetaAdd) Descriptor() ([]byte, []int) {
-	return file_event_proto_rawDescGZIP(), []int{29}
+	return file_event_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *MetaAdd) GetId() uint32 {
@@ -2652,7 +2825,7 @@ type MetaUpdate struct {
 
 func (x *MetaUpdate) Reset() {
 	*x = MetaUpdate{}
-	mi := &file_event_proto_msgTypes[30]
+	mi := &file_event_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2664,7 +2837,7 @@ func (x *MetaUpdate) String() string {
 func (*MetaUpdate) ProtoMessage() {}
 
 func (x *MetaUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_event_proto_msgTypes[30]
+	mi := &file_event_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2677,7 +2850,7 @@ func (x *MetaUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaUpdate.ProtoReflect.Descriptor instead.
 func (*MetaUpdate) Descriptor() ([]byte, []int) {
-	return file_event_proto_rawDescGZIP(), []int{30}
+	return file_event_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *MetaUpdate) GetId() uint32 {
@@ -2703,7 +2876,7 @@ type MetaRemove struct {
 
 func (x *MetaRemove) Reset() {
 	*x = MetaRemove{}
-	mi := &file_event_proto_msgTypes[31]
+	mi := &file_event_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2715,7 +2888,7 @@ func (x *MetaRemove) String() string {
 func (*MetaRemove) ProtoMessage() {}
 
 func (x *MetaRemove) ProtoReflect() protoreflect.Message {
-	mi := &file_event_proto_msgTypes[31]
+	mi := &file_event_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2728,7 +2901,7 @@ func (x *MetaRemove) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaRemove.ProtoReflect.Descriptor instead.
 func (*MetaRemove) Descriptor() ([]byte, []int) {
-	return file_event_proto_rawDescGZIP(), []int{31}
+	return file_event_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *MetaRemove) GetId() uint32 {
@@ -2749,7 +2922,7 @@ type ConfigSet struct {
 
 func (x *ConfigSet) Reset() {
 	*x = ConfigSet{}
-	mi := &file_event_proto_msgTypes[32]
+	mi := &file_event_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2761,7 +2934,7 @@ func (x *ConfigSet) String() string {
 func (*ConfigSet) ProtoMessage() {}
 
 func (x *ConfigSet) ProtoReflect() protoreflect.Message {
-	mi := &file_event_proto_msgTypes[32]
+	mi := &file_event_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2774,7 +2947,7 @@ func (x *ConfigSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigSet.ProtoReflect.Descriptor instead.
 func (*ConfigSet) Descriptor() ([]byte, []int) {
-	return file_event_proto_rawDescGZIP(), []int{32}
+	return file_event_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ConfigSet) GetKey() string {
@@ -2804,7 +2977,7 @@ type Digest struct {
 
 func (x *Digest) Reset() {
 	*x = Digest{}
-	mi := &file_event_proto_msgTypes[33]
+	mi := &file_event_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2816,7 +2989,7 @@ func (x *Digest) String() string {
 func (*Digest) ProtoMessage() {}
 
 func (x *Digest) ProtoReflect() protoreflect.Message {
-	mi := &file_event_proto_msgTypes[33]
+	mi := &file_event_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2829,7 +3002,7 @@ func (x *Digest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Digest.ProtoReflect.Descriptor instead.
 func (*Digest) Descriptor() ([]byte, []int) {
-	return file_event_proto_rawDescGZIP(), []int{33}
+	return file_event_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Digest) GetIndex() uint64 {
@@ -2864,7 +3037,7 @@ type LeaseSet_Entry struct {
 
 func (x *LeaseSet_Entry) Reset() {
 	*x = LeaseSet_Entry{}
-	mi := &file_event_proto_msgTypes[34]
+	mi := &file_event_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2876,7 +3049,7 @@ func (x *LeaseSet_Entry) String() string {
 func (*LeaseSet_Entry) ProtoMessage() {}
 
 func (x *LeaseSet_Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_event_proto_msgTypes[34]
+	mi := &file_event_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2925,7 +3098,7 @@ type ChunkAlloc_Entry struct {
 
 func (x *ChunkAlloc_Entry) Reset() {
 	*x = ChunkAlloc_Entry{}
-	mi := &file_event_proto_msgTypes[35]
+	mi := &file_event_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2937,7 +3110,7 @@ func (x *ChunkAlloc_Entry) String() string {
 func (*ChunkAlloc_Entry) ProtoMessage() {}
 
 func (x *ChunkAlloc_Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_event_proto_msgTypes[35]
+	mi := &file_event_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2991,7 +3164,7 @@ type ReplicaDrop_Entry struct {
 
 func (x *ReplicaDrop_Entry) Reset() {
 	*x = ReplicaDrop_Entry{}
-	mi := &file_event_proto_msgTypes[36]
+	mi := &file_event_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3003,7 +3176,7 @@ func (x *ReplicaDrop_Entry) String() string {
 func (*ReplicaDrop_Entry) ProtoMessage() {}
 
 func (x *ReplicaDrop_Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_event_proto_msgTypes[36]
+	mi := &file_event_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3039,7 +3212,7 @@ const file_event_proto_rawDesc = "" +
 	"\n" +
 	"\vevent.proto\x12\vvarve.event\"3\n" +
 	"\x05Batch\x12*\n" +
-	"\x06events\x18\x01 \x03(\v2\x12.varve.event.EventR\x06events\"\xcc\x0e\n" +
+	"\x06events\x18\x01 \x03(\v2\x12.varve.event.EventR\x06events\"\xca\x0f\n" +
 	"\x05Event\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04time\x18\x02 \x01(\x03R\x04time\x12(\n" +
@@ -3070,7 +3243,10 @@ const file_event_proto_rawDesc = "" +
 	"\x06purged\x18- \x01(\v2\x13.varve.event.PurgedH\x00R\x06purged\x127\n" +
 	"\n" +
 	"punch_done\x18. \x01(\v2\x16.varve.event.PunchDoneH\x00R\tpunchDone\x120\n" +
-	"\asettled\x18/ \x01(\v2\x14.varve.event.SettledH\x00R\asettled\x127\n" +
+	"\asettled\x18/ \x01(\v2\x14.varve.event.SettledH\x00R\asettled\x12C\n" +
+	"\x0ereplica_accept\x180 \x01(\v2\x1a.varve.event.ReplicaAcceptH\x00R\rreplicaAccept\x127\n" +
+	"\n" +
+	"bad_blocks\x181 \x01(\v2\x16.varve.event.BadBlocksH\x00R\tbadBlocks\x127\n" +
 	"\n" +
 	"server_add\x18< \x01(\v2\x16.varve.event.ServerAddH\x00R\tserverAdd\x12@\n" +
 	"\rserver_update\x18= \x01(\v2\x19.varve.event.ServerUpdateH\x00R\fserverUpdate\x12@\n" +
@@ -3144,7 +3320,7 @@ const file_event_proto_rawDesc = "" +
 	"new_parent\x18\x04 \x01(\x04R\tnewParent\x12\x19\n" +
 	"\bnew_name\x18\x05 \x01(\fR\anewName\x12\x1a\n" +
 	"\breplaced\x18\x06 \x01(\x04R\breplaced\x12\x1a\n" +
-	"\bexchange\x18\a \x01(\bR\bexchange\"\x8f\x02\n" +
+	"\bexchange\x18\a \x01(\bR\bexchange\"\xa9\x02\n" +
 	"\aSetAttr\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x17\n" +
 	"\x04perm\x18\x02 \x01(\rH\x00R\x04perm\x88\x01\x01\x12\x15\n" +
@@ -3153,7 +3329,8 @@ const file_event_proto_rawDesc = "" +
 	"\x04size\x18\x05 \x01(\x04H\x03R\x04size\x88\x01\x01\x12\x19\n" +
 	"\x05atime\x18\x06 \x01(\x03H\x04R\x05atime\x88\x01\x01\x12\x19\n" +
 	"\x05mtime\x18\a \x01(\x03H\x05R\x05mtime\x88\x01\x01\x12\x1b\n" +
-	"\x06offset\x18\b \x01(\x04H\x06R\x06offset\x88\x01\x01B\a\n" +
+	"\x06offset\x18\b \x01(\x04H\x06R\x06offset\x88\x01\x01\x12\x18\n" +
+	"\apuncher\x18\t \x01(\x04R\apuncherB\a\n" +
 	"\x05_permB\x06\n" +
 	"\x04_uidB\x06\n" +
 	"\x04_gidB\a\n" +
@@ -3217,7 +3394,16 @@ const file_event_proto_rawDesc = "" +
 	"\vReplicaSync\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\x04R\x05chunk\x12\x16\n" +
 	"\x06server\x18\x02 \x01(\rR\x06server\x12\x14\n" +
-	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\"$\n" +
+	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\"S\n" +
+	"\rReplicaAccept\x12\x14\n" +
+	"\x05chunk\x18\x01 \x01(\x04R\x05chunk\x12\x16\n" +
+	"\x06server\x18\x02 \x01(\rR\x06server\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\"g\n" +
+	"\tBadBlocks\x12\x14\n" +
+	"\x05chunk\x18\x01 \x01(\x04R\x05chunk\x12\x16\n" +
+	"\x06server\x18\x02 \x01(\rR\x06server\x12\x16\n" +
+	"\x06blocks\x18\x03 \x03(\rR\x06blocks\x12\x14\n" +
+	"\x05cause\x18\x04 \x01(\tR\x05cause\"$\n" +
 	"\n" +
 	"ServerLost\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\rR\x06server\"8\n" +
@@ -3286,7 +3472,7 @@ func file_event_proto_rawDescGZIP() []byte {
 }
 
 var file_event_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_event_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_event_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_event_proto_goTypes = []any{
 	(SessionClose_Kind)(0),    // 0: varve.event.SessionClose.Kind
 	(ServerMode_Mode)(0),      // 1: varve.event.ServerMode.Mode
@@ -3311,22 +3497,24 @@ var file_event_proto_goTypes = []any{
 	(*ReplicaDrop)(nil),       // 20: varve.event.ReplicaDrop
 	(*ReplicaJoin)(nil),       // 21: varve.event.ReplicaJoin
 	(*ReplicaSync)(nil),       // 22: varve.event.ReplicaSync
-	(*ServerLost)(nil),        // 23: varve.event.ServerLost
-	(*Purged)(nil),            // 24: varve.event.Purged
-	(*PunchDone)(nil),         // 25: varve.event.PunchDone
-	(*Settled)(nil),           // 26: varve.event.Settled
-	(*ServerAdd)(nil),         // 27: varve.event.ServerAdd
-	(*ServerUpdate)(nil),      // 28: varve.event.ServerUpdate
-	(*ServerRetire)(nil),      // 29: varve.event.ServerRetire
-	(*ServerMode)(nil),        // 30: varve.event.ServerMode
-	(*MetaAdd)(nil),           // 31: varve.event.MetaAdd
-	(*MetaUpdate)(nil),        // 32: varve.event.MetaUpdate
-	(*MetaRemove)(nil),        // 33: varve.event.MetaRemove
-	(*ConfigSet)(nil),         // 34: varve.event.ConfigSet
-	(*Digest)(nil),            // 35: varve.event.Digest
-	(*LeaseSet_Entry)(nil),    // 36: varve.event.LeaseSet.Entry
-	(*ChunkAlloc_Entry)(nil),  // 37: varve.event.ChunkAlloc.Entry
-	(*ReplicaDrop_Entry)(nil), // 38: varve.event.ReplicaDrop.Entry
+	(*ReplicaAccept)(nil),     // 23: varve.event.ReplicaAccept
+	(*BadBlocks)(nil),         // 24: varve.event.BadBlocks
+	(*ServerLost)(nil),        // 25: varve.event.ServerLost
+	(*Purged)(nil),            // 26: varve.event.Purged
+	(*PunchDone)(nil),         // 27: varve.event.PunchDone
+	(*Settled)(nil),           // 28: varve.event.Settled
+	(*ServerAdd)(nil),         // 29: varve.event.ServerAdd
+	(*ServerUpdate)(nil),      // 30: varve.event.ServerUpdate
+	(*ServerRetire)(nil),      // 31: varve.event.ServerRetire
+	(*ServerMode)(nil),        // 32: varve.event.ServerMode
+	(*MetaAdd)(nil),           // 33: varve.event.MetaAdd
+	(*MetaUpdate)(nil),        // 34: varve.event.MetaUpdate
+	(*MetaRemove)(nil),        // 35: varve.event.MetaRemove
+	(*ConfigSet)(nil),         // 36: varve.event.ConfigSet
+	(*Digest)(nil),            // 37: varve.event.Digest
+	(*LeaseSet_Entry)(nil),    // 38: varve.event.LeaseSet.Entry
+	(*ChunkAlloc_Entry)(nil),  // 39: varve.event.ChunkAlloc.Entry
+	(*ReplicaDrop_Entry)(nil), // 40: varve.event.ReplicaDrop.Entry
 }
 var file_event_proto_depIdxs = []int32{
 	3,  // 0: varve.event.Batch.events:type_name -> varve.event.Event
@@ -3349,30 +3537,32 @@ var file_event_proto_depIdxs = []int32{
 	20, // 17: varve.event.Event.replica_drop:type_name -> varve.event.ReplicaDrop
 	21, // 18: varve.event.Event.replica_join:type_name -> varve.event.ReplicaJoin
 	22, // 19: varve.event.Event.replica_sync:type_name -> varve.event.ReplicaSync
-	23, // 20: varve.event.Event.server_lost:type_name -> varve.event.ServerLost
-	24, // 21: varve.event.Event.purged:type_name -> varve.event.Purged
-	25, // 22: varve.event.Event.punch_done:type_name -> varve.event.PunchDone
-	26, // 23: varve.event.Event.settled:type_name -> varve.event.Settled
-	27, // 24: varve.event.Event.server_add:type_name -> varve.event.ServerAdd
-	28, // 25: varve.event.Event.server_update:type_name -> varve.event.ServerUpdate
-	29, // 26: varve.event.Event.server_retire:type_name -> varve.event.ServerRetire
-	31, // 27: varve.event.Event.meta_add:type_name -> varve.event.MetaAdd
-	33, // 28: varve.event.Event.meta_remove:type_name -> varve.event.MetaRemove
-	32, // 29: varve.event.Event.meta_update:type_name -> varve.event.MetaUpdate
-	34, // 30: varve.event.Event.config_set:type_name -> varve.event.ConfigSet
-	35, // 31: varve.event.Event.digest:type_name -> varve.event.Digest
-	30, // 32: varve.event.Event.server_mode:type_name -> varve.event.ServerMode
-	0,  // 33: varve.event.SessionClose.kind:type_name -> varve.event.SessionClose.Kind
-	36, // 34: varve.event.LeaseSet.entries:type_name -> varve.event.LeaseSet.Entry
-	13, // 35: varve.event.LeaseSet.attr:type_name -> varve.event.SetAttr
-	37, // 36: varve.event.ChunkAlloc.chunks:type_name -> varve.event.ChunkAlloc.Entry
-	38, // 37: varve.event.ReplicaDrop.chunks:type_name -> varve.event.ReplicaDrop.Entry
-	1,  // 38: varve.event.ServerMode.mode:type_name -> varve.event.ServerMode.Mode
-	39, // [39:39] is the sub-list for method output_type
-	39, // [39:39] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	25, // 20: varve.event.Event.server_lost:type_name -> varve.event.ServerLost
+	26, // 21: varve.event.Event.purged:type_name -> varve.event.Purged
+	27, // 22: varve.event.Event.punch_done:type_name -> varve.event.PunchDone
+	28, // 23: varve.event.Event.settled:type_name -> varve.event.Settled
+	23, // 24: varve.event.Event.replica_accept:type_name -> varve.event.ReplicaAccept
+	24, // 25: varve.event.Event.bad_blocks:type_name -> varve.event.BadBlocks
+	29, // 26: varve.event.Event.server_add:type_name -> varve.event.ServerAdd
+	30, // 27: varve.event.Event.server_update:type_name -> varve.event.ServerUpdate
+	31, // 28: varve.event.Event.server_retire:type_name -> varve.event.ServerRetire
+	33, // 29: varve.event.Event.meta_add:type_name -> varve.event.MetaAdd
+	35, // 30: varve.event.Event.meta_remove:type_name -> varve.event.MetaRemove
+	34, // 31: varve.event.Event.meta_update:type_name -> varve.event.MetaUpdate
+	36, // 32: varve.event.Event.config_set:type_name -> varve.event.ConfigSet
+	37, // 33: varve.event.Event.digest:type_name -> varve.event.Digest
+	32, // 34: varve.event.Event.server_mode:type_name -> varve.event.ServerMode
+	0,  // 35: varve.event.SessionClose.kind:type_name -> varve.event.SessionClose.Kind
+	38, // 36: varve.event.LeaseSet.entries:type_name -> varve.event.LeaseSet.Entry
+	13, // 37: varve.event.LeaseSet.attr:type_name -> varve.event.SetAttr
+	39, // 38: varve.event.ChunkAlloc.chunks:type_name -> varve.event.ChunkAlloc.Entry
+	40, // 39: varve.event.ReplicaDrop.chunks:type_name -> varve.event.ReplicaDrop.Entry
+	1,  // 40: varve.event.ServerMode.mode:type_name -> varve.event.ServerMode.Mode
+	41, // [41:41] is the sub-list for method output_type
+	41, // [41:41] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_event_proto_init() }
@@ -3403,6 +3593,8 @@ func file_event_proto_init() {
 		(*Event_Purged)(nil),
 		(*Event_PunchDone)(nil),
 		(*Event_Settled)(nil),
+		(*Event_ReplicaAccept)(nil),
+		(*Event_BadBlocks)(nil),
 		(*Event_ServerAdd)(nil),
 		(*Event_ServerUpdate)(nil),
 		(*Event_ServerRetire)(nil),
@@ -3421,7 +3613,7 @@ func file_event_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_event_proto_rawDesc), len(file_event_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   37,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

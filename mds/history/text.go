@@ -280,6 +280,11 @@ func (x *Texter) storage(s *state.State, ev *event.Event) string {
 		return fmt.Sprintf("%s joins %s, epoch %d", servers(b.ReplicaJoin.Server), x.chunk(s, b.ReplicaJoin.Chunk), b.ReplicaJoin.Epoch)
 	case *event.Event_ReplicaSync:
 		return fmt.Sprintf("%s is in sync with %s, epoch %d", servers(b.ReplicaSync.Server), x.chunk(s, b.ReplicaSync.Chunk), b.ReplicaSync.Epoch)
+	case *event.Event_ReplicaAccept:
+		a := b.ReplicaAccept
+		return fmt.Sprintf("%s is the truth for %s, epoch %d: what was not flushed before the loss of power may be gone", servers(a.Server), x.chunk(s, a.Chunk), a.Epoch)
+	case *event.Event_BadBlocks:
+		return x.badBlocks(s, b.BadBlocks)
 	case *event.Event_ServerLost:
 		return servers(b.ServerLost.Server) + " is given up: it leaves every chunk that another has"
 	case *event.Event_Purged:
@@ -325,6 +330,18 @@ func modeWords(m event.ServerMode_Mode) string {
 		return "has been drained: nothing is left on it"
 	}
 	return m.String()
+}
+
+func (x *Texter) badBlocks(s *state.State, b *event.BadBlocks) string {
+	const most = 8
+	var at []string
+	for _, n := range b.Blocks[:min(most, len(b.Blocks))] {
+		at = append(at, fmt.Sprint(n))
+	}
+	if more := len(b.Blocks) - len(at); more > 0 {
+		at = append(at, fmt.Sprintf("and %d more", more))
+	}
+	return fmt.Sprintf("%s has bad blocks in %s: %s (%s)", servers(b.Server), x.chunk(s, b.Chunk), strings.Join(at, ", "), b.Cause)
 }
 
 func (x *Texter) closing(s *state.State, c *event.SessionClose) string {

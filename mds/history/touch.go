@@ -124,6 +124,12 @@ func (t *Touched) storage(s *state.State, ev *event.Event) {
 	case *event.Event_ReplicaSync:
 		t.chunk(s, b.ReplicaSync.Chunk)
 		t.server(b.ReplicaSync.Server)
+	case *event.Event_ReplicaAccept:
+		t.chunk(s, b.ReplicaAccept.Chunk)
+		t.server(b.ReplicaAccept.Server)
+	case *event.Event_BadBlocks:
+		t.chunk(s, b.BadBlocks.Chunk)
+		t.server(b.BadBlocks.Server)
 	case *event.Event_ServerLost:
 		t.server(b.ServerLost.Server)
 	case *event.Event_Purged:

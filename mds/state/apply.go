@@ -60,6 +60,10 @@ func (s *State) Apply(ev *event.Event) {
 		s.punchDone(id.Ino(b.PunchDone.Ino))
 	case *event.Event_Settled:
 		s.settled(id.Ino(b.Settled.Ino))
+	case *event.Event_ReplicaAccept:
+		s.replicaAccept(b.ReplicaAccept)
+	case *event.Event_BadBlocks:
+		// It is there to be read; nothing changes.
 	case *event.Event_ServerAdd:
 		s.serverAdd(b.ServerAdd)
 	case *event.Event_ServerUpdate:
@@ -259,6 +263,7 @@ func (s *State) deleteInode(n *Inode) {
 	}
 	if _, ok := n.Punch(); ok {
 		s.punching.Delete(n.Ino)
+		s.dropNote(notePuncher, uint64(n.Ino))
 	}
 }
 
@@ -330,7 +335,7 @@ const maxLinks = 65000
 func (s *State) setAttr(ev *event.Event, b *event.SetAttr) {
 	n := s.must(id.Ino(b.Ino), "set attributes")
 	if b.Size != nil && *b.Size < n.Size {
-		n = s.truncate(n, *b.Size)
+		n = s.truncate(n, *b.Size, id.SessionID(b.Puncher))
 	}
 	c := *n
 	if b.Perm != nil {

@@ -8,9 +8,9 @@ import (
 	"varve/mds/event"
 )
 
-// truncate frees the chunks of n beyond size, marks the tail of one that size cuts into, and returns
+// truncate frees the chunks of n beyond size, marks the tail of one that size cuts into, which puncher is to punch, and returns
 // n as it is then, but for the size.
-func (s *State) truncate(n *Inode, size uint64) *Inode {
+func (s *State) truncate(n *Inode, size uint64, puncher id.SessionID) *Inode {
 	if !n.IsRegular() || size > chunk.MaxFileSize {
 		s.misfit("truncate: %v %v to %d bytes", n.Type(), n.Ino, size)
 	}
@@ -37,6 +37,10 @@ func (s *State) truncate(n *Inode, size uint64) *Inode {
 			punch = PendingPunch{Index: index, From: from}
 		}
 		pending = true
+		s.dropNote(notePuncher, uint64(n.Ino))
+		if puncher != 0 {
+			s.putNote(note{what: notePuncher, key: uint64(n.Ino), value: uint64(puncher)})
+		}
 	}
 	return s.setPunch(n, punch, pending)
 }
@@ -50,6 +54,7 @@ func (s *State) setPunch(n *Inode, p PendingPunch, pending bool) *Inode {
 		s.punching.ReplaceOrInsert(n.Ino)
 	} else {
 		s.punching.Delete(n.Ino)
+		s.dropNote(notePuncher, uint64(n.Ino))
 		p = PendingPunch{}
 	}
 	return n.withRare(func(r *rare) { r.punch, r.punchy = p, pending })
@@ -208,6 +213,17 @@ func (s *State) replicaSync(b *event.ReplicaSync) {
 	r.remove(server)
 	r.add(server, false)
 	s.replaceChunk(old, old.with(old.Epoch(), &r))
+}
+
+func (s *State) replicaAccept(b *event.ReplicaAccept) {
+	old, server := s.mustChunk(b.Chunk, "replica accept"), id.ServerID(b.Server)
+	r := old.set.Value()
+	if x, ok := r.find(server); !ok || x.Joining {
+		s.misfit("replica accept: %v is not in sync with chunk %v: %v", server, old.ID, r.servers)
+	}
+	epoch := s.nextEpoch(old, b.Epoch, "replica accept")
+	s.replaceChunk(old, old.with(epoch, &r))
+	s.putNote(note{what: noteLost, key: uint64(old.ID), value: uint64(epoch)})
 }
 
 // dropServer takes the server out of the replica sets in which another one is in sync.

@@ -131,6 +131,7 @@ func (s *State) addChunk(c *Chunk) {
 func (s *State) dropChunk(c *Chunk) {
 	s.unsetChunk(c)
 	s.byID.Delete(uint64(c.ID))
+	s.dropNote(noteLost, uint64(c.ID))
 	s.account(c, -1)
 	if s.counted() {
 		s.minus(sumChunk(s.scratch, c))

@@ -246,6 +246,23 @@ func (c *checker) rest() {
 		}
 		return true
 	})
+	c.s.notes.Ascend(func(n note) bool {
+		switch n.what {
+		case noteLost:
+			if k, ok := c.s.ChunkByID(id.ChunkID(n.key)); !ok || uint64(k.Epoch()) < n.value {
+				return c.badf("note that chunk %x lost writes before epoch %d: there %v", n.key, n.value, ok)
+			}
+		case notePuncher:
+			x, ok := c.s.Inode(id.Ino(n.key))
+			if ok {
+				_, ok = x.Punch()
+			}
+			if !ok {
+				return c.badf("note of who punches inode %d, where nothing is to be punched", n.key)
+			}
+		}
+		return true
+	})
 	c.s.garbage.Ascend(func(k garbageKey) bool {
 		if r, ok := c.s.Server(k.server); !ok || r.Retired || k.chunk > c.s.lastChunk {
 			return c.badf("garbage %v of %v: server missing or retired", k.chunk, k.server)

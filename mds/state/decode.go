@@ -41,6 +41,7 @@ type decoder struct {
 		results  run[id.SessionID]
 		locks    run[*fileLocks]
 		garbage  run[garbageKey]
+		notes    run[note]
 	}
 }
 
@@ -239,6 +240,14 @@ func (d *decoder) record(k byte) {
 		d.runs.garbage.next(d, v, func(a, b garbageKey) bool { return a.server < b.server || a.server == b.server && a.chunk < b.chunk })
 		if d.bad == "" && d.s.garbage.Add(v) {
 			d.s.plus(sumGarbage(d.s.scratch, v))
+		}
+	case kindNote:
+		v := note{what: uint8(d.u(uint64(lastNote))), key: d.u64(), value: d.u64()}
+		if v.what == 0 || v.value == 0 {
+			d.fail("note about nothing")
+		}
+		if add(d, d.s.notes, v, &d.runs.notes) {
+			d.s.plus(sumNote(d.s.scratch, v))
 		}
 	default:
 		d.fail("unknown kind")

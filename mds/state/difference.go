@@ -81,6 +81,9 @@ func Differences(a, b *State) iter.Seq[Difference] {
 		}, sumGarbage, func(x garbageKey) (string, string) {
 			return fmt.Sprintf("chunk %v on %v", x.chunk, x.server), "to be deleted"
 		})
+		pairs(&more, yield, "note", seq(a.notes.Ascend), seq(b.notes.Ascend), func(x, y note) int {
+			return cmp.Or(cmp.Compare(x.what, y.what), cmp.Compare(x.key, y.key))
+		}, sumNote, noteText)
 	}
 }
 

@@ -58,6 +58,7 @@ func (s *State) count() total {
 	s.leases.Ascend(func(l Lease) bool { b = sumLease(b, l); t.add(xxh3.Hash128(b)); return true })
 	s.locks.Ascend(func(f *fileLocks) bool { b = sumLocks(b, f); t.add(xxh3.Hash128(b)); return true })
 	s.garbage.Ascend(func(k garbageKey) bool { b = sumGarbage(b, k); t.add(xxh3.Hash128(b)); return true })
+	s.notes.Ascend(func(n note) bool { b = sumNote(b, n); t.add(xxh3.Hash128(b)); return true })
 	s.results.Ascend(0, func(r *results) bool {
 		b = sumFloor(b, r)
 		t.add(xxh3.Hash128(b))

@@ -140,6 +140,7 @@ func (s *State) encode(e *encoder) {
 	s.results.Ascend(0, e.results)
 	s.locks.Ascend(e.locks)
 	s.garbage.Ascend(e.garbage)
+	s.notes.Ascend(e.note)
 	e.flush()
 }
 

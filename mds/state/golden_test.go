@@ -31,6 +31,7 @@ var recipes = map[string]func() []*event.Event{
 	"every-field-2": everyField,
 	"server-mode-3": serverModes,
 	"policy-4":      policies,
+	"replicas-3":    replicaEvents,
 }
 
 // history is what the first golden journal holds: every kind of event once, as the first version of the schema had them.
@@ -173,6 +174,29 @@ func policies() []*event.Event {
 		set(&event.PolicySet{Ino: 2, Norm: 2, Min: 1, Tier: 2, Domain: uint32(Rack), Prefer: "node1,node2"}),
 		set(&event.PolicySet{Ino: 3, Tier: AnyTier, Prefer: PreferNone}), set(&event.PolicySet{Ino: 1, Domain: uint32(Disk)}),
 		{Body: &event.Event_SetXattr{SetXattr: &event.SetXattr{Ino: 2, Name: []byte("user.a"), Value: []byte("b")}}},
+	}
+}
+
+// replicaEvents has what is told of replicas that lost power, or have bad blocks, and of who is to punch a tail.
+func replicaEvents() []*event.Event {
+	cut := func(ino, size, puncher uint64) *event.Event {
+		ev := evSize(ino, size)
+		ev.GetSetAttr().Puncher = puncher
+		return ev
+	}
+	accept := func(c uint64, server uint32, epoch uint64) *event.Event {
+		return &event.Event{Time: 9, Cause: &event.Cause{Reason: "every replica lost power"}, Body: &event.Event_ReplicaAccept{
+			ReplicaAccept: &event.ReplicaAccept{Chunk: c, Server: server, Epoch: epoch}}}
+	}
+	return []*event.Event{
+		evInit(), evServer(1), evServer(2), evServer(3), evSession(1), evSession(2),
+		evCreate(1, 2, "vm.img", msg.FileType_REGULAR), evCreate(1, 3, "gone", msg.FileType_REGULAR), evCreate(1, 4, "done", msg.FileType_REGULAR),
+		evAlloc(2, 0, 1, 1, 2, 3), evAlloc(2, 1, 2, 1, 2), evAlloc(3, 0, 3, 2, 3), evAlloc(4, 0, 4, 1),
+		accept(1, 2, 2), accept(2, 1, 2), accept(3, 3, 2), accept(1, 3, 3),
+		{Body: &event.Event_ReplicaJoin{ReplicaJoin: &event.ReplicaJoin{Chunk: 1, Server: 1, Epoch: 4}}},
+		{Body: &event.Event_BadBlocks{BadBlocks: &event.BadBlocks{Chunk: 1, Server: 2, Blocks: []uint32{7, 16383}, Cause: "checksum"}}},
+		evSize(2, 100<<20), cut(2, 70<<20, 1), evSize(3, 50<<20), cut(3, 1<<20, 2), evSize(4, 9000), cut(4, 100, 1), cut(4, 50, 2),
+		evRemove(1, 3, "gone"), {Body: &event.Event_PunchDone{PunchDone: &event.PunchDone{Ino: 4}}},
 	}
 }
 

@@ -89,6 +89,7 @@ type State struct {
 	servers  *table[Server]
 	metas    *tree[*Meta]
 	config   *tree[Setting]
+	notes    *tree[note]
 
 	// Derived from the above, not part of the digest.
 	held      *tree[leaseKey] // leases by session
@@ -135,6 +136,7 @@ func New() *State {
 		servers:  newTable[Server](),
 		metas:    newTree(func(a, b *Meta) bool { return a.ID < b.ID }),
 		config:   newTree(func(a, b Setting) bool { return a.Key < b.Key }),
+		notes:    newTree(lessNote),
 		held: newTree(func(a, b leaseKey) bool {
 			return a.session < b.session || a.session == b.session && a.ino < b.ino
 		}),
@@ -162,6 +164,7 @@ func (s *State) Clone() *State {
 	c.sessions, c.results, c.locks = s.sessions.Clone(), s.results.Clone(), s.locks.Clone()
 	c.garbage, c.servers, c.metas = s.garbage.Clone(), s.servers.Clone(), s.metas.Clone()
 	c.config, c.held, c.orphans = s.config.Clone(), s.held.Clone(), s.orphans.Clone()
+	c.notes = s.notes.Clone()
 	c.unsettled, c.punching, c.degraded = s.unsettled.Clone(), s.punching.Clone(), s.degraded.Clone()
 	s.owner, c.owner = new(owned), new(owned)
 	c.scratch, c.freed, c.known, c.shared = nil, nil, nil, nil // s goes on writing there

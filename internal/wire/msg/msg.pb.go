@@ -3316,12 +3316,14 @@ func (x *Replica) GetAddr() string {
 	return ""
 }
 
+// replicas: in-sync first, first = orders. lost: what was written before this epoch and not flushed by then may be gone; 0: nothing.
 type Chunk struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Index         uint32                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
 	Id            uint64                 `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`
 	Epoch         uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Replicas      []*Replica             `protobuf:"bytes,4,rep,name=replicas,proto3" json:"replicas,omitempty"`
+	Lost          uint64                 `protobuf:"varint,5,opt,name=lost,proto3" json:"lost,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3382,6 +3384,13 @@ func (x *Chunk) GetReplicas() []*Replica {
 		return x.Replicas
 	}
 	return nil
+}
+
+func (x *Chunk) GetLost() uint64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
 }
 
 type LayoutReply struct {
@@ -4952,12 +4961,14 @@ func (x *ChunkReport) GetServer() uint32 {
 	return 0
 }
 
+// power: unclean since the machine lost power, so what was not flushed may be gone; else only the process died.
 type ChunkInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Unclean       bool                   `protobuf:"varint,3,opt,name=unclean,proto3" json:"unclean,omitempty"`
 	Joining       bool                   `protobuf:"varint,4,opt,name=joining,proto3" json:"joining,omitempty"`
+	Power         bool                   `protobuf:"varint,5,opt,name=power,proto3" json:"power,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5016,6 +5027,13 @@ func (x *ChunkInfo) GetUnclean() bool {
 func (x *ChunkInfo) GetJoining() bool {
 	if x != nil {
 		return x.Joining
+	}
+	return false
+}
+
+func (x *ChunkInfo) GetPower() bool {
+	if x != nil {
+		return x.Power
 	}
 	return false
 }
@@ -5094,6 +5112,8 @@ type Heartbeat struct {
 	DataPath      string                 `protobuf:"bytes,17,opt,name=data_path,json=dataPath,proto3" json:"data_path,omitempty"` // how requests are served: io_uring or plain, and why
 	Journal       *SSDJournal            `protobuf:"bytes,18,opt,name=journal,proto3" json:"journal,omitempty"`                   // none: there is no write journal on an SSD
 	Load          *LoadReport            `protobuf:"bytes,19,opt,name=load,proto3" json:"load,omitempty"`
+	Bad           []*BadBlock            `protobuf:"bytes,20,rep,name=bad,proto3" json:"bad,omitempty"` // some of the quarantined blocks, the newest first
+	Freeing       uint64                 `protobuf:"varint,21,opt,name=freeing,proto3" json:"freeing,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5259,6 +5279,20 @@ func (x *Heartbeat) GetLoad() *LoadReport {
 		return x.Load
 	}
 	return nil
+}
+
+func (x *Heartbeat) GetBad() []*BadBlock {
+	if x != nil {
+		return x.Bad
+	}
+	return nil
+}
+
+func (x *Heartbeat) GetFreeing() uint64 {
+	if x != nil {
+		return x.Freeing
+	}
+	return 0
 }
 
 // What a process has met since it told of it last. latencies: of guests' requests, how many in each bucket of internal/latency.
@@ -5848,9 +5882,11 @@ func (x *ChunkAdopt) GetEpoch() uint64 {
 	return 0
 }
 
+// Unclean replicas that are now the truth. epochs: none, or one for each, that it adopts in the same moment.
 type ChunkAccept struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Chunks        []uint64               `protobuf:"varint,1,rep,packed,name=chunks,proto3" json:"chunks,omitempty"`
+	Epochs        []uint64               `protobuf:"varint,2,rep,packed,name=epochs,proto3" json:"epochs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5888,6 +5924,13 @@ func (*ChunkAccept) Descriptor() ([]byte, []int) {
 func (x *ChunkAccept) GetChunks() []uint64 {
 	if x != nil {
 		return x.Chunks
+	}
+	return nil
+}
+
+func (x *ChunkAccept) GetEpochs() []uint64 {
+	if x != nil {
+		return x.Epochs
 	}
 	return nil
 }
@@ -10471,12 +10514,13 @@ const file_msg_proto_rawDesc = "" +
 	"\aReplica\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\rR\x06server\x12\x18\n" +
 	"\ajoining\x18\x02 \x01(\bR\ajoining\x12\x12\n" +
-	"\x04addr\x18\x03 \x01(\tR\x04addr\"s\n" +
+	"\x04addr\x18\x03 \x01(\tR\x04addr\"\x87\x01\n" +
 	"\x05Chunk\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\rR\x05index\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\x04R\x02id\x12\x14\n" +
 	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12.\n" +
-	"\breplicas\x18\x04 \x03(\v2\x12.varve.msg.ReplicaR\breplicas\"\xa3\x01\n" +
+	"\breplicas\x18\x04 \x03(\v2\x12.varve.msg.ReplicaR\breplicas\x12\x12\n" +
+	"\x04lost\x18\x05 \x01(\x04R\x04lost\"\xa3\x01\n" +
 	"\vLayoutReply\x12(\n" +
 	"\x06chunks\x18\x01 \x03(\v2\x10.varve.msg.ChunkR\x06chunks\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x14\n" +
@@ -10606,15 +10650,16 @@ const file_msg_proto_rawDesc = "" +
 	"\vChunkReport\x12,\n" +
 	"\x06chunks\x18\x01 \x03(\v2\x14.varve.msg.ChunkInfoR\x06chunks\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\bR\x04last\x12\x16\n" +
-	"\x06server\x18\x03 \x01(\rR\x06server\"e\n" +
+	"\x06server\x18\x03 \x01(\rR\x06server\"{\n" +
 	"\tChunkInfo\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x18\n" +
 	"\aunclean\x18\x03 \x01(\bR\aunclean\x12\x18\n" +
-	"\ajoining\x18\x04 \x01(\bR\ajoining\"B\n" +
+	"\ajoining\x18\x04 \x01(\bR\ajoining\x12\x14\n" +
+	"\x05power\x18\x05 \x01(\bR\x05power\"B\n" +
 	"\x10ChunkReportReply\x12\x16\n" +
 	"\x06accept\x18\x01 \x03(\x04R\x06accept\x12\x16\n" +
-	"\x06remove\x18\x02 \x03(\x04R\x06remove\"\xac\x04\n" +
+	"\x06remove\x18\x02 \x03(\x04R\x06remove\"\xed\x04\n" +
 	"\tHeartbeat\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\rR\x06server\x12\x14\n" +
 	"\x05total\x18\x02 \x01(\x04R\x05total\x12\x12\n" +
@@ -10638,7 +10683,9 @@ const file_msg_proto_rawDesc = "" +
 	"\bresident\x18\x10 \x01(\x04R\bresident\x12\x1b\n" +
 	"\tdata_path\x18\x11 \x01(\tR\bdataPath\x12/\n" +
 	"\ajournal\x18\x12 \x01(\v2\x15.varve.msg.SSDJournalR\ajournal\x12)\n" +
-	"\x04load\x18\x13 \x01(\v2\x15.varve.msg.LoadReportR\x04load\"\xb7\x02\n" +
+	"\x04load\x18\x13 \x01(\v2\x15.varve.msg.LoadReportR\x04load\x12%\n" +
+	"\x03bad\x18\x14 \x03(\v2\x13.varve.msg.BadBlockR\x03bad\x12\x18\n" +
+	"\afreeing\x18\x15 \x01(\x04R\afreeing\"\xb7\x02\n" +
 	"\n" +
 	"LoadReport\x12\x1c\n" +
 	"\tlatencies\x18\x01 \x03(\rR\tlatencies\x12\x18\n" +
@@ -10691,9 +10738,10 @@ const file_msg_proto_rawDesc = "" +
 	"\n" +
 	"ChunkAdopt\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\x04R\x05chunk\x12\x14\n" +
-	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"%\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"=\n" +
 	"\vChunkAccept\x12\x16\n" +
-	"\x06chunks\x18\x01 \x03(\x04R\x06chunks\"7\n" +
+	"\x06chunks\x18\x01 \x03(\x04R\x06chunks\x12\x16\n" +
+	"\x06epochs\x18\x02 \x03(\x04R\x06epochs\"7\n" +
 	"\tChunkJoin\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\x04R\x05chunk\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"s\n" +
@@ -11317,32 +11365,33 @@ var file_msg_proto_depIdxs = []int32{
 	64,  // 64: varve.msg.ChunkReport.chunks:type_name -> varve.msg.ChunkInfo
 	70,  // 65: varve.msg.Heartbeat.journal:type_name -> varve.msg.SSDJournal
 	67,  // 66: varve.msg.Heartbeat.load:type_name -> varve.msg.LoadReport
-	68,  // 67: varve.msg.LoadReport.peers:type_name -> varve.msg.PeerLatency
-	69,  // 68: varve.msg.LoadReport.rebuilds:type_name -> varve.msg.RebuildProgress
-	62,  // 69: varve.msg.HeartbeatReply.peers:type_name -> varve.msg.Peer
-	64,  // 70: varve.msg.ChunkListReply.chunks:type_name -> varve.msg.ChunkInfo
-	93,  // 71: varve.msg.StoreStatReply.bad_blocks:type_name -> varve.msg.BadBlock
-	94,  // 72: varve.msg.StoreStatReply.scrub:type_name -> varve.msg.ScrubStat
-	101, // 73: varve.msg.StatusReply.metas:type_name -> varve.msg.MetaServer
-	102, // 74: varve.msg.StatusReply.servers:type_name -> varve.msg.ChunkServer
-	103, // 75: varve.msg.StatusReply.sessions:type_name -> varve.msg.Session
-	98,  // 76: varve.msg.StatusReply.repair:type_name -> varve.msg.RepairStatus
-	99,  // 77: varve.msg.RepairStatus.jobs:type_name -> varve.msg.RepairJob
-	100, // 78: varve.msg.RepairStatus.work:type_name -> varve.msg.RepairWork
-	70,  // 79: varve.msg.ChunkServer.journal:type_name -> varve.msg.SSDJournal
-	55,  // 80: varve.msg.Session.local:type_name -> varve.msg.LocalReads
-	123, // 81: varve.msg.WhatIfReply.lost:type_name -> varve.msg.WhatIfServer
-	123, // 82: varve.msg.WhatIfReply.survivors:type_name -> varve.msg.WhatIfServer
-	124, // 83: varve.msg.WhatIfReply.files:type_name -> varve.msg.WhatIfFile
-	126, // 84: varve.msg.GetConfigReply.settings:type_name -> varve.msg.Setting
-	1,   // 85: varve.msg.LeaseHolder.want:type_name -> varve.msg.Want
-	2,   // 86: varve.msg.LeaseHolder.mode:type_name -> varve.msg.Mode
-	130, // 87: varve.msg.LeaseShowReply.holders:type_name -> varve.msg.LeaseHolder
-	88,  // [88:88] is the sub-list for method output_type
-	88,  // [88:88] is the sub-list for method input_type
-	88,  // [88:88] is the sub-list for extension type_name
-	88,  // [88:88] is the sub-list for extension extendee
-	0,   // [0:88] is the sub-list for field type_name
+	93,  // 67: varve.msg.Heartbeat.bad:type_name -> varve.msg.BadBlock
+	68,  // 68: varve.msg.LoadReport.peers:type_name -> varve.msg.PeerLatency
+	69,  // 69: varve.msg.LoadReport.rebuilds:type_name -> varve.msg.RebuildProgress
+	62,  // 70: varve.msg.HeartbeatReply.peers:type_name -> varve.msg.Peer
+	64,  // 71: varve.msg.ChunkListReply.chunks:type_name -> varve.msg.ChunkInfo
+	93,  // 72: varve.msg.StoreStatReply.bad_blocks:type_name -> varve.msg.BadBlock
+	94,  // 73: varve.msg.StoreStatReply.scrub:type_name -> varve.msg.ScrubStat
+	101, // 74: varve.msg.StatusReply.metas:type_name -> varve.msg.MetaServer
+	102, // 75: varve.msg.StatusReply.servers:type_name -> varve.msg.ChunkServer
+	103, // 76: varve.msg.StatusReply.sessions:type_name -> varve.msg.Session
+	98,  // 77: varve.msg.StatusReply.repair:type_name -> varve.msg.RepairStatus
+	99,  // 78: varve.msg.RepairStatus.jobs:type_name -> varve.msg.RepairJob
+	100, // 79: varve.msg.RepairStatus.work:type_name -> varve.msg.RepairWork
+	70,  // 80: varve.msg.ChunkServer.journal:type_name -> varve.msg.SSDJournal
+	55,  // 81: varve.msg.Session.local:type_name -> varve.msg.LocalReads
+	123, // 82: varve.msg.WhatIfReply.lost:type_name -> varve.msg.WhatIfServer
+	123, // 83: varve.msg.WhatIfReply.survivors:type_name -> varve.msg.WhatIfServer
+	124, // 84: varve.msg.WhatIfReply.files:type_name -> varve.msg.WhatIfFile
+	126, // 85: varve.msg.GetConfigReply.settings:type_name -> varve.msg.Setting
+	1,   // 86: varve.msg.LeaseHolder.want:type_name -> varve.msg.Want
+	2,   // 87: varve.msg.LeaseHolder.mode:type_name -> varve.msg.Mode
+	130, // 88: varve.msg.LeaseShowReply.holders:type_name -> varve.msg.LeaseHolder
+	89,  // [89:89] is the sub-list for method output_type
+	89,  // [89:89] is the sub-list for method input_type
+	89,  // [89:89] is the sub-list for extension type_name
+	89,  // [89:89] is the sub-list for extension extendee
+	0,   // [0:89] is the sub-list for field type_name
 }
 
 func init() { file_msg_proto_init() }
