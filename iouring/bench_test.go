@@ -112,7 +112,7 @@ func measure(f func() int) speed {
 func ringReads(b *testing.B, f *os.File, depth int, d time.Duration) speed {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	r, err := iouring.New(iouring.Options{Entries: 64, Files: 1, Buffers: uint32(depth)})
+	r, err := iouring.New(iouring.Options{Entries: 64, Files: 1, Buffers: uint32(depth), HandOver: 4})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -305,3 +305,44 @@ func TestErrors(t *testing.T) {
 		}
 	}
 }
+
+// TestHandOver has the ring hand operations over in batches, but never in the middle of a chain.
+func TestHandOver(t *testing.T) {
+	inModes(t, func(t *testing.T, without iouring.Feature) {
+		r := newRing(t, iouring.Options{Entries: 16, HandOver: 4, Without: without})
+		for i, want := range []int{1, 2, 3, 4, 1, 2, 3, 4, 1} {
+			r.ok(r.Nop(uint64(i)))
+			if got := r.Queued(); got != want {
+				t.Errorf("operation %d: %d queued, want %d", i, got, want)
+			}
+		}
+		if m := r.all(9); len(m) != 9 {
+			t.Errorf("%d completions, want 9", len(m))
+		}
+		if err := r.Reserve(6); err != nil {
+			t.Fatal(err)
+		}
+		for i := range 6 {
+			r.ok(r.Read(-1, make([]byte, 1), 0, uint64(i)))
+			if i < 5 {
+				r.Link()
+			}
+		}
+		if got := r.Queued(); got != 6 {
+			t.Errorf("%d of a chain of 6 queued", got)
+		}
+		r.ok(r.Nop(6))
+		if got := r.Queued(); got != 1 {
+			t.Errorf("%d queued behind the chain, want 1", got)
+		}
+		m := r.all(7)
+		if m[0].Err != unix.EBADF || m[6].Err != nil {
+			t.Errorf("first of the chain, and what follows it: %+v %+v", m[0], m[6])
+		}
+		for i := uint64(1); i < 6; i++ {
+			if m[i].Err != unix.ECANCELED {
+				t.Errorf("operation %d of a chain that failed: %+v", i, m[i])
+			}
+		}
+	})
+}

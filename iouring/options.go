@@ -41,6 +41,10 @@ type Options struct {
 	SQE128      bool   // submissions of 128 bytes: commands (Raw) have 80 bytes instead of 16
 	CQE32       bool   // completions of 32 bytes: Completion.Extra
 
+	// HandOver is how many operations gather before the next one has the ring hand them over without waiting for Submit, so that
+	// a fast disk gets its work while the rest of a batch is made; default, 0: never, unless the queue is full.
+	HandOver uint32
+
 	// FileWorkers and OtherWorkers bound the kernel's threads that do for the owner what would block it: operations on
 	// files, and those without an end, as on pipes. Default, 0: the kernel's own, 4 for each CPU and RLIMIT_NPROC.
 	FileWorkers, OtherWorkers uint32

@@ -55,9 +55,14 @@ func (r *Ring) own(op Opcode, userData uint64) (*SQE, error) {
 	return e, nil
 }
 
-// entry returns the next entry of the queue, cleared. If the queue is full it is handed over, except within a chain of linked
-// operations, which would end there.
+// entry returns the next entry of the queue, cleared. If the queue is full, or has what Options.HandOver says, it is handed over, except
+// within a chain of linked operations, which would end there.
 func (r *Ring) entry() (*SQE, error) {
+	if n := r.o.HandOver; n > 0 && r.Queued() >= int(n) && !r.linked() && !r.disabled {
+		if err := r.flush(); err != nil {
+			return nil, err
+		}
+	}
 	if r.room() == 0 {
 		if r.linked() {
 			return nil, ErrFull

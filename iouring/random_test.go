@@ -40,7 +40,7 @@ func TestRandom(t *testing.T) {
 	inModes(t, func(t *testing.T, without iouring.Feature) {
 		t.Logf("VARVE_RING_SEED=%d go test ./iouring -run '%s'", seed, t.Name())
 		rnd := rand.New(rand.NewPCG(seed, uint64(without)))
-		r := newRing(t, iouring.Options{Entries: 8, Completions: 8 << rnd.IntN(3), InFlight: 100, Files: 4, Without: without})
+		r := newRing(t, iouring.Options{Entries: 8, Completions: 8 << rnd.IntN(3), InFlight: 100, Files: 4, HandOver: uint32(rnd.IntN(4)), Without: without})
 		m := &model{tester: r, rnd: rnd, ops: map[uint64]iouring.Op{}, fds: map[uint64]iouring.FD{}, slots: map[int]uint64{}}
 		for id := range 2 {
 			g, err := r.NewBufferGroup(uint16(id), 4, 100)
