@@ -15,6 +15,7 @@ import (
 const (
 	ringEntries  = 256
 	ringInFlight = 4096
+	ringHandOver = 4 // reads that gather before the disk gets them
 	// alone is how long reads must have come one at a time before the next is done without the ring.
 	alone = 10 * time.Millisecond
 )
@@ -94,7 +95,7 @@ func (d *localDisk) begin() {
 func (d *localDisk) run(ready chan<- error) {
 	defer close(d.ended)
 	runtime.LockOSThread() // for good: the thread ends with the ring
-	r, err := iouring.New(iouring.Options{Entries: ringEntries, InFlight: ringInFlight})
+	r, err := iouring.New(iouring.Options{Entries: ringEntries, InFlight: ringInFlight, HandOver: ringHandOver})
 	if err != nil {
 		ready <- err
 		return
