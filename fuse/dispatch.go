@@ -115,6 +115,9 @@ func (s *Session) done(r *request, started time.Time, e syscall.Errno, n int) {
 		took = time.Since(started)
 	}
 	s.counters.count(r, took, e, n)
+	if c := s.capture.Load(); c != nil {
+		captured(c, r, took, e, n)
+	}
 	if r.flight != nil {
 		s.slowDone(r.flight, took)
 	}

@@ -149,6 +149,7 @@ const (
 	fattrSize       = 1 << 3
 	fattrAtime      = 1 << 4
 	fattrMtime      = 1 << 5
+	fattrFH         = 1 << 6
 	fattrAtimeNow   = 1 << 7
 	fattrMtimeNow   = 1 << 8
 	fattrKillSuidgd = 1 << 11

@@ -51,6 +51,7 @@ func Mount(ctx context.Context, opts Options, backend Backend) (*Session, error)
 	s.via = d
 	if e, err := mountAt(dir); err == nil && e != nil {
 		s.mount.conn = e.minor
+		s.listenCaptures()
 	}
 	go s.run()
 	if err := s.begun(ctx); err != nil {

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"varve/internal/capture"
 	"varve/internal/fserr"
 	"varve/internal/id"
 )
@@ -57,6 +59,8 @@ type Session struct {
 	notes    notes
 	kernel   kernel
 	counters counters
+	capture  atomic.Pointer[capture.Buffers] // of what is answered, while somebody captures it; see capture.go
+	captures *net.UnixListener               // nil: nobody can ask
 	serving  sync.WaitGroup
 
 	conn          atomic.Pointer[ConnInfo]
@@ -129,6 +133,7 @@ func (s *Session) run() {
 	var helpers sync.WaitGroup
 	helpers.Go(func() { s.watch(stop) })
 	helpers.Go(func() { s.sendNotes(stop) })
+	helpers.Go(func() { s.serveCaptures(stop) })
 
 	err := s.via.run(s.accept)
 	if errors.Is(err, errUnmounted) {

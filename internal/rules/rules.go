@@ -49,6 +49,7 @@ var rooms = []room{
 	{dir: "internal/wire", may: []string{"internal/id", "internal/fserr", "internal/chunk", "internal/wire/msg", "internal/disk"}},
 	{dir: "internal/disk"},
 	{dir: "internal/local", may: pureInternal},
+	{dir: "internal/capture", may: pureInternal},
 	{dir: "internal/rules"},
 	{dir: "internal/client", may: []string{"internal/...", "iouring"}},
 	{dir: "journal", may: []string{"internal/id", "internal/disk", "internal/fserr", "internal/invariant"}},
