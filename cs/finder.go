@@ -38,6 +38,7 @@ type leader struct {
 type finder struct {
 	cluster id.Cluster
 	version string
+	network wire.Network
 	logger  *slog.Logger
 
 	mu    sync.Mutex
@@ -124,7 +125,7 @@ func allWrong(faults []error) bool {
 func (f *finder) try(ctx context.Context, addr string, h wire.Handler, reg *msg.RegisterServer) (l *leader, hint string, err error) {
 	dctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	hello := &msg.Hello{Cluster: f.cluster[:], Role: msg.Hello_CHUNK_SERVER, Server: reg.Server, Version: f.version}
-	c, _, err := wire.Dial(dctx, addr, hello, h, wire.Options{InFlight: leaderInFlight})
+	c, _, err := wire.Dial(dctx, addr, hello, h, wire.Options{InFlight: leaderInFlight, Network: f.network})
 	cancel()
 	if err != nil {
 		return nil, "", err

@@ -61,7 +61,7 @@ func Init(ctx context.Context, o Options) (id.ServerID, error) {
 	if err != nil {
 		return 0, err
 	}
-	f := finder{cluster: d.cluster(), version: o.Version, logger: o.Logger}
+	f := finder{cluster: d.cluster(), version: o.Version, network: o.Network, logger: o.Logger}
 	f.learn(d.Metas)
 	reg := d.register(d.Addr)
 	reg.Total, reg.Free = total, free
@@ -115,7 +115,7 @@ func (o Options) identify(ctx context.Context) (id.Cluster, string, error) {
 	var faults []error
 	for _, addr := range o.Metas {
 		dctx, cancel := context.WithTimeout(ctx, dialTimeout)
-		c, reply, err := wire.Dial(dctx, addr, &msg.Hello{Role: msg.Hello_ADMIN, Version: o.Version}, nil, wire.Options{})
+		c, reply, err := wire.Dial(dctx, addr, &msg.Hello{Role: msg.Hello_ADMIN, Version: o.Version}, nil, wire.Options{Network: o.Network})
 		cancel()
 		if err != nil {
 			faults = append(faults, err)

@@ -5,20 +5,14 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"varve/internal/boottime"
 )
 
 // bootTime returns nanoseconds on a clock that also runs while the host sleeps, so that a server that was
 // stopped finds out that its lease is over.
 func bootTime() int64 {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-		return time.Since(processStart).Nanoseconds() // only before Linux 2.6.39
-	}
-	return ts.Nano()
+	return int64(boottime.Now())
 }
-
-var processStart = time.Now()
 
 // lease is the right to serve data. It is held from the last answer of the leader, counted from when the question was sent.
 type lease struct {

@@ -14,6 +14,7 @@ import (
 	"varve/internal/disk"
 	"varve/internal/id"
 	"varve/internal/local"
+	"varve/internal/wire"
 )
 
 // Options of Init and Open. Dir is required, and for Init also Metas and Addr; every other field has a default.
@@ -47,6 +48,8 @@ type Options struct {
 	// SSD is passed to ssd.Open; disks, directories, identities, size and Logger are filled in.
 	SSD ssd.Options
 
+	// Network makes the connections. Default: wire.TCP.
+	Network wire.Network
 	// Version is told to peers, for people.
 	Version string
 	// Logger takes state transitions and failures. Default: slog.Default().
@@ -89,6 +92,9 @@ const (
 func (o Options) withDefaults() (Options, error) {
 	if o.FS == nil {
 		o.FS = disk.OS{}
+	}
+	if o.Network == nil {
+		o.Network = wire.TCP{}
 	}
 	if o.JournalFS == nil {
 		o.JournalFS = disk.OS{}

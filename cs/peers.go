@@ -25,6 +25,7 @@ type peers struct {
 	cluster id.Cluster
 	self    id.ServerID
 	version string
+	network wire.Network
 
 	mu     sync.Mutex
 	addrs  map[id.ServerID]string
@@ -37,16 +38,16 @@ type linkKey struct {
 	lane   uint32
 }
 
-// link is one lane to a peer. Its mutex is held while it is dialled, so that there is one attempt at a time.
+// link is one lane to a peer.
 type link struct {
-	mu   sync.Mutex
+	op   chan struct{} // of one place: held while it is dialled, so that there is one attempt at a time, and guards what follows
 	conn *wire.Conn
 	addr string
 }
 
-func newPeers(cluster id.Cluster, self id.ServerID, version string) *peers {
+func newPeers(cluster id.Cluster, self id.ServerID, o *Options) *peers {
 	return &peers{
-		cluster: cluster, self: self, version: version,
+		cluster: cluster, self: self, version: o.Version, network: o.Network,
 		addrs: make(map[id.ServerID]string), links: make(map[linkKey]*link),
 	}
 }
@@ -69,15 +70,19 @@ func (p *peers) conn(ctx context.Context, server id.ServerID, lane uint32) (c *w
 	addr, closed := p.addrs[server], p.closed
 	l := p.links[linkKey{server, lane}]
 	if l == nil && addr != "" && !closed {
-		l = new(link)
+		l = &link{op: make(chan struct{}, 1)}
 		p.links[linkKey{server, lane}] = l
 	}
 	p.mu.Unlock()
 	if closed || addr == "" {
 		return nil, false, fmt.Errorf("no address of %v: %w", server, fserr.Unavailable)
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	select {
+	case l.op <- struct{}{}:
+		defer func() { <-l.op }()
+	case <-ctx.Done():
+		return nil, false, fmt.Errorf("wait for another attempt to connect to %v: %w: %w", server, fserr.Unavailable, ctx.Err())
+	}
 	if l.conn != nil && l.conn.Err() == nil && l.addr == addr {
 		return l.conn, false, nil
 	}
@@ -86,7 +91,7 @@ func (p *peers) conn(ctx context.Context, server id.ServerID, lane uint32) (c *w
 		l.conn = nil
 	}
 	hello := &msg.Hello{Cluster: p.cluster[:], Role: msg.Hello_CHUNK_SERVER, Server: uint32(p.self), Version: p.version, Lane: lane}
-	c, reply, err := wire.Dial(ctx, addr, hello, nil, wire.Options{})
+	c, reply, err := wire.Dial(ctx, addr, hello, nil, wire.Options{Network: p.network})
 	if err != nil {
 		return nil, false, fmt.Errorf("connect to %v: %w", server, err)
 	}
@@ -111,10 +116,10 @@ func (p *peers) close() {
 	p.links = make(map[linkKey]*link)
 	p.mu.Unlock()
 	for _, l := range links {
-		l.mu.Lock()
+		l.op <- struct{}{}
 		if l.conn != nil {
 			l.conn.Close()
 		}
-		l.mu.Unlock()
+		<-l.op
 	}
 }

@@ -120,7 +120,7 @@ func Open(o Options) (*Server, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open the chunks in %s: %w", o.Dir, err), closeJournal())
 	}
-	l, err := wire.Listen(context.Background(), d.Addr)
+	l, err := o.Network.Listen(context.Background(), d.Addr)
 	if err != nil {
 		return nil, errors.Join(err, st.Close(), closeJournal())
 	}
@@ -142,9 +142,9 @@ func Open(o Options) (*Server, error) {
 	s.fences.locals = locals
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.lanes.conns = make(map[laneKey]*wire.Conn)
-	s.peers = newPeers(s.cluster, s.id, o.Version)
+	s.peers = newPeers(s.cluster, s.id, &o)
 	s.wire = &wire.Server{Accept: s.accept, Logger: s.log, MaxConns: div.conns}
-	s.finder = &finder{cluster: s.cluster, version: o.Version, logger: s.log}
+	s.finder = &finder{cluster: s.cluster, version: o.Version, network: o.Network, logger: s.log}
 	s.finder.learn(o.Metas)
 	s.finder.learn(d.Metas)
 	if err := errors.Join(locals.open(s), s.sweepAll()); err != nil {

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"varve/internal/boottime"
 	"varve/internal/id"
 	"varve/internal/wire/msg"
 )
@@ -48,11 +49,7 @@ type kernel struct {
 }
 
 func bootTime() int64 {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-		return time.Now().UnixNano() // no kernel that runs FUSE lacks the clock
-	}
-	return ts.Nano()
+	return int64(boottime.Now())
 }
 
 // sendKept sends a successful answer with the times for which the kernel may keep it. From Hold to Unhold no callback about it

@@ -4,16 +4,12 @@ import (
 	"context"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"varve/internal/boottime"
 )
 
 // bootNow returns the time since boot, suspended time included, so that a machine or process that was stopped finds out.
 func bootNow() time.Duration {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-		return time.Duration(time.Now().UnixNano()) // kernels before 2.6.39
-	}
-	return time.Duration(ts.Nano())
+	return boottime.Now()
 }
 
 // sleep waits for d or until ctx ends; it reports whether d has passed.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"net"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -56,10 +55,8 @@ func (s *Server) streamEnded() {
 func (s *Server) refused(addr string) bool {
 	ctx, cancel := context.WithTimeout(s.ctx, goneDial)
 	defer cancel()
-	var d net.Dialer
-	d.SetMultipathTCP(false)
 	for {
-		c, err := d.DialContext(ctx, "tcp", addr)
+		c, err := s.o.Network.Dial(ctx, addr)
 		if err != nil {
 			return errors.Is(err, unix.ECONNREFUSED)
 		}

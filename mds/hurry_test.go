@@ -64,7 +64,7 @@ func TestRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{ctx: context.Background()}
+	s := &Server{ctx: context.Background(), o: Options{Network: wire.TCP{}}}
 	if s.refused(l.Addr().String()) {
 		t.Error("a port with a listener is taken for gone")
 	}

@@ -76,7 +76,7 @@ func Join(ctx context.Context, o Options, addrs []string) (id.Cluster, error) {
 func askJoin(ctx context.Context, addr string, o *Options, req *msg.JoinMeta) (*msg.JoinMetaReply, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*memberTimeout)
 	defer cancel()
-	c, hello, err := wire.Dial(ctx, addr, &msg.Hello{Role: msg.Hello_ADMIN, Version: version}, nil, wire.Options{})
+	c, hello, err := wire.Dial(ctx, addr, &msg.Hello{Role: msg.Hello_ADMIN, Version: version}, nil, wire.Options{Network: o.Network})
 	if err != nil {
 		return nil, err
 	}

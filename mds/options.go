@@ -12,6 +12,7 @@ import (
 
 	"varve/internal/disk"
 	"varve/internal/id"
+	"varve/internal/wire"
 )
 
 // DefaultPort is the port of a metadata server whose address names none.
@@ -50,6 +51,9 @@ type Options struct {
 	Addr   string       // IP[:PORT] that others reach it at; Open: default that of the directory, another one moves the server
 	FS     disk.FS      // default disk.OS
 	Logger *slog.Logger // default slog.Default()
+
+	// Network makes the connections; default wire.TCP.
+	Network wire.Network
 
 	// Wall is the wall clock. It is recorded in events and attributes, and nothing is ordered or ended by it; default time.Now.
 	Wall func() time.Time
@@ -136,6 +140,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.FS == nil {
 		o.FS = disk.OS{}
+	}
+	if o.Network == nil {
+		o.Network = wire.TCP{}
 	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()

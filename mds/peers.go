@@ -117,7 +117,7 @@ func (s *Server) lookAt(addr string) {
 	s.peers.mu.Unlock()
 	var err error
 	if conn == nil || conn.Err() != nil {
-		conn, _, err = wire.Dial(ctx, addr, s.peerHello(), nil, wire.Options{})
+		conn, _, err = wire.Dial(ctx, addr, s.peerHello(), nil, wire.Options{Network: s.o.Network})
 	}
 	reply := new(msg.StatusReply)
 	var code fserr.Code
@@ -201,7 +201,7 @@ func (s *Server) wasRemoved(addrs []string, timeout time.Duration) bool {
 	ctx, cancel := context.WithTimeout(s.ctx, timeout)
 	defer cancel()
 	return errors.Is(together(addrs, func(addr string) error {
-		c, _, err := wire.Dial(ctx, addr, s.peerHello(), nil, wire.Options{})
+		c, _, err := wire.Dial(ctx, addr, s.peerHello(), nil, wire.Options{Network: s.o.Network})
 		if errors.Is(err, fserr.Retired) {
 			cancel() // one is enough
 			return err
@@ -241,7 +241,7 @@ func (s *Server) announceMove() {
 		}
 		return
 	}
-	o := &Options{Name: s.identity.Name, Cluster: s.identity.cluster()}
+	o := &Options{Name: s.identity.Name, Cluster: s.identity.cluster(), Network: s.o.Network}
 	for _, addr := range s.knownPeers() {
 		if s.ctx.Err() != nil {
 			return

@@ -75,7 +75,7 @@ func waitFull(ctx context.Context, o Options) bool {
 	}
 	sctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	if l, err := wire.Listen(sctx, d.Addr); err == nil {
+	if l, err := o.Network.Listen(sctx, d.Addr); err == nil {
 		w := &wire.Server{Accept: (&fullServer{o: o, d: d}).accept, Logger: o.Logger}
 		done := make(chan struct{})
 		go func() {

@@ -134,12 +134,12 @@ func (s *Server) start() error {
 	if err != nil {
 		return err
 	}
-	l, err := wire.Listen(s.ctx, s.identity.Addr)
+	l, err := s.o.Network.Listen(s.ctx, s.identity.Addr)
 	if err != nil {
 		return err
 	}
 	s.mux = newMux(l, s.identity.cluster(), s.log)
-	layer := &streamLayer{chanListener: s.mux.raft, cluster: s.identity.cluster(), addr: raft.ServerAddress(s.identity.Addr)}
+	layer := &streamLayer{chanListener: s.mux.raft, cluster: s.identity.cluster(), addr: raft.ServerAddress(s.identity.Addr), network: s.o.Network}
 	s.transport = newTransport(layer, s.mux.appends, s.log, rlog, s.raftLog.Stable, s.streamEnded)
 	s.fsm = newFSM(s.journal, s.log, s.fail)
 	s.fsm.quit, s.fsm.persisted = s.ctx.Done(), s.spreadCheckpoints

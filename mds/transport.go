@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"varve/internal/id"
+	"varve/internal/wire"
 )
 
 // streamLayer carries Raft's connections over the server's one port.
@@ -21,6 +22,7 @@ type streamLayer struct {
 	*chanListener
 	cluster id.Cluster
 	addr    raft.ServerAddress
+	network wire.Network
 }
 
 var _ raft.StreamLayer = (*streamLayer)(nil)
@@ -39,11 +41,9 @@ func (s *streamLayer) Dial(addr raft.ServerAddress, timeout time.Duration) (net.
 }
 
 func (s *streamLayer) dial(magic string, addr raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
-	d := net.Dialer{Timeout: timeout}
-	d.SetMultipathTCP(false)
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	c, err := d.DialContext(ctx, "tcp", string(addr))
+	c, err := s.network.Dial(ctx, string(addr))
 	if err != nil {
 		return nil, err
 	}

@@ -174,7 +174,7 @@ func streamTest(t *testing.T, cluster id.Cluster, stable func(uint64) error) *tr
 		t.Fatal(err)
 	}
 	m := newMux(l, cluster, testLogger())
-	layer := &streamLayer{chanListener: m.raft, cluster: cluster, addr: raft.ServerAddress(l.Addr().String())}
+	layer := &streamLayer{chanListener: m.raft, cluster: cluster, addr: raft.ServerAddress(l.Addr().String()), network: wire.TCP{}}
 	tr := newTransport(layer, m.appends, testLogger(), &raftLogger{log: testLogger()}, stable, func() {})
 	go m.run()
 	t.Cleanup(func() {

@@ -14,6 +14,7 @@ import (
 	"varve/internal/fserr"
 	"varve/internal/id"
 	"varve/internal/local"
+	"varve/internal/rwlock"
 )
 
 // entry is a chunk that the store holds. It stays in memory; its image comes and goes.
@@ -26,7 +27,7 @@ type entry struct {
 	countedAt atomic.Uint64 // image.written when they were
 
 	// gate is held shared by operations and exclusively by what changes the fields below.
-	gate    sync.RWMutex
+	gate    rwlock.Mutex
 	gone    bool        // deleted: look the chunk up again
 	known   bool        // rep was read from the disk
 	indexed bool        // the index on the disk tells of the chunk what the header does

@@ -10,8 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"varve/internal/boottime"
 	"varve/internal/fserr"
 	"varve/internal/id"
 	"varve/internal/wire"
@@ -254,11 +253,7 @@ func ended(ctx context.Context) error {
 
 // bootTime returns nanoseconds of the clock that also runs while the host sleeps, so that leases end meanwhile.
 func bootTime() int64 {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-		return time.Now().UnixNano() // no kernel that runs FUSE lacks the clock
-	}
-	return ts.Nano()
+	return int64(boottime.Now())
 }
 
 func localAddrs() map[string]struct{} {

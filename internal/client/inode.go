@@ -9,6 +9,7 @@ import (
 
 	"varve/internal/fserr"
 	"varve/internal/id"
+	"varve/internal/rwlock"
 	"varve/internal/wire/msg"
 )
 
@@ -27,7 +28,7 @@ type inode struct {
 	ranges   rangeLock
 
 	// layoutMu is held for reading while a data request that used the mode and the layout is under way.
-	layoutMu sync.RWMutex
+	layoutMu rwlock.Mutex
 
 	mu       sync.Mutex
 	readers  int // open handles

@@ -252,7 +252,7 @@ func (c *Client) tryOne(ctx context.Context, addr string, s *session) (l *link, 
 	}
 	h := &callbacks{c: c}
 	h.s.Store(s)
-	conn, _, err := wire.Dial(dctx, addr, hello, h, wire.Options{InFlight: maxCallbacks})
+	conn, _, err := wire.Dial(dctx, addr, hello, h, wire.Options{InFlight: maxCallbacks, Network: c.o.Network})
 	if err != nil {
 		return nil, "", err
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"varve/internal/id"
+	"varve/internal/wire"
 )
 
 // Notifier is told when the kernel must forget what it cached. Calls may block, or only queue; the client holds no lock
@@ -37,6 +38,7 @@ type Options struct {
 	Mount   string     // mount point, for people
 	Version string     // for people
 
+	Network  wire.Network // default wire.TCP
 	Logger   *slog.Logger // default slog.Default()
 	Notifier Notifier     // default none; see SetNotifier
 	// Members, if set, is told where the metadata servers are, each time they were asked, one call at a time. It must not block for long.

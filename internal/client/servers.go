@@ -156,7 +156,7 @@ func (srv *server) dial(n int) (*wire.Conn, error) {
 		return nil, fmt.Errorf("%s has no address: %w", srv.id, fserr.Unavailable)
 	}
 	hello := &msg.Hello{Cluster: o.Cluster[:], Role: msg.Hello_CLIENT, Session: uint64(srv.s.id), Version: o.Version, Lane: uint32(n)}
-	c, reply, err := wire.Dial(ctx, *addr, hello, nil, wire.Options{WriteTimeout: o.WriteTimeout})
+	c, reply, err := wire.Dial(ctx, *addr, hello, nil, wire.Options{WriteTimeout: o.WriteTimeout, Network: o.Network})
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", srv.id, err)
 	}

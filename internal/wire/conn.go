@@ -93,6 +93,7 @@ type Handler interface {
 type Options struct {
 	InFlight     int           // requests handled at once; default 256
 	WriteTimeout time.Duration // a peer that takes nothing for so long is cut off; default 10 s
+	Network      Network       // of Dial; default TCP
 }
 
 // Call is a request under way.

@@ -437,3 +437,17 @@ func TestHalfAFrameEndsItsConnection(t *testing.T) {
 		c.Quiesce()
 	})
 }
+
+// TestDropIdle: goroutines that were dropped are not given requests any more.
+func TestDropIdle(t *testing.T) {
+	_, addr := startServer(t, handlerFunc(echo), Options{}, nil)
+	c := dialTest(t, addr, nil, Options{})
+	for range 3 {
+		f, err := c.Call(t.Context(), &Frame{Type: Read, Body: []byte("hello")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.Release()
+		DropIdle()
+	}
+}

@@ -34,8 +34,28 @@ func setUserTimeout(_, _ string, rc syscall.RawConn) error {
 	return errors.Join(cerr, err)
 }
 
-// Listen listens on a TCP address. Multipath TCP is off, since it hides the socket from eBPF.
-func Listen(ctx context.Context, addr string) (net.Listener, error) {
+// Network makes the connections of one process.
+type Network interface {
+	// Dial connects to an address.
+	Dial(ctx context.Context, addr string) (net.Conn, error)
+	// Listen listens on one.
+	Listen(ctx context.Context, addr string) (net.Listener, error)
+}
+
+// TCP is the Network that is used if none is given. Multipath TCP is off, since it hides the socket from eBPF.
+type TCP struct{}
+
+var _ Network = TCP{}
+
+// Dial implements Network.
+func (TCP) Dial(ctx context.Context, addr string) (net.Conn, error) {
+	d := net.Dialer{Timeout: handshakeTimeout, Control: setUserTimeout}
+	d.SetMultipathTCP(false)
+	return d.DialContext(ctx, "tcp", addr)
+}
+
+// Listen implements Network.
+func (TCP) Listen(ctx context.Context, addr string) (net.Listener, error) {
 	lc := net.ListenConfig{Control: setUserTimeout}
 	lc.SetMultipathTCP(false)
 	l, err := lc.Listen(ctx, "tcp", addr)
@@ -48,12 +68,17 @@ func Listen(ctx context.Context, addr string) (net.Listener, error) {
 	return l, nil
 }
 
+// Listen listens on a TCP address.
+func Listen(ctx context.Context, addr string) (net.Listener, error) { return TCP{}.Listen(ctx, addr) }
+
 // Dial connects to addr and says hello. h answers what the peer asks and may be nil. Errors wrap the
 // fserr.Code that the peer refused with, or fserr.Unavailable.
 func Dial(ctx context.Context, addr string, hello *msg.Hello, h Handler, o Options) (*Conn, *msg.HelloReply, error) {
-	d := net.Dialer{Timeout: handshakeTimeout, Control: setUserTimeout}
-	d.SetMultipathTCP(false)
-	nc, err := d.DialContext(ctx, "tcp", addr)
+	var network Network = TCP{}
+	if o.Network != nil {
+		network = o.Network
+	}
+	nc, err := network.Dial(ctx, addr)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%w: %w", fserr.Unavailable, err)
 	}

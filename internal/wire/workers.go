@@ -9,6 +9,9 @@ const maxIdle = 256
 // more than many a request. The one that was idle last is used first.
 var workers pool
 
+// DropIdle ends the goroutines that wait for requests of any connection, for whoever wants none left behind. Later requests get new ones.
+func DropIdle() { workers.drop() }
+
 type job struct {
 	c *Conn
 	f *Frame
@@ -45,6 +48,19 @@ func (p *pool) work(j job) {
 		}
 		p.idle = append(p.idle, w)
 		p.mu.Unlock()
-		j = <-w
+		var ok bool
+		if j, ok = <-w; !ok {
+			return
+		}
+	}
+}
+
+func (p *pool) drop() {
+	p.mu.Lock()
+	idle := p.idle
+	p.idle = nil
+	p.mu.Unlock()
+	for _, w := range idle { // nobody else can find them any more
+		close(w)
 	}
 }
