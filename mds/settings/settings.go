@@ -22,6 +22,16 @@ const (
 	Replicas = state.ConfigReplicas
 	// RepairGrace is how long a chunk server may be away before its replicas are given up.
 	RepairGrace = "repair.grace"
+	// RepairLastGrace is how long it may be away where chunks have one live replica left.
+	RepairLastGrace = "repair.grace.last"
+	// RepairRate is what all rebuilds of the cluster together may copy in a second, and RepairServerRate those to one server.
+	RepairRate       = "repair.rate"
+	RepairServerRate = "repair.rate.server"
+	// RepairRebuilds is how many rebuilds there may be at once, and RepairServerRebuilds how many to or from one server.
+	RepairRebuilds       = "repair.rebuilds"
+	RepairServerRebuilds = "repair.rebuilds.server"
+	// SlowFactor is how many times what the others take makes a chunk server slow.
+	SlowFactor = "slow.factor"
 	// JournalAge is how long a metadata server keeps events in its journal.
 	JournalAge = "journal.retention.age"
 	// JournalBytes is how much room the journal of one metadata server may take up.
@@ -45,9 +55,28 @@ var table = []Setting{
 		check: checkBytes},
 	{Key: RepairGrace, Default: "1m", Help: "give up the replicas of a chunk server that is away for longer, such as 10m",
 		check: checkGrace},
+	{Key: RepairLastGrace, Default: "15s", Help: "give up its replicas sooner where a chunk has one live replica left, such as 30s",
+		check: checkGrace},
+	{Key: RepairRate, Help: "bytes a second that repair and moves copy in the whole cluster at most, such as 1G; empty: what the servers may together",
+		check: checkRate},
+	{Key: RepairServerRate, Default: "128M", Help: "bytes a second that repair and moves copy to one chunk server at most, such as 64M",
+		check: checkRate},
+	{Key: RepairRebuilds, Help: "chunks that are rebuilt at once in the whole cluster, such as 16; empty: as many as there are chunk servers",
+		check: func(v string) error { return checkCount(v, 1, maxRebuilds) }},
+	{Key: RepairServerRebuilds, Default: "2", Help: "chunks that are rebuilt at once to or from one chunk server, such as 4",
+		check: func(v string) error { return checkCount(v, 1, maxServerRebuilds) }},
 	{Key: Replicas, Default: "3:2", Help: "replicas that a new chunk gets and must have, as NORM:MIN, such as 3:2",
 		check: checkReplicas},
+	{Key: SlowFactor, Default: "6", Help: "a chunk server is slow, and gets no new data and few reads, when it takes so many times what others take, such as 10; 0: never",
+		check: func(v string) error { return checkCount(v, 0, 1000) }},
 }
+
+// Limits of settings.
+const (
+	maxRebuilds       = 4096
+	maxServerRebuilds = 64
+	minRate           = 1 << 20
+)
 
 // minJournalBytes is the smallest limit on a journal: below it every checkpoint would drop all history.
 const minJournalBytes = 1 << 20
@@ -95,6 +124,34 @@ func checkGrace(v string) error {
 	d, err := Age(v)
 	if err == nil && d == 0 {
 		err = fmt.Errorf("age %q: want more than 0", v)
+	}
+	return err
+}
+
+func checkRate(v string) error {
+	n, err := Bytes(v)
+	if err == nil && n < minRate {
+		err = fmt.Errorf("rate %q: want 1M or more", v)
+	}
+	return err
+}
+
+// Count reads a whole number. "" is 0.
+func Count(v string) (int, error) {
+	if v == "" {
+		return 0, nil
+	}
+	n, err := strconv.ParseUint(v, 10, 31)
+	if err != nil {
+		return 0, fmt.Errorf("number %q: want a whole number", v)
+	}
+	return int(n), nil
+}
+
+func checkCount(v string, least, most int) error {
+	n, err := Count(v)
+	if err == nil && (n < least || n > most) {
+		err = fmt.Errorf("number %q: want %d to %d", v, least, most)
 	}
 	return err
 }

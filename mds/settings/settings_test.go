@@ -36,6 +36,9 @@ func TestCheck(t *testing.T) {
 		{RepairGrace, "10m", ""}, {RepairGrace, "0", "more than 0"}, {RepairGrace, "-1s", "whole numbers"},
 		{JournalAge, "90d", ""}, {JournalAge, "0", ""}, {JournalAge, "", ""}, {JournalAge, "90", "units"},
 		{JournalBytes, "50G", ""}, {JournalBytes, "0", ""}, {JournalBytes, "1000", "1M or more"}, {JournalBytes, "50GB", "whole number"},
+		{RepairRate, "1G", ""}, {RepairRate, "4K", "1M or more"}, {RepairServerRate, "fast", "whole number"}, {RepairRebuilds, "16", ""},
+		{RepairRebuilds, "0", "1 to"}, {RepairServerRebuilds, "65", "1 to 64"}, {SlowFactor, "0", ""}, {SlowFactor, "-1", "whole number"},
+		{RepairLastGrace, "0", "more than 0"},
 		{"colour", "blue", "want one of journal.retention.age"},
 	} {
 		err := Check(tt.key, tt.value)
