@@ -25,7 +25,9 @@ type copyOf struct {
 // Nothing may be writing.
 func (c *cluster) checkReplicas(norm int) {
 	c.t.Helper()
+	begin := time.Now()
 	c.wait(90*time.Second, "the cluster to be whole", c.healthy)
+	c.t.Logf("whole after %v", time.Since(begin).Round(time.Millisecond))
 	c.wait(60*time.Second, "replicas to be equal", func() error { return c.compareReplicas(norm) })
 }
 
