@@ -35,8 +35,7 @@ func (l *leadership) removeMeta(ctx context.Context, m id.MetaID) error {
 	old, inRaft := l.raftMember(m)
 	if inRaft {
 		if old.Suffrage == raft.Voter {
-			l.s.lookAround()
-			if err := l.quorumWithout(m); err != nil {
+			if err := l.sureOfQuorumWithout(ctx, m); err != nil {
 				return err
 			}
 		}
@@ -54,6 +53,20 @@ func (l *leadership) removeMeta(ctx context.Context, m id.MetaID) error {
 		return nil // done before
 	}
 	return l.retireMeta(m, "removed by an administrator")
+}
+
+// looks is how often, half a second apart, the others are asked before they count as silent: one may just have been started again, or be busy.
+const looks = 4
+
+// sureOfQuorumWithout is quorumWithout after a fresh look at the others.
+func (l *leadership) sureOfQuorumWithout(ctx context.Context, gone id.MetaID) error {
+	for n := 1; ; n++ {
+		l.s.lookAround()
+		err := l.quorumWithout(gone)
+		if err == nil || n == looks || !sleep(ctx, 500*time.Millisecond) {
+			return err
+		}
+	}
 }
 
 // quorumWithout refuses (Busy) a removal after which no majority of the voters would answer.

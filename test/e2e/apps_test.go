@@ -75,7 +75,7 @@ func TestApplications(t *testing.T) {
 	t.Run("fio", func(t *testing.T) {
 		for _, bs := range []string{"4k", "64k", "1m"} {
 			for _, rw := range []string{"randwrite", "write"} {
-				sh(t, m, 3*time.Minute, fmt.Sprintf(`fio --name=v --filename=%s/fio-%s-%s --size=96m --bs=%s --rw=%s --direct=1 --ioengine=io_uring --iodepth=16 --verify=crc32c --verify_fatal=1 --do_verify=1 --end_fsync=1 --output-format=terse`, m, rw, bs, bs, rw))
+				sh(t, m, 3*time.Minute, fmt.Sprintf(`fio --name=v --filename=%s/fio-%s-%s --size=64m --bs=%s --rw=%s --direct=1 --ioengine=io_uring --iodepth=16 --verify=crc32c --verify_fatal=1 --do_verify=1 --end_fsync=1 --output-format=terse`, m, rw, bs, bs, rw))
 			}
 		}
 	})

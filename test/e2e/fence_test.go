@@ -205,6 +205,7 @@ func newcomer(t *testing.T, path string, tag uint64) []byte {
 // there are, writes the file through another mount, and lets the old one go on: nothing that it still sends may change a byte.
 func TestFence(t *testing.T) {
 	need(t)
+	t.Parallel() // it waits more than it works
 	c := up(t, 1, 4, 2, "3:2")
 	const cause = "the host hangs"
 	for _, v := range []struct {

@@ -160,6 +160,7 @@ func TestHistory(t *testing.T) {
 // TestTail follows the journal over kills of the leader: no event is missing or printed twice.
 func TestTail(t *testing.T) {
 	need(t)
+	t.Parallel() // it waits more than it works
 	c := up(t, 3, 1, 1, "1:1")
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()

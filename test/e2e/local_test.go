@@ -105,6 +105,7 @@ var localCount = regexp.MustCompile(`without the network" reads=(\d+)`)
 // SIGSTOP and killed with SIGKILL: no read is ever older than a write that had returned.
 func TestLocalReads(t *testing.T) {
 	need(t)
+	t.Parallel() // it waits more than it works
 	c := up(t, 1, 3, 1, "3:2")
 	// Mounts of our own, whose logs say at the end how much went around the network.
 	own := func(name, options string) (dir, log string, end func() int) {
@@ -161,7 +162,7 @@ func TestLocalReads(t *testing.T) {
 				wg.Go(func() { g.read(f, uint64(10*i+k)) })
 			}
 		}
-		end := time.Now().Add(soak(t, 20*time.Second))
+		end := time.Now().Add(soak(t, 12*time.Second))
 		for round := 0; time.Now().Before(end) && !g.stop.Load(); round++ {
 			cs := fmt.Sprintf("cs%d", 1+round%3)
 			time.Sleep(time.Second)

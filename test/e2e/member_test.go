@@ -204,6 +204,7 @@ func loopDisk(t *testing.T, size int64) string {
 // SIGKILLs, a planned stop of the leader, a disk that fills up, a server that is made anew, and the removal of whoever made the cluster.
 func TestMembers(t *testing.T) {
 	need(t, "mkfs.ext4", "mount", "umount")
+	t.Parallel() // it waits more than it works
 	small := loopDisk(t, 192<<20)
 	c := up(t, 1, 3, 1, "3:2")
 	old := filepath.Join(t.TempDir(), "old") // what a node knows that was away all the time
