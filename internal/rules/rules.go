@@ -53,7 +53,6 @@ var rooms = []room{
 	{dir: "internal/rwlock"},
 	{dir: "internal/local", may: append([]string{"internal/boottime"}, pureInternal...)},
 	{dir: "internal/capture", may: pureInternal},
-	{dir: "internal/local", may: pureInternal},
 	{dir: "internal/nbd", may: []string{"internal/nbd/..."}},
 	{dir: "internal/rules"},
 	{dir: "internal/client", may: []string{"internal/...", "iouring"}},
