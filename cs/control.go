@@ -28,7 +28,7 @@ func (h *control) Serve(ctx context.Context, c *wire.Conn, req *wire.Frame) {
 		}))
 	case wire.ChunkAccept:
 		answer(s, c, req, new(msg.ChunkAccept), each(func(m *msg.ChunkAccept) error {
-			return eachChunk(m.Chunks, s.store.Accept)
+			return acceptEach(m, s.store.AcceptAt)
 		}))
 	case wire.ChunkAdopt:
 		answer(s, c, req, new(msg.ChunkAdopt), each(func(m *msg.ChunkAdopt) error {
@@ -73,6 +73,22 @@ func eachChunk(chunks []uint64, f func(id.ChunkID) error) error {
 		}
 	}
 	return first
+}
+
+// acceptEach is eachChunk for those that come with epochs, or without.
+func acceptEach(m *msg.ChunkAccept, accept func(id.ChunkID, id.Epoch) error) error {
+	if n := len(m.Epochs); n != 0 && n != len(m.Chunks) {
+		return fserr.Invalid
+	}
+	i := 0
+	return eachChunk(m.Chunks, func(c id.ChunkID) error {
+		var e id.Epoch
+		if len(m.Epochs) > 0 {
+			e = id.Epoch(m.Epochs[i])
+		}
+		i++
+		return accept(c, e)
+	})
 }
 
 // servePunch punches for a caller that died, durably.

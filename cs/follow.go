@@ -108,7 +108,7 @@ func (s *Server) report(ctx context.Context, c *wire.Conn) error {
 		page := &msg.ChunkReport{Last: !more, Server: uint32(s.id), Chunks: make([]*msg.ChunkInfo, 0, len(infos))}
 		for _, i := range infos {
 			if after = i.ID; !i.ID.IsScratch() {
-				page.Chunks = append(page.Chunks, infoMessage(i))
+				page.Chunks = append(page.Chunks, s.infoMessage(i))
 			}
 		}
 		reply := new(msg.ChunkReportReply)
@@ -126,9 +126,10 @@ func (s *Server) report(ctx context.Context, c *wire.Conn) error {
 	return nil
 }
 
-func infoMessage(i chunkInfo) *msg.ChunkInfo {
+func (s *Server) infoMessage(i chunkInfo) *msg.ChunkInfo {
 	return &msg.ChunkInfo{
 		Id: uint64(i.ID), Epoch: uint64(i.Epoch), Unclean: i.State == repl.Unclean, Joining: i.State.Joining(),
+		Power: i.State == repl.Unclean && s.store.LostPower(),
 	}
 }
 

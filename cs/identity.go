@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"varve/cs/store"
 	"varve/internal/disk"
@@ -68,7 +70,19 @@ func (d identity) storeOptions(o Options) store.Options {
 		so.Logger = o.Logger.With("cs", d.Server)
 	}
 	so.Server, so.Existing = [16]byte(d.uuid()), true
+	if so.Boot == "" {
+		so.Boot = bootID()
+	}
 	return so
+}
+
+// bootID is the kernel's name for the time since the machine was switched on, "" if it does not tell.
+func bootID() string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
 }
 
 // whose returns the options with defaults, and who the server of the directory is.

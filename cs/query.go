@@ -69,7 +69,7 @@ func (s *Server) serveList(_ *wire.Frame, m *msg.ChunkList) (wire.Message, []byt
 	infos, more := s.store.List(id.ChunkID(m.After), n)
 	reply := &msg.ChunkListReply{Last: !more}
 	for _, i := range infos {
-		reply.Chunks = append(reply.Chunks, infoMessage(i))
+		reply.Chunks = append(reply.Chunks, s.infoMessage(i))
 	}
 	return reply, nil, nil
 }

@@ -57,6 +57,9 @@ func (s *Server) rebuild(ctx context.Context, m *msg.ChunkRebuild) (uint64, erro
 	if err == nil {
 		err = s.store.Flush(r.chunk, r.epoch)
 	}
+	if err == nil {
+		err = s.store.Complete(r.chunk, r.epoch)
+	}
 	n := uint64(r.written.Load()) * chunk.BlockSize
 	s.stats.rebuilds.Add(1)
 	s.stats.rebuildBytes.Add(n)
@@ -76,6 +79,9 @@ type rebuild struct {
 }
 
 func (r *rebuild) copy(ctx context.Context) (err error) {
+	if _, e, st, err := r.s.store.Table(r.chunk); err == nil && e == r.epoch && st == repl.Copied {
+		return nil // the answer that said so was lost
+	}
 	if r.conn, _, err = r.s.peers.conn(ctx, r.source, repairLane); err != nil {
 		return err
 	}

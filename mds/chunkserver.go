@@ -39,6 +39,7 @@ const stateFailed = "failed"
 type chunkCopy struct {
 	epoch            id.Epoch
 	unclean, joining bool
+	power            bool // unclean since the machine lost power
 }
 
 // registerServer makes the server a member, or finds the one that has its UUID, and takes its connection.

@@ -483,7 +483,7 @@ func (k *testChunks) register(ctx context.Context) {
 		Total: 1 << 40, Free: 1 << 39}
 	rep := &msg.ChunkReport{Last: true}
 	for _, c := range k.chunks {
-		rep.Chunks = append(rep.Chunks, &msg.ChunkInfo{Id: c.Id, Epoch: c.Epoch, Unclean: c.Unclean, Joining: c.Joining})
+		rep.Chunks = append(rep.Chunks, &msg.ChunkInfo{Id: c.Id, Epoch: c.Epoch, Unclean: c.Unclean, Joining: c.Joining, Power: c.Power})
 	}
 	k.mu.Unlock()
 	code, err := conn.CallMessage(ctx, wire.RegisterServer, wire.ClassMeta, req, reply)
@@ -543,8 +543,12 @@ func (k *testChunks) Serve(_ context.Context, c *wire.Conn, f *wire.Frame) {
 	case wire.ChunkAccept:
 		r := new(msg.ChunkAccept)
 		r.UnmarshalVT(f.Body)
-		for _, c := range r.Chunks {
-			at(c, 0).Unclean = false
+		for n, c := range r.Chunks {
+			var epoch uint64
+			if len(r.Epochs) > 0 {
+				epoch = r.Epochs[n]
+			}
+			at(c, epoch).Unclean = false
 			k.accepted = append(k.accepted, c)
 		}
 	case wire.ChunkRebuild:

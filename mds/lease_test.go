@@ -328,6 +328,48 @@ func (k *testChunks) crash(chunk uint64, change func(*msg.ChunkInfo)) {
 
 func unclean(i *msg.ChunkInfo) { i.Unclean = true }
 
+// When every replica lost power, the chunk says from which epoch on what was not flushed may be gone, and the replica that is accepted has
+// that epoch. One whose process only died has all, so it is the truth and nothing is lost.
+func TestLossOfPowerIsRemembered(t *testing.T) {
+	for _, survivor := range []int{-1, 2} {
+		c := newCluster(t, 1, func(o *Options) { o.UncleanWait = time.Hour })
+		cs := []*testChunks{newChunks(c), newChunks(c), newChunks(c)}
+		a := newClient(c)
+		ino := a.create("f", true).Attr.Ino
+		before := a.must(a.change(&msg.AllocChunk{Ino: ino, Count: 1})).GetLayout().Chunks[0]
+		for i, s := range cs {
+			s.crash(before.Id, func(k *msg.ChunkInfo) { k.Unclean, k.Power = true, i != survivor })
+		}
+		for _, s := range cs {
+			s.run()
+		}
+		truth := max(survivor, 0)
+		c.eventually("a replica to be accepted and the others to be rebuilt", func() bool {
+			return cs[truth].count(wire.ChunkAccept) > 0 && c.leader().status().Degraded == 0
+		})
+		got := a.must(a.read(&msg.GetLayout{Ino: ino, Count: 1})).GetLayout().Chunks[0]
+		switch {
+		case survivor >= 0 && got.Lost != 0:
+			t.Errorf("%v: a replica that had all was the truth, and yet something is lost", got)
+		case survivor < 0 && (got.Lost <= before.Epoch || got.Lost > got.Epoch):
+			t.Errorf("%v: want the epoch at which it was accepted, after %d", got, before.Epoch)
+		}
+		cs[truth].mu.Lock()
+		if k := cs[truth].chunks[before.Id]; k.Unclean || k.Epoch < got.Lost {
+			t.Errorf("the truth is %v, lost before epoch %d", k, got.Lost)
+		}
+		cs[truth].mu.Unlock()
+		for i, s := range cs {
+			if n := s.count(wire.ChunkAccept); (n > 0) != (i == truth) {
+				t.Errorf("chunk server %d was accepted %d times", i, n)
+			}
+			s.halt()
+		}
+		a.close()
+		c.kill(0)
+	}
+}
+
 // A replica that is away when an unclean one becomes the truth may hold other bytes, clean as it is.
 func TestAbsentReplicaFollowsTheAccepted(t *testing.T) {
 	c := newCluster(t, 1, nil)

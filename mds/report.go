@@ -16,11 +16,19 @@ import (
 
 // uncleanChunk is a chunk with in-sync replicas on servers that crashed.
 type uncleanChunk struct {
-	since time.Duration // bootNow
-	// Whether the server's copy can be accepted as it is. One that missed its promotion cannot.
-	servers map[id.ServerID]bool
+	since   time.Duration // bootNow
+	servers map[id.ServerID]trust
 	busy    bool // it is being promoted late
 }
+
+// trust says what an unclean copy has.
+type trust uint8
+
+const (
+	hasUnknown  trust = iota // it missed its promotion, and cannot be accepted
+	hasFlushed               // what was flushed: its machine lost power
+	hasAnswered              // all that was ever answered: only the process died
+)
 
 // chunkReport takes one page of what a chunk server holds. With the last one the server is ready.
 func (l *leadership) chunkReport(ctx context.Context, conn *wire.Conn, p *peer, req *msg.ChunkReport) (*msg.ChunkReportReply, error) {
@@ -37,7 +45,7 @@ func (l *leadership) chunkReport(ctx context.Context, conn *wire.Conn, p *peer, 
 		return nil, fmt.Errorf("report of more than %d chunks: %w", maxReportChunks, fserr.Unavailable)
 	}
 	for _, k := range req.Chunks {
-		c.reported[id.ChunkID(k.Id)] = chunkCopy{epoch: id.Epoch(k.Epoch), unclean: k.Unclean, joining: k.Joining}
+		c.reported[id.ChunkID(k.Id)] = chunkCopy{epoch: id.Epoch(k.Epoch), unclean: k.Unclean, joining: k.Joining, power: k.Power}
 	}
 	all := c.reported
 	l.mu.Unlock()
@@ -67,13 +75,15 @@ func (l *leadership) chunkReport(ctx context.Context, conn *wire.Conn, p *peer, 
 	unclean := func(k id.ChunkID) *uncleanChunk {
 		u := l.unclean[k]
 		if u == nil {
-			u = &uncleanChunk{since: now, servers: make(map[id.ServerID]bool)}
+			u = &uncleanChunk{since: now, servers: make(map[id.ServerID]trust)}
 			l.unclean[k] = u
 		}
 		return u
 	}
 	for _, k := range v.unclean {
-		unclean(k).servers[server] = true
+		if unclean(k).servers[server] = hasAnswered; all[k].power {
+			unclean(k).servers[server] = hasFlushed
+		}
 	}
 	for _, k := range v.clean {
 		if u := l.unclean[k]; u != nil {
@@ -83,7 +93,7 @@ func (l *leadership) chunkReport(ctx context.Context, conn *wire.Conn, p *peer, 
 	c.ready = true
 	for _, k := range v.promote {
 		u := unclean(k.ID)
-		u.servers[server], u.busy = false, true
+		u.servers[server], u.busy = hasUnknown, true
 		l.spawnLocked(func() { l.promoteLate(server, k, all[k.ID].epoch) })
 	}
 	l.s.log.Info("chunk server ready", "cs", server, "chunks", len(all), "unclean", len(v.unclean), "stale", len(v.stale),
@@ -217,7 +227,7 @@ func (l *leadership) isUnclean(k id.ChunkID, server id.ServerID) bool {
 const maxResolving = 32
 
 // resolveUnclean decides about chunks with unclean in-sync replicas: those with a clean live one are rebuilt from it; where
-// all are unclean the lowest server is the truth. It waits for servers that are not there yet, for a while.
+// all are unclean the lowest server of those that did not lose power is the truth, or else the lowest of all. It waits for servers that are not there yet, for a while.
 func (l *leadership) resolveUnclean() {
 	now := bootNow()
 	var due []id.ChunkID
@@ -247,7 +257,8 @@ func (l *leadership) resolveOne(k id.ChunkID, waited bool) {
 		l.mu.Unlock()
 		return
 	}
-	var clean, unclean, acceptable, absent []id.ServerID
+	var clean, unclean, absent []id.ServerID
+	acceptable := make(map[trust][]id.ServerID)
 	for i := range c.InSync() {
 		server := c.Replica(i).Server
 		switch {
@@ -261,12 +272,12 @@ func (l *leadership) resolveOne(k id.ChunkID, waited bool) {
 	}
 	l.mu.Lock()
 	if u := l.unclean[k]; u != nil {
-		for server, ok := range u.servers {
+		for server, has := range u.servers {
 			switch r, member := c.Find(server); {
 			case !member || r.Joining: // dropped, or joining by now: the planner's concern
 				delete(u.servers, server)
-			case ok && slices.Contains(unclean, server):
-				acceptable = append(acceptable, server)
+			case has != hasUnknown && slices.Contains(unclean, server):
+				acceptable[has] = append(acceptable[has], server)
 			}
 		}
 	}
@@ -275,10 +286,17 @@ func (l *leadership) resolveOne(k id.ChunkID, waited bool) {
 		return
 	}
 	var truth id.ServerID
-	if len(clean) > 0 {
+	switch {
+	case len(clean) > 0:
 		truth = clean[0]
-	} else if truth = slices.Min(acceptable); !l.accept(k, truth, absent) {
-		return
+	case len(acceptable[hasAnswered]) > 0:
+		if truth = slices.Min(acceptable[hasAnswered]); !l.accept(k, truth, absent, hasAnswered) {
+			return
+		}
+	default:
+		if truth = slices.Min(acceptable[hasFlushed]); !l.accept(k, truth, absent, hasFlushed) {
+			return
+		}
 	}
 	for _, server := range unclean {
 		if server == truth {
@@ -295,8 +313,9 @@ func (l *leadership) resolveOne(k id.ChunkID, waited bool) {
 }
 
 // accept makes an unclean replica the truth. The absent ones, whose bytes may be others, follow it when they are back; that is recorded
-// first, so that none of them is taken for its equal meanwhile.
-func (l *leadership) accept(k id.ChunkID, truth id.ServerID, absent []id.ServerID) bool {
+// first, so that none of them is taken for its equal meanwhile. If it may lack what was not flushed, that is recorded too, with the next
+// epoch, before it serves: whoever wrote before that epoch learns of it with the layout that he needs to flush.
+func (l *leadership) accept(k id.ChunkID, truth id.ServerID, absent []id.ServerID, has trust) bool {
 	for _, server := range absent {
 		epoch, err := l.join(l.ctx, k, server, truth, "absent when an unclean replica was accepted")
 		if epoch == 0 {
@@ -304,13 +323,49 @@ func (l *leadership) accept(k id.ChunkID, truth id.ServerID, absent []id.ServerI
 			return false
 		}
 	}
-	if err := l.askServer(l.ctx, truth, joinTimeout, wire.ChunkAccept, &msg.ChunkAccept{Chunks: []uint64{uint64(k)}}, nil); err != nil {
+	req := &msg.ChunkAccept{Chunks: []uint64{uint64(k)}}
+	if has == hasFlushed {
+		epoch, err := l.acceptEvent(k, truth)
+		if epoch == 0 {
+			if err != nil && l.ctx.Err() == nil {
+				l.s.log.Warn("unclean replica not accepted", "chunk", k, "cs", truth, "err", err)
+			}
+			return false
+		}
+		req.Epochs = []uint64{uint64(epoch)}
+	}
+	if err := l.askServer(l.ctx, truth, joinTimeout, wire.ChunkAccept, req, nil); err != nil {
 		l.s.log.Warn("unclean replica not accepted", "chunk", k, "cs", truth, "err", err)
 		return false
 	}
-	l.s.log.Debug("unclean replica accepted", "chunk", k, "cs", truth)
+	if has == hasFlushed {
+		l.s.log.Warn("every replica of a chunk lost power: what was not flushed may be gone", "chunk", k, "cs", truth)
+	} else {
+		l.s.log.Debug("unclean replica accepted", "chunk", k, "cs", truth)
+	}
 	l.cleaned(k, truth)
 	return true
+}
+
+// acceptEvent records that what was not flushed may be gone, unless that was recorded at the epoch that the set still has. It returns the
+// epoch, 0 if the chunk is gone or the server not in sync with it.
+func (l *leadership) acceptEvent(k id.ChunkID, truth id.ServerID) (id.Epoch, error) {
+	c, release, err := l.latchChunk(l.ctx, k)
+	if err != nil || c == nil {
+		return 0, err
+	}
+	defer release()
+	if r, ok := c.Find(truth); !ok || r.Joining {
+		return 0, nil
+	}
+	var lost id.Epoch
+	l.s.fsm.view(func(st *state.State) { lost = st.Lost(k) })
+	if lost == c.Epoch() {
+		return lost, nil
+	}
+	epoch := c.Epoch() + 1
+	return epoch, l.propose(&event.Event{Body: &event.Event_ReplicaAccept{ReplicaAccept: &event.ReplicaAccept{
+		Chunk: uint64(k), Server: uint32(truth), Epoch: uint64(epoch)}}}, "every replica lost power")
 }
 
 // cleaned notes that the replica is not a concern of resolveUnclean any more.

@@ -8,14 +8,74 @@
 // It is pure. A Replica is a value; the set of fresh blocks that it points to is shared by its copies
 // and needs the caller's lock. Epochs of a replica never decrease.
 //
-//	state              message of epoch e (own epoch c)                       leaves it by
-//	serving            e = c: do. e < c: stale. e > c: persist e, do.         Join
-//	tracking (joining) write, punch, flush, repair at e = c: do, note what    Promote -> serving
-//	                   was written. Reads, and e > c: not ready. e < c: stale restart -> lost
-//	lost (joining)     not ready                                              Join with a higher epoch
-//	unclean            not ready                                              Accept -> serving, Join
+// The states. All but serving have no reads, and are no source of a rebuild.
 //
-// A partial block that is written while tracking is merged with whatever old block the replica has,
+//	serving          in sync as far as it knows; a message of a higher epoch says that the set has changed without it
+//	joining          takes writes, notes what they write, and has the rest copied from another replica
+//	joining-copied   has all, on stable media; only its promotion is missing
+//	joining-lost     was joining when the server stopped: what was fresh is forgotten
+//	unclean          was written to, or copied, when the server died: others may hold something else
+//
+// What a message of epoch e does to a replica of epoch c: at e < c, e = c, e > c. "serving" and "joining" say what it is
+// from then on, durably and at epoch e, before the message is done. An accept without an epoch has c.
+//
+//	state            message   e < c      e = c      e > c
+//	serving          read      stale      do         serving
+//	                 write     stale      do         serving
+//	                 punch     stale      do         serving
+//	                 flush     stale      do         serving
+//	                 repair    stale      stale      stale
+//	                 adopt     stale      do         serving
+//	                 join      stale      stale      joining
+//	                 copied    stale      do         not ready
+//	                 promote   stale      do         not ready
+//	                 accept    stale      do         serving
+//	joining          read      stale      not ready  not ready
+//	                 write     stale      do, note   not ready
+//	                 punch     stale      do, note   not ready
+//	                 flush     stale      do         not ready
+//	                 repair    stale      do         not ready
+//	                 adopt     stale      not ready  not ready
+//	                 join      stale      do         joining
+//	                 copied    stale      joining-copied  not ready
+//	                 promote   stale      serving    not ready
+//	                 accept    not ready  not ready  not ready
+//	joining-copied   read      stale      not ready  not ready
+//	                 write     stale      do         not ready
+//	                 punch     stale      do         not ready
+//	                 flush     stale      do         not ready
+//	                 repair    stale      stale      not ready
+//	                 adopt     stale      not ready  not ready
+//	                 join      stale      do         joining
+//	                 copied    stale      do         not ready
+//	                 promote   stale      serving    not ready
+//	                 accept    not ready  not ready  not ready
+//	joining-lost     read      not ready  not ready  not ready
+//	                 write     not ready  not ready  not ready
+//	                 punch     not ready  not ready  not ready
+//	                 flush     not ready  not ready  not ready
+//	                 repair    not ready  not ready  not ready
+//	                 adopt     not ready  not ready  not ready
+//	                 join      stale      stale      joining
+//	                 copied    not ready  not ready  not ready
+//	                 promote   not ready  not ready  not ready
+//	                 accept    not ready  not ready  not ready
+//	unclean          read      not ready  not ready  not ready
+//	                 write     not ready  not ready  not ready
+//	                 punch     not ready  not ready  not ready
+//	                 flush     not ready  not ready  not ready
+//	                 repair    not ready  not ready  not ready
+//	                 adopt     not ready  not ready  not ready
+//	                 join      stale      stale      joining
+//	                 copied    not ready  not ready  not ready
+//	                 promote   not ready  not ready  not ready
+//	                 accept    stale      serving    serving
+//
+// A restart makes joining-lost of joining, unclean of joining-copied, and unclean of serving if the chunk had an active
+// extent. A replica that is copied was in sync for the metadata server as soon as that heard of it: so it may be the last one
+// that has what was acknowledged, and is treated like one that served when the server died.
+//
+// A partial block that is written while joining is merged with whatever old block the replica has,
 // which may have missed writes. So Fresh notes bytes, not blocks only: the repair of such a block
 // takes the noted bytes from here and the others from the source.
 package repl
@@ -35,11 +95,13 @@ const (
 	Serving  State = 1
 	Tracking State = 2 // joining; notes which blocks are fresh
 	Lost     State = 3 // joining, but what was fresh is forgotten
-	Unclean  State = 4 // was active when the server died
+	Unclean  State = 4 // was active, or copied, when the server died
+	Copied   State = 5 // joining; has all, and waits for its promotion
+	states         = 5
 )
 
 // Joining reports whether the replica is not in sync yet.
-func (s State) Joining() bool { return s == Tracking || s == Lost }
+func (s State) Joining() bool { return s == Tracking || s == Lost || s == Copied }
 
 func (s State) String() string {
 	switch s {
@@ -51,6 +113,8 @@ func (s State) String() string {
 		return "joining-lost"
 	case Unclean:
 		return "unclean"
+	case Copied:
+		return "joining-copied"
 	}
 	return fmt.Sprintf("state(%d)", uint8(s))
 }
@@ -68,11 +132,13 @@ const (
 	Adopt
 	Join
 	Promote
-	Accept // carries no epoch
+	Accept   // epoch 0: the replica's own
+	Complete // the rebuild has copied and flushed all
+	lastKind = Complete
 )
 
 var kinds = [...]string{Read: "read", Write: "write", Punch: "punch", Flush: "flush", Repair: "repair",
-	Adopt: "adopt", Join: "join", Promote: "promote", Accept: "accept"}
+	Adopt: "adopt", Join: "join", Promote: "promote", Accept: "accept", Complete: "copied"}
 
 func (k Kind) String() string {
 	if int(k) < len(kinds) && kinds[k] != "" {
@@ -139,6 +205,8 @@ func New(e id.Epoch) Replica { return Replica{Epoch: e, State: Serving} }
 func Restart(rec Record, active bool) Replica {
 	r := Replica{Epoch: rec.Epoch, State: rec.State}
 	switch {
+	case rec.State == Copied:
+		r.State = Unclean
 	case rec.State.Joining():
 		r.State = Lost
 	case active:
@@ -169,67 +237,16 @@ func (r Replica) Step(in Input) (Replica, Verdict) {
 }
 
 func (r Replica) step(in Input) (Replica, Verdict) {
-	switch in.Kind {
-	case Join:
-		return r.join(in.Epoch)
-	case Accept:
-		switch r.State {
-		case Serving:
-			return r, Do
-		case Unclean:
-			return New(r.Epoch), Persist
-		}
-		return r, NotReady
+	if in.Kind == Accept && in.Epoch == 0 {
+		in.Epoch = r.Epoch
 	}
-	switch r.State {
-	case Serving:
-		return r.serving(in)
-	case Tracking:
-		return r.tracking(in)
+	m := lookup(r.State, in, r.Epoch)
+	if m.next == 0 {
+		return r, m.verdict
 	}
-	return r, NotReady
-}
-
-// join starts a rebuild. The same message again finds the rebuild under way and changes nothing;
-// a replica that restarted since then has lost what was fresh and needs a join of its own.
-func (r Replica) join(e id.Epoch) (Replica, Verdict) {
-	switch {
-	case e > r.Epoch:
-		return Replica{Epoch: e, State: Tracking, Fresh: new(Fresh)}, Persist
-	case e == r.Epoch && r.State == Tracking:
-		return r, Do
+	next := Replica{Epoch: in.Epoch, State: m.next}
+	if m.next == Tracking {
+		next.Fresh = new(Fresh)
 	}
-	return r, Stale
-}
-
-func (r Replica) serving(in Input) (Replica, Verdict) {
-	switch {
-	case in.Epoch < r.Epoch:
-		return r, Stale
-	case in.Kind == Repair:
-		// The rebuild that sent it is over, or was never ours.
-		return r, Stale
-	case in.Epoch == r.Epoch:
-		return r, Do
-	case in.Kind == Promote:
-		// A promotion to an epoch that was never joined.
-		return r, NotReady
-	}
-	return New(in.Epoch), Persist
-}
-
-func (r Replica) tracking(in Input) (Replica, Verdict) {
-	switch {
-	case in.Epoch < r.Epoch:
-		return r, Stale
-	case in.Epoch > r.Epoch || in.Kind == Read || in.Kind == Adopt:
-		return r, NotReady
-	}
-	switch in.Kind {
-	case Write, Punch:
-		return r, DoNote
-	case Promote:
-		return New(r.Epoch), Persist
-	}
-	return r, Do
+	return next, Persist
 }

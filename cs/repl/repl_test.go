@@ -24,6 +24,9 @@ func inState(t testing.TB, name string) Replica {
 		return Restart(Record{5, Tracking}, true)
 	case "unclean":
 		return Restart(Record{5, Serving}, true)
+	case "copied":
+		r, _ := inState(t, "tracking").Step(Input{Complete, 5})
+		return r
 	}
 	t.Fatalf("no state %q", name)
 	return Replica{}
@@ -37,7 +40,7 @@ func TestReplica(t *testing.T) {
 			var out strings.Builder
 			switch d.Cmd {
 			case "table":
-				for k := Read; k <= Accept; k++ {
+				for k := Read; k <= lastKind; k++ {
 					fmt.Fprintf(&out, "%-8v", k)
 					for e := id.Epoch(4); e <= 6; e++ {
 						next, v := inState(t, d.CmdArgs[0].Key).Step(Input{k, e})
@@ -45,7 +48,7 @@ func TestReplica(t *testing.T) {
 						if v == Persist {
 							cell = fmt.Sprintf("%v at %v", next.State, next.Epoch)
 						}
-						fmt.Fprintf(&out, "%-14s", cell)
+						fmt.Fprintf(&out, "%-19s", cell)
 					}
 					out.WriteString("\n")
 				}
@@ -79,7 +82,7 @@ func runLine(t *testing.T, r Replica, line string, out *strings.Builder) Replica
 		fmt.Fprintf(out, "%s: whole %t, part %v\n", line, r.Fresh.Whole(uint32(e)), r.Fresh.Spans(uint32(e)))
 		return r
 	}
-	for k := Read; k <= Accept; k++ {
+	for k := Read; k <= lastKind; k++ {
 		if k.String() != word {
 			continue
 		}
@@ -111,12 +114,12 @@ func TestProperties(t *testing.T) {
 			if rapid.IntRange(0, 9).Draw(t, "restart") == 0 {
 				was := r
 				r = Restart(r.Record(), rapid.Bool().Draw(t, "active"))
-				if was.State.Joining() && r.State != Lost || was.State == Unclean && r.State != Unclean || r.Epoch != was.Epoch {
+				if was.State == Copied && r.State != Unclean || was.State != Copied && was.State.Joining() && r.State != Lost || was.State == Unclean && r.State != Unclean || r.Epoch != was.Epoch {
 					t.Fatalf("restart makes %v at %v of %v at %v", r.State, r.Epoch, was.State, was.Epoch)
 				}
 				continue
 			}
-			in := Input{Kind(rapid.IntRange(int(Read), int(Accept)).Draw(t, "kind")), id.Epoch(rapid.Uint64Range(0, 12).Draw(t, "at"))}
+			in := Input{Kind(rapid.IntRange(int(Read), int(lastKind)).Draw(t, "kind")), id.Epoch(rapid.Uint64Range(0, 12).Draw(t, "at"))}
 			next, v := r.Step(in)
 			switch {
 			case next.Epoch < r.Epoch:
@@ -125,7 +128,7 @@ func TestProperties(t *testing.T) {
 				t.Fatalf("%v: %v, yet the replica changed", in, v)
 			case in.Kind == Read && v == Do && r.State != Serving:
 				t.Fatalf("%v is done while %v", in, r.State)
-			case in.Kind != Accept && in.Epoch < r.Epoch && (v == Do || v == DoNote || v == Persist):
+			case (in.Kind != Accept || in.Epoch != 0) && in.Epoch < r.Epoch && (v == Do || v == DoNote || v == Persist):
 				t.Fatalf("%v: %v at epoch %v", in, v, r.Epoch)
 			case (v == DoNote) != (r.State == Tracking && in.Epoch == r.Epoch && (in.Kind == Write || in.Kind == Punch)):
 				t.Fatalf("%v: %v while %v at %v", in, v, r.State, r.Epoch)

@@ -31,7 +31,7 @@ package store
 //	offset  bytes  what
 //	0       8      magic "VRVCHNK1"
 //	8       4      version, 1
-//	12      1      state: 1 serving, 2 joining, 4 unclean (repl.State)
+//	12      1      state: 1 serving, 2 joining, 4 unclean, 5 joining and copied (repl.State)
 //	13      3      reserved
 //	16      16     cluster
 //	32      8      chunk id
@@ -167,7 +167,7 @@ func decodeHeader(b []byte) (header, error) {
 		h.pages[i] = binary.LittleEndian.Uint32(b[56+4*i:])
 	}
 	switch h.rec.State {
-	case repl.Serving, repl.Tracking, repl.Unclean:
+	case repl.Serving, repl.Tracking, repl.Unclean, repl.Copied:
 	default:
 		return header{}, fmt.Errorf("state %d: %w", b[12], ErrCorrupt)
 	}

@@ -112,7 +112,7 @@ func decodeIndex(b []byte) (cluster id.Cluster, generation uint64, list []indexe
 	for i := range list {
 		at := b[slotSize+i*indexEntry:][:indexEntry]
 		e := indexed{id.ChunkID(binary.LittleEndian.Uint64(at)), repl.Record{Epoch: id.Epoch(binary.LittleEndian.Uint64(at[8:])), State: repl.State(at[16])}}
-		known := e.rec.State == repl.Serving || e.rec.State == repl.Tracking || e.rec.State == repl.Unclean
+		known := e.rec.State == repl.Serving || e.rec.State == repl.Tracking || e.rec.State == repl.Unclean || e.rec.State == repl.Copied
 		if !known || !chunk.IsZero(at[17:]) || i > 0 && list[i-1].chunk >= e.chunk {
 			return bad("entry %d: chunk %v state %d", i, e.chunk, at[16])
 		}

@@ -72,8 +72,9 @@ func (s *Store) recover() error {
 	if err := s.recoverBad(); err != nil {
 		return err
 	}
+	s.recoverBoot()
 	if n := s.active.Load(); n > 0 {
-		s.o.Logger.Info("store was not stopped cleanly", "dir", s.o.Dir, "chunks", len(s.ids), "unclean", n)
+		s.o.Logger.Info("store was not stopped cleanly", "dir", s.o.Dir, "chunks", len(s.ids), "unclean", n, "power_lost", s.LostPower())
 	}
 	return nil
 }

@@ -21,6 +21,9 @@ type Options struct {
 	Cluster id.Cluster
 	// Server is the UUID of the server that owns the store; a store of another one is refused. Default: any.
 	Server [16]byte
+	// Boot names the time since the machine was last switched on, such as the kernel's boot id. While it is the same, what a dead
+	// process had answered is not lost. Default: it is never the same.
+	Boot string
 	// Existing refuses a directory that holds no store, and so the empty one below a filesystem that is not mounted. Default: one is made.
 	Existing bool
 	// Logger takes state transitions and failures. Default: nothing is logged.
@@ -153,6 +156,9 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.ScrubRate > maxScrubRate || o.ScrubEvery < 0 {
 		faults = append(faults, fmt.Errorf("store: ScrubRate %d, ScrubEvery %v: want at most %d and no negative time", o.ScrubRate, o.ScrubEvery, int64(maxScrubRate)))
+	}
+	if len(o.Boot) > maxBoot {
+		faults = append(faults, fmt.Errorf("store: Boot has %d bytes, limit %d", len(o.Boot), maxBoot))
 	}
 	if o.SettleAfter < 0 {
 		faults = append(faults, fmt.Errorf("store: SettleAfter %v is negative", o.SettleAfter))

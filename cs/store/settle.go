@@ -22,6 +22,7 @@ func cannotPunch(err error) bool {
 func (s *Store) settleForever() {
 	tick := time.NewTicker(s.o.SettleEvery)
 	defer tick.Stop()
+	turn := 0
 	for {
 		select {
 		case <-s.stop:
@@ -30,8 +31,14 @@ func (s *Store) settleForever() {
 		}
 		// A failure took the store out of service and was logged.
 		_, _ = s.Settle(settlePass)
+		if turn++; turn%bootTurns == 0 {
+			s.noteBoot()
+		}
 	}
 }
+
+// bootTurns is how many passes of settling there are between two looks at whether every chunk is in order.
+const bootTurns = 5
 
 // Settle flushes and unmarks extents that were quiet for SettleAfter, of at most max chunks, and
 // returns of how many.

@@ -77,7 +77,18 @@ func (s *Store) Promote(c id.ChunkID, epoch id.Epoch) error {
 }
 
 // Accept makes an unclean replica serve with what is on its disk, durably.
-func (s *Store) Accept(c id.ChunkID) error { return s.transit(c, repl.Input{Kind: repl.Accept}) }
+func (s *Store) Accept(c id.ChunkID) error { return s.AcceptAt(c, 0) }
+
+// AcceptAt is Accept at an epoch, which the replica has from then on; 0: the one that it has.
+func (s *Store) AcceptAt(c id.ChunkID, epoch id.Epoch) error {
+	return s.transit(c, repl.Input{Kind: repl.Accept, Epoch: epoch})
+}
+
+// Complete notes, durably, that the rebuild of a joining replica has copied and flushed all, so that it is not lost if the server dies before
+// it hears of its promotion.
+func (s *Store) Complete(c id.ChunkID, epoch id.Epoch) error {
+	return s.transit(c, repl.Input{Kind: repl.Complete, Epoch: epoch})
+}
 
 // Join makes the replica joining at a higher epoch, durably. A chunk that is not there is made.
 // Every block written from then on is noted as fresh.

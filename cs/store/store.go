@@ -44,23 +44,24 @@ const maxChunkSize = uint64(chunk.Size)
 
 // Store is the chunks under one directory.
 type Store struct {
-	o        Options
-	direct   bool
-	start    time.Time
-	unlock   func() error
-	log      *activity
-	failed   atomic.Pointer[error]
-	active   atomic.Int64 // chunks with active extents
-	label    disk.File
-	bad      *quarantine
-	headless sync.Map // id.ChunkID of the chunks without a readable header
-	scrub    scrub
-	index    index
-	found    atomic.Uint64 // blocks put in quarantine by this process
-	stages   chan *stage
-	stop     chan struct{}
-	settler  sync.WaitGroup // all that runs in the background
-	settleMu sync.Mutex     // one pass at a time
+	o         Options
+	direct    bool
+	start     time.Time
+	unlock    func() error
+	log       *activity
+	failed    atomic.Pointer[error]
+	active    atomic.Int64 // chunks with active extents
+	lostPower atomic.Bool  // since every chunk was in order, as far as is known
+	label     disk.File
+	bad       *quarantine
+	headless  sync.Map // id.ChunkID of the chunks without a readable header
+	scrub     scrub
+	index     index
+	found     atomic.Uint64 // blocks put in quarantine by this process
+	stages    chan *stage
+	stop      chan struct{}
+	settler   sync.WaitGroup // all that runs in the background
+	settleMu  sync.Mutex     // one pass at a time
 
 	life   sync.RWMutex // held shared by every operation
 	closed bool         // guarded by life
@@ -145,6 +146,7 @@ func (s *Store) Close() error {
 		err = s.log.sync()
 	}
 	if err == nil {
+		s.noteBoot()
 		s.scrub.save()
 		s.writeIndex()
 	}

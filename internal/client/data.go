@@ -29,6 +29,7 @@ type dataOp struct {
 	appending bool
 	mode      msg.Mode // under which it was carried out
 	recalls   uint64   // inode.layoutRecalls when it was
+	at        location // where it was; its replicas are not kept
 
 	req      wire.DataRequest
 	frame    wire.Frame
@@ -79,7 +80,7 @@ func newDataOp(in *inode, typ wire.Type, piece chunk.Piece, data []byte) *dataOp
 	op := dataOps.Get().(*dataOp)
 	op.in, op.typ, op.piece, op.data = in, typ, piece, data
 	op.lane = int(piece.Offset>>20) + int(piece.Index)
-	op.sent, op.appending, op.n = false, false, 0
+	op.sent, op.appending, op.n, op.at = false, false, 0, location{}
 	op.troubles = op.troubles[:0]
 	return op
 }
@@ -151,6 +152,7 @@ func (op *dataOp) run(ctx context.Context) error {
 		}
 		op.attempt(loc, mode)
 		if op.allOK() {
+			op.at = location{index: loc.index, chunk: loc.chunk, epoch: loc.epoch, lost: loc.lost}
 			if op.typ != wire.Flush {
 				in.wrote(op, mode)
 			}

@@ -386,7 +386,7 @@ func (w *world) layout(in *fakeInode, first, count uint32) *msg.LayoutReply {
 	r := &msg.LayoutReply{First: first, Count: count, Version: in.version, Min: uint32(w.min), Norm: uint32(w.norm)}
 	for i := first; i < first+count; i++ {
 		if ch := in.chunks[i]; ch != nil {
-			cp := &msg.Chunk{Index: ch.Index, Id: ch.Id, Epoch: ch.Epoch}
+			cp := &msg.Chunk{Index: ch.Index, Id: ch.Id, Epoch: ch.Epoch, Lost: ch.Lost}
 			for _, rep := range ch.Replicas {
 				cp.Replicas = append(cp.Replicas, &msg.Replica{Server: rep.Server, Joining: rep.Joining, Addr: rep.Addr})
 			}

@@ -17,6 +17,7 @@ type File struct {
 	in       *inode
 	write    bool
 	released atomic.Bool
+	losses   uint64 // of the inode that it was told of; guarded by inode.mu
 }
 
 // Ino returns the inode number.
@@ -60,11 +61,14 @@ func (f *File) WriteAt(ctx context.Context, p []byte, off int64, appendMode bool
 }
 
 // Fsync makes what was written to the file, through any handle of this client, durable. With dataOnly the modification
-// time may stay behind.
+// time may stay behind. It fails with IO, once, if something that was written is gone.
 func (f *File) Fsync(ctx context.Context, dataOnly bool) error {
 	ctx, cancel := f.in.s.c.limit(ctx)
 	defer cancel()
-	return f.in.fsync(ctx, dataOnly)
+	if err := f.in.fsync(ctx, dataOnly); err != nil {
+		return err
+	}
+	return f.lost()
 }
 
 // Flush reports size and modification time; it is for close(2) and makes no data durable.

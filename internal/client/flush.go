@@ -3,9 +3,12 @@ package client
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"varve/internal/chunk"
+	"varve/internal/fserr"
+	"varve/internal/id"
 	"varve/internal/wire"
 )
 
@@ -43,7 +46,7 @@ func (in *inode) flushData(ctx context.Context) error {
 		return nil
 	}
 	due := in.unflushed
-	in.unflushed = make(map[uint32]struct{})
+	in.unflushed = make(map[uint32]unflushed)
 	in.mu.Unlock()
 	ops := make([]*dataOp, 0, len(due))
 	for index := range due {
@@ -52,8 +55,13 @@ func (in *inode) flushData(ctx context.Context) error {
 	errs := runAll(ctx, ops)
 	in.mu.Lock()
 	for i, op := range ops {
+		was := due[op.piece.Index]
 		if errs[i] != nil {
-			in.unflushed[op.piece.Index] = struct{}{}
+			in.noteUnflushedLocked(op.piece.Index, was)
+		} else if op.at.chunk == was.chunk && op.at.lost > was.epoch {
+			in.losses++
+			in.s.c.log.Error("every replica lost power before a flush: what was written since the last one may be gone, and fsync says so",
+				"inode", in.ino, "chunk", was.chunk, "epoch", was.epoch, "lost_before", op.at.lost)
 		}
 	}
 	in.mu.Unlock()
@@ -61,4 +69,34 @@ func (in *inode) flushData(ctx context.Context) error {
 		op.free()
 	}
 	return errors.Join(errs...)
+}
+
+// unflushed says of which chunk, and from which epoch on, writes are not flushed.
+type unflushed struct {
+	chunk id.ChunkID
+	epoch id.Epoch
+}
+
+// noteUnflushedLocked notes a write. Of one chunk the lowest epoch counts; another chunk in the same place is there because the
+// file was cut and has grown since, so what was written to the old one is of no concern.
+func (in *inode) noteUnflushedLocked(index uint32, u unflushed) {
+	if was, ok := in.unflushed[index]; ok && was.chunk == u.chunk && was.epoch <= u.epoch {
+		return
+	} else if ok && was.chunk > u.chunk {
+		return // chunks get their numbers in order
+	}
+	in.unflushed[index] = u
+}
+
+// lost reports, once for each handle and loss, that writes which were not flushed yet are gone. A handle that was opened after
+// the loss is told of it if no other one was.
+func (f *File) lost() error {
+	in := f.in
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if f.losses == in.losses {
+		return nil
+	}
+	f.losses, in.told = in.losses, in.losses
+	return fmt.Errorf("inode %v: every replica of a chunk lost power before a flush, and with it perhaps what was written: %w", in.ino, fserr.IO)
 }

@@ -50,9 +50,11 @@ type inode struct {
 	mtime     int64
 	sizeDirty bool // size is not yet known to the metadata server
 	timeDirty bool
-	reported  time.Time           // when the metadata server was last told mtime
-	written   int64               // no byte at or after it was ever sent by us
-	unflushed map[uint32]struct{} // chunks written since their last flush
+	reported  time.Time            // when the metadata server was last told mtime
+	written   int64                // no byte at or after it was ever sent by us
+	unflushed map[uint32]unflushed // chunks written since their last flush
+	losses    uint64               // times that writes were lost before they were flushed
+	told      uint64               // of these, how many some handle was told of
 
 	layout    map[uint32]*page
 	layoutGen uint64
@@ -64,7 +66,7 @@ type inode struct {
 func newInode(s *session, ino id.Ino) *inode {
 	return &inode{
 		s: s, ino: ino, leaseOp: newOpLock(), appendOp: newOpLock(), flushOp: newOpLock(), attrOp: newOpLock(), dropOp: newOpLock(),
-		unflushed: make(map[uint32]struct{}), layout: make(map[uint32]*page), flights: make(map[flight]chan struct{}),
+		unflushed: make(map[uint32]unflushed), layout: make(map[uint32]*page), flights: make(map[flight]chan struct{}),
 	}
 }
 
@@ -109,7 +111,7 @@ func (in *inode) handleLocked(write bool) *File {
 	} else {
 		in.readers++
 	}
-	return &File{in: in, write: write}
+	return &File{in: in, write: write, losses: in.told}
 }
 
 func wantFor(write bool) msg.Want {
@@ -272,7 +274,7 @@ func (in *inode) sizeFor(ctx context.Context, end int64) (int64, error) {
 func (in *inode) wrote(op *dataOp, mode msg.Mode) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	in.unflushed[op.piece.Index] = struct{}{}
+	in.noteUnflushedLocked(op.piece.Index, unflushed{op.at.chunk, op.at.epoch})
 	in.written = max(in.written, op.end())
 	op.recalls = in.layoutRecalls
 	if mode == msg.Mode_EXCLUSIVE_WRITE && !op.appending {

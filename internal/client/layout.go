@@ -23,6 +23,7 @@ type location struct {
 	index    uint32
 	chunk    id.ChunkID
 	epoch    id.Epoch
+	lost     id.Epoch  // what was written before it and not flushed may be gone; 0: nothing
 	replicas []replica // in sync first; the first orders shared writes
 }
 
@@ -110,7 +111,7 @@ func (in *inode) learnLayout(r *msg.LayoutReply, gen uint64) {
 		if p == nil || stale[ch.Index/pageChunks] || p.known>>(ch.Index%pageChunks)&1 == 0 {
 			continue // outside of what the answer says it covers
 		}
-		loc := &location{index: ch.Index, chunk: id.ChunkID(ch.Id), epoch: id.Epoch(ch.Epoch), replicas: make([]replica, len(ch.Replicas))}
+		loc := &location{index: ch.Index, chunk: id.ChunkID(ch.Id), epoch: id.Epoch(ch.Epoch), lost: id.Epoch(ch.Lost), replicas: make([]replica, len(ch.Replicas))}
 		for i, r := range ch.Replicas {
 			loc.replicas[i] = replica{server: id.ServerID(r.Server), addr: r.Addr, joining: r.Joining}
 		}
