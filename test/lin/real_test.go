@@ -1,7 +1,6 @@
 package lin
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -21,10 +20,10 @@ import (
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
 	"varve/mds"
+	"varve/test/netns"
 )
 
 const (
-	hubEnv  = "VARVE_LIN_BINARY" // set in the process that is in the hub's namespace: the binary under test
 	port    = ":2510"
 	settle  = 1500 * time.Millisecond // between two troubles, so that operations succeed too
 	longest = 7 * time.Second         // of a stop or a cut: longer than the cache lease
@@ -40,20 +39,20 @@ type real struct {
 
 // process is a metadata server.
 type process struct {
-	space *space
+	space *netns.Space
 	dir   string
 	addr  string
 	cmd   *exec.Cmd // nil: killed
 }
 
-func (c *real) varve(s *space, args ...string) {
+func (c *real) varve(s *netns.Space, args ...string) {
 	c.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, os.Getenv(hubEnv), append([]string{"-c", filepath.Join(c.dir, "lin")}, args...)...)
+	cmd := exec.CommandContext(ctx, os.Getenv(netns.Binary), append([]string{"-c", filepath.Join(c.dir, "lin")}, args...)...)
 	var out []byte
 	var err error
-	s.do(func() { out, err = cmd.CombinedOutput() })
+	s.Do(func() { out, err = cmd.CombinedOutput() })
 	if err != nil {
 		c.t.Fatalf("varve %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
@@ -61,12 +60,12 @@ func (c *real) varve(s *space, args ...string) {
 
 func newReal(t *testing.T) *real {
 	t.Helper()
-	hub(t)
+	netns.Hub(t)
 	c := &real{t: t, dir: t.TempDir()}
 	t.Cleanup(c.keepLogs)
 	for n := 1; n <= 3; n++ {
-		s := newSpace(t, n)
-		p := &process{space: s, dir: filepath.Join(c.dir, fmt.Sprint("mds", n)), addr: s.host() + port}
+		s := netns.New(t, n)
+		p := &process{space: s, dir: filepath.Join(c.dir, fmt.Sprint("mds", n)), addr: s.Host() + port}
 		t.Cleanup(func() { c.kill(p) }) // before the namespace goes
 		first := []string{"make-mds", "-a", p.addr, "-r", p.dir}
 		if n == 1 {
@@ -95,10 +94,10 @@ func (c *real) start(p *process) {
 		c.t.Fatal(err)
 	}
 	defer log.Close()
-	p.cmd = exec.Command(os.Getenv(hubEnv), "mds", "-r", p.dir)
+	p.cmd = exec.Command(os.Getenv(netns.Binary), "mds", "-r", p.dir)
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	p.cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL} // its parent is the thread that keeps the namespace
-	p.space.do(func() { err = p.cmd.Start() })
+	p.space.Do(func() { err = p.cmd.Start() })
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -222,11 +221,11 @@ func stopped(d time.Duration) func(c *real, p *process) {
 	}
 }
 
-func parted(x cut, d time.Duration) func(c *real, p *process) {
+func parted(x netns.Cut, d time.Duration) func(c *real, p *process) {
 	return func(c *real, p *process) {
-		x.down(c.t, p.space)
+		x.Down(c.t, p.space)
 		time.Sleep(d)
-		x.up(c.t, p.space)
+		x.Up(c.t, p.space)
 	}
 }
 
@@ -239,10 +238,10 @@ func plan() []trouble {
 		{"leader killed", true, killed}, {"another killed", false, killed},
 		{"leader stopped", true, stopped(short())}, {"leader stopped for long", true, stopped(longest)}, {"another stopped", false, stopped(short())},
 	}
-	for i, x := range cuts {
-		all = append(all, trouble{"leader " + x.name, true, parted(x, short())})
-		if i == rand.IntN(len(cuts)) {
-			all = append(all, trouble{"another " + x.name, false, parted(x, short())})
+	for i, x := range netns.Cuts {
+		all = append(all, trouble{"leader " + x.Name, true, parted(x, short())})
+		if i == rand.IntN(len(netns.Cuts)) {
+			all = append(all, trouble{"another " + x.Name, false, parted(x, short())})
 		}
 	}
 	rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
@@ -311,8 +310,8 @@ func TestProcesses(t *testing.T) {
 	if _, err := exec.LookPath("ip"); err != nil {
 		t.Skip("the command ip is missing (iproute2)")
 	}
-	if os.Getenv(hubEnv) == "" {
-		inHub(t)
+	if os.Getenv(netns.Binary) == "" {
+		netns.Again(t, soak(t, 0)+5*time.Minute)
 		return
 	}
 	c := newReal(t)
@@ -324,46 +323,9 @@ func TestProcesses(t *testing.T) {
 		c.plague(t, dial(t, c.cluster, addrs, 4, nil), plan(), soak(t, 0))
 	})
 	t.Run("uncached", func(t *testing.T) {
-		apart := cuts[len(cuts)-1]
+		apart := netns.Cuts[len(netns.Cuts)-1]
 		c.plague(t, dial(t, c.cluster, addrs, 4, func(_ int, o *client.Options) { o.NoCache = true }), []trouble{
-			{"leader killed", true, killed}, {"leader stopped", true, stopped(short())}, {"leader " + apart.name, true, parted(apart, short())}}, 0)
+			{"leader killed", true, killed}, {"leader stopped", true, stopped(short())}, {"leader " + apart.Name, true, parted(apart, short())}}, 0)
 	})
 	c.t = t
-}
-
-// inHub runs this test again in a process with a network namespace of its own.
-func inHub(t *testing.T) {
-	t.Helper()
-	binary := filepath.Join(t.TempDir(), "varve")
-	if out, err := exec.Command("go", "build", "-o", binary, "varve/cmd/varve").CombinedOutput(); err != nil {
-		t.Fatalf("build varve: %v\n%s", err, out)
-	}
-	limit := soak(t, 0) + 5*time.Minute
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.count=1", "-test.timeout="+limit.String())
-	cmd.Env = append(os.Environ(), hubEnv+"="+binary)
-	cmd.SysProcAttr = &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}
-	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGQUIT) } // says where it hangs; its servers die with it
-	cmd.WaitDelay = 10 * time.Second
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd.Stderr = cmd.Stdout
-	if err := cmd.Start(); err != nil {
-		t.Skipf("no network namespace: %v", err)
-	}
-	skipped := ""
-	for lines := bufio.NewScanner(out); lines.Scan(); {
-		t.Log(lines.Text())
-		if strings.Contains(lines.Text(), "--- SKIP") {
-			skipped = lines.Text()
-		}
-	}
-	if err := cmd.Wait(); err != nil {
-		t.Errorf("in the hub's namespace: %v", err)
-	} else if skipped != "" {
-		t.Skip(skipped)
-	}
 }
