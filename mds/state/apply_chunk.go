@@ -100,11 +100,20 @@ func (s *State) discard(server id.ServerID, c id.ChunkID) {
 
 // account keeps what is derived from chunks, for one that comes (1) or goes (-1).
 func (s *State) account(c *Chunk, n int) {
-	s.joining += n * c.Joining()
-	if !c.Degraded() {
+	r := c.set.Value()
+	sync, all := r.inSync(), r.len()
+	s.joining += n * (all - sync)
+	if sync > int(r.norm) {
+		if n > 0 {
+			s.surplus.ReplaceOrInsert(c.ID)
+		} else {
+			s.surplus.Delete(c.ID)
+		}
+	}
+	if sync >= int(r.norm) && sync == all { // as Degraded
 		return
 	}
-	k := degradedKey{sync: uint8(c.InSync()), chunk: c.ID}
+	k := degradedKey{sync: uint8(sync), chunk: c.ID}
 	if n > 0 {
 		s.degraded.ReplaceOrInsert(k)
 	} else {

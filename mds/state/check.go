@@ -146,7 +146,7 @@ func (c *checker) inodes() {
 }
 
 func (c *checker) chunks() {
-	count, degraded, joining := map[id.Ino]uint32{}, 0, 0
+	count, degraded, surplus, joining := map[id.Ino]uint32{}, 0, 0, 0
 	c.s.eachChunk(func(k *Chunk) bool {
 		count[k.Ino]++
 		joining += k.Joining()
@@ -161,6 +161,12 @@ func (c *checker) chunks() {
 		}
 		if k.Degraded() {
 			degraded++
+		}
+		if k.InSync() > k.Norm() {
+			surplus++
+		}
+		if more := k.InSync() > k.Norm(); more != c.s.surplus.Has(k.ID) {
+			return c.badf("chunk %v: surplus is %v, index differs", k.ID, more)
 		}
 		if k.Degraded() != c.s.degraded.Has(degradedKey{uint8(k.InSync()), k.ID}) {
 			return c.badf("chunk %v: degraded is %v, index differs", k.ID, k.Degraded())
@@ -182,9 +188,9 @@ func (c *checker) chunks() {
 		}
 		return true
 	})
-	if c.s.byID.Len() != c.s.heads.Len()+c.s.chunks.Len() || degraded != c.s.degraded.Len() || joining != c.s.joining {
-		c.badf("chunks %d, by id %d; degraded %d, index %d; joining %d, counted %d", c.s.heads.Len()+c.s.chunks.Len(), c.s.byID.Len(),
-			degraded, c.s.degraded.Len(), joining, c.s.joining)
+	if c.s.byID.Len() != c.s.heads.Len()+c.s.chunks.Len() || degraded != c.s.degraded.Len() || surplus != c.s.surplus.Len() || joining != c.s.joining {
+		c.badf("chunks %d, by id %d; degraded %d, index %d; surplus %d, index %d; joining %d, counted %d", c.s.heads.Len()+c.s.chunks.Len(), c.s.byID.Len(),
+			degraded, c.s.degraded.Len(), surplus, c.s.surplus.Len(), joining, c.s.joining)
 	}
 	c.s.garbage.Ascend(func(k garbageKey) bool {
 		if _, live := c.s.ChunkByID(k.chunk); live {

@@ -97,8 +97,9 @@ type State struct {
 	unsettled *tree[id.Ino]
 	punching  *tree[id.Ino]
 	degraded  *tree[degradedKey]
-	joining   int    // joining replicas
-	policy    Policy // the default
+	surplus   *tree[id.ChunkID] // with more in-sync replicas than their norm
+	joining   int               // joining replicas
+	policy    Policy            // the default
 
 	// Highest numbers used.
 	lastIno     id.Ino
@@ -146,8 +147,9 @@ func New() *State {
 		degraded: newTree(func(a, b degradedKey) bool {
 			return a.sync < b.sync || a.sync == b.sync && a.chunk < b.chunk
 		}),
-		policy: defaultPolicy,
-		owner:  new(owned),
+		surplus: newTree(func(a, b id.ChunkID) bool { return a < b }),
+		policy:  defaultPolicy,
+		owner:   new(owned),
 	}
 }
 
@@ -166,6 +168,7 @@ func (s *State) Clone() *State {
 	c.config, c.held, c.orphans = s.config.Clone(), s.held.Clone(), s.orphans.Clone()
 	c.notes = s.notes.Clone()
 	c.unsettled, c.punching, c.degraded = s.unsettled.Clone(), s.punching.Clone(), s.degraded.Clone()
+	c.surplus = s.surplus.Clone()
 	s.owner, c.owner = new(owned), new(owned)
 	c.scratch, c.freed, c.known, c.shared = nil, nil, nil, nil // s goes on writing there
 	return &c
@@ -270,14 +273,27 @@ func (s *State) ChunksOf(server id.ServerID, fn func(*Chunk) bool) {
 
 // Degraded calls fn for each chunk with fewer in-sync replicas than its norm or with joining ones, those with
 // fewest in sync first, then by id.
-func (s *State) Degraded(fn func(*Chunk) bool) {
-	s.degraded.Ascend(func(k degradedKey) bool {
-		c, ok := s.ChunkByID(k.chunk)
-		if !ok {
-			invariant.Failf("degraded chunk %v: unknown", k.chunk)
-		}
-		return fn(c)
+func (s *State) Degraded(fn func(*Chunk) bool) { s.DegradedFrom(0, 0, fn) }
+
+// DegradedFrom is Degraded from the chunk on that has so many replicas in sync, or what would come after it.
+func (s *State) DegradedFrom(sync int, chunk id.ChunkID, fn func(*Chunk) bool) {
+	s.degraded.AscendGreaterOrEqual(degradedKey{uint8(sync), chunk}, func(k degradedKey) bool {
+		return fn(s.indexed(k.chunk))
 	})
+}
+
+// Surplus calls fn for each chunk with more in-sync replicas than its norm, by id from the given one on, until fn returns false.
+func (s *State) Surplus(from id.ChunkID, fn func(*Chunk) bool) {
+	s.surplus.AscendGreaterOrEqual(from, func(k id.ChunkID) bool { return fn(s.indexed(k)) })
+}
+
+// indexed returns a chunk that an index has.
+func (s *State) indexed(k id.ChunkID) *Chunk {
+	c, ok := s.ChunkByID(k)
+	if !ok {
+		invariant.Failf("chunk %v is in an index: unknown", k)
+	}
+	return c
 }
 
 // Session returns the record of an open or fenced session.
@@ -452,13 +468,13 @@ func (s *State) Settings(fn func(Setting) bool) { s.config.Ascend(fn) }
 
 // Counts are the sizes of the trees.
 type Counts struct {
-	Inodes, Dentries, Chunks, Degraded, Joining, Garbage, Sessions, Leases, Orphans, Unsettled, Punching int
+	Inodes, Dentries, Chunks, Degraded, Surplus, Joining, Garbage, Sessions, Leases, Orphans, Unsettled, Punching int
 }
 
 // Counts returns how many there are of everything, in constant time.
 func (s *State) Counts() Counts {
 	return Counts{
-		Inodes: s.inodes.Len(), Dentries: s.dentries.Len(), Chunks: s.byID.Len(), Degraded: s.degraded.Len(),
+		Inodes: s.inodes.Len(), Dentries: s.dentries.Len(), Chunks: s.byID.Len(), Degraded: s.degraded.Len(), Surplus: s.surplus.Len(),
 		Joining: s.joining, Garbage: s.garbage.Len(), Sessions: s.sessions.Len(), Leases: s.leases.Len(),
 		Orphans: s.orphans.Len(), Unsettled: s.unsettled.Len(), Punching: s.punching.Len(),
 	}
