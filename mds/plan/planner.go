@@ -1,10 +1,14 @@
 package plan
 
 import (
+	"cmp"
+	"fmt"
+	"slices"
 	"time"
 
 	"varve/internal/chunk"
 	"varve/internal/id"
+	"varve/internal/wire/msg"
 	"varve/mds/state"
 )
 
@@ -28,6 +32,12 @@ type Budget struct {
 	NoBackground bool   // nothing less pressing than Tidy
 }
 
+const (
+	defaultSweep = 65536
+	// improveShare is the part of the actions that may be of the class Improve.
+	improveShare = 4
+)
+
 func (b Budget) limits() Limits {
 	return Limits{Actions: b.Actions, PerServer: b.PerServer, Reserve: b.Reserve, Scan: b.Scan}.orDefault()
 }
@@ -45,7 +55,8 @@ type Input struct {
 // Plan is what a call of Next returns.
 type Plan struct {
 	Actions  []Action  // most pressing first
-	Warnings []Warning // what cannot be as attributes say, one for each kind and failure domain
+	Warnings []Warning // what cannot be as attributes say
+	Swept    bool      // the sweep has come to its end, so all chunks have been looked at
 }
 
 // Warning is something that the planner met and cannot mend.
@@ -55,11 +66,62 @@ type Warning struct {
 	Chunks int        // seen in this call
 }
 
+// What a Planner remembers is bounded: of more, the rest is not remembered.
+const (
+	maxMoves   = 1 << 16
+	maxWriters = 1 << 16
+)
+
+// localAfter is how long a host must have written a file before replicas follow it.
+const localAfter = time.Minute
+
 // Planner plans what Place does not. See the package's description.
-type Planner struct{}
+type Planner struct {
+	cursor   id.ChunkID // the last chunk that the sweep has looked at
+	surplus  id.ChunkID // where the next look at chunks with too many replicas begins
+	degraded degradedAt
+	costs    map[id.ServerID]uint64
+	moves    map[id.ChunkID]move
+	writers  map[id.Ino]writer
+}
+
+// degradedAt is a place in the order of degraded chunks.
+type degradedAt struct {
+	sync  int
+	chunk id.ChunkID
+}
+
+// move is a replica that is to leave From when To is in sync.
+type move struct {
+	from, to id.ServerID
+	bytes    uint64
+}
+
+// writer is which host has written a file since when.
+type writer struct {
+	host  string
+	since time.Duration
+	seen  time.Duration
+}
 
 // NewPlanner returns a planner that has looked at nothing yet.
-func NewPlanner() *Planner { return &Planner{} }
+func NewPlanner() *Planner {
+	return &Planner{costs: map[id.ServerID]uint64{}, moves: map[id.ChunkID]move{}, writers: map[id.Ino]writer{}}
+}
+
+// round is one call of Next.
+type round struct {
+	*Planner
+	f        *fleet
+	in       Input
+	limit    Limits
+	out      []Action
+	bytes    uint64
+	improves int
+	tries    int
+	warned   map[string]*Warning
+	done     map[id.ChunkID]bool // planned in this call
+}
 
 // Next returns the next steps.
 func (p *Planner) Next(in Input) Plan {
@@ -67,58 +129,143 @@ func (p *Planner) Next(in Input) Plan {
 		in.Hold = func(*state.Chunk) Hold { return HoldNone }
 	}
 	if in.Bytes == nil {
-		in.Bytes = func(c *state.Chunk) uint64 { return within(in.State, c) }
+		in.Bytes = func(c *state.Chunk) uint64 { return insideFile(in.State, c) }
 	}
-	views := make(map[id.ServerID]*ServerView, len(in.Servers))
-	for i := range in.Servers {
-		views[in.Servers[i].ID] = &in.Servers[i]
+	if in.Budget.Sweep == 0 {
+		in.Budget.Sweep = defaultSweep
 	}
-	busy := func(k id.ChunkID) bool {
-		c, ok := in.State.ChunkByID(k)
-		return !ok || in.Hold(c) == HoldAll
+	r := &round{Planner: p, in: in, limit: in.Budget.limits(), warned: map[string]*Warning{}, done: map[id.ChunkID]bool{}}
+	r.f = newFleet(in.State, in.Servers, r.limit, p.costs)
+	r.underWay()
+	r.restore()
+	r.tidy()
+	swept := false
+	if !in.Budget.NoBackground {
+		swept = r.sweep()
 	}
-	var out Plan
-	var bytes uint64
-	for _, a := range Repair(in.State, in.Servers, in.Budget.limits(), busy) {
-		c, ok := in.State.ChunkByID(a.Chunk)
-		if !ok {
-			continue
-		}
-		a.Class, a.Reason = pressing(in.State, c)
-		r, member := c.Find(a.Target)
-		v := views[a.Target]
-		has := member || v != nil && v.Stale != nil && v.Stale(c.ID)
-		if a.Kind == Join && !has && in.Hold(c) == HoldMoves {
-			continue
-		}
-		if a.Kind == Drop {
-			a.Class, a.Reason = Tidy, JoiningLost
-		} else if a.Bytes = in.Bytes(c); member && r.Joining && c.InSync() == c.Norm() {
-			a.Reason = NotRebuilt
-		}
-		if bytes += a.Bytes; in.Budget.Bytes > 0 && bytes > in.Budget.Bytes && len(out.Actions) > 0 {
-			break
-		}
-		out.Actions = append(out.Actions, a)
+	p.remember(r.f)
+	slices.SortStableFunc(r.out, func(a, b Action) int { return cmp.Compare(a.Class, b.Class) })
+	out := Plan{Actions: r.out, Swept: swept}
+	for _, w := range r.warned {
+		out.Warnings = append(out.Warnings, *w)
 	}
+	slices.SortFunc(out.Warnings, func(a, b Warning) int { return cmp.Compare(a.Text, b.Text) })
 	return out
 }
 
-// pressing returns how pressing it is that a chunk gets another replica, and why.
-func pressing(s *state.State, c *state.Chunk) (Class, Reason) {
-	switch n := c.InSync(); {
-	case n == 1 && c.Norm() > 1:
-		return Urgent, LastReplica
-	case n < int(s.Policy(c.Ino).Min):
-		return Urgent, BelowMin
-	case n < c.Norm():
-		return Restore, BelowNorm
+// remember keeps what servers have had to do, so that the next call goes on from there.
+func (p *Planner) remember(f *fleet) {
+	clear(p.costs)
+	for _, x := range f.all {
+		if x.Live {
+			p.costs[x.ID] = x.cost - min(x.cost, uint64(x.Load)*chunk.Size)
+		}
 	}
-	return Restore, NotRebuilt
 }
 
-// within returns how many bytes of the chunk are inside the file's size.
-func within(s *state.State, c *state.Chunk) uint64 {
+// underWay takes moves into account that an earlier call planned and that have not come to their end.
+func (r *round) underWay() {
+	for k, m := range r.moves {
+		c, ok := r.in.State.ChunkByID(k)
+		if ok {
+			_, from := c.Find(m.from)
+			_, to := c.Find(m.to)
+			ok = from && (to || r.in.Hold(c) == HoldAll)
+		}
+		if !ok {
+			delete(r.moves, k)
+		} else if x := r.f.find(m.from); x != nil {
+			x.in -= int64(m.bytes)
+		}
+	}
+}
+
+// full reports whether the budget is used up.
+func (r *round) full() bool { return len(r.out) >= r.limit.Actions }
+
+// fits reports whether so many bytes more are in the budget.
+func (r *round) fits(bytes uint64) bool {
+	return r.in.Budget.Bytes == 0 || len(r.out) == 0 || r.bytes+bytes <= r.in.Budget.Bytes
+}
+
+func (r *round) add(a Action) {
+	r.out = append(r.out, a)
+	r.done[a.Chunk] = true
+}
+
+// join plans that target gets a copy from source.
+func (r *round) join(c *state.Chunk, target, source *server, class Class, reason Reason, from *server) bool {
+	a := Action{Chunk: c.ID, Kind: Join, Target: target.ID, Source: source.ID, Class: class, Reason: reason, Bytes: r.in.Bytes(c)}
+	if !r.fits(a.Bytes) {
+		return false
+	}
+	if from != nil {
+		a.From = from.ID
+		from.in -= int64(a.Bytes)
+		if len(r.moves) < maxMoves {
+			r.moves[c.ID] = move{from.ID, target.ID, a.Bytes}
+		}
+	}
+	r.bytes += a.Bytes
+	r.f.charge(source, target, a.Bytes)
+	r.add(a)
+	return true
+}
+
+func (r *round) warn(c *state.Chunk, format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	w := r.warned[text]
+	if w == nil {
+		w = &Warning{Text: text, Chunk: c.ID}
+		r.warned[text] = w
+	}
+	w.Chunks++
+}
+
+// writing returns the host that alone writes the file.
+func (r *round) writing(ino id.Ino) (host string) {
+	var only id.SessionID
+	n := 0
+	r.in.State.Leases(ino, func(l state.Lease) bool {
+		n++
+		if only = l.Session; l.Want != msg.Want_WANT_WRITE {
+			n++
+		}
+		return n < 2
+	})
+	if n != 1 {
+		return ""
+	}
+	if x, ok := r.in.State.Session(only); ok && !x.Fenced {
+		return x.Host
+	}
+	return ""
+}
+
+// settled returns the host that alone writes the file and has done so for a while, if there are chunk servers on it.
+func (r *round) settled(ino id.Ino) string {
+	host := r.writing(ino)
+	if host == "" || len(r.f.byHost[host]) == 0 {
+		delete(r.writers, ino)
+		return ""
+	}
+	w, ok := r.writers[ino]
+	if !ok || w.host != host {
+		if len(r.writers) >= maxWriters && !ok {
+			return ""
+		}
+		w = writer{host: host, since: r.in.Now}
+	}
+	w.seen = r.in.Now
+	r.writers[ino] = w
+	if r.in.Now-w.since < localAfter {
+		return ""
+	}
+	return host
+}
+
+// insideFile returns how many bytes of the chunk are inside the file's size.
+func insideFile(s *state.State, c *state.Chunk) uint64 {
 	n, ok := s.Inode(c.Ino)
 	from := uint64(c.Index()) * chunk.Size
 	if !ok || n.Size <= from {
