@@ -40,13 +40,20 @@ type result struct {
 }
 
 type direction struct {
-	IOPS    float64 `json:"iops"`
-	BW      float64 `json:"bw_bytes"`
-	Total   float64 `json:"total_ios"`
-	Latency struct {
-		Percentile map[string]float64 `json:"percentile"` // nanoseconds
-	} `json:"clat_ns"`
+	IOPS    float64     `json:"iops"`
+	BW      float64     `json:"bw_bytes"`
+	Total   float64     `json:"total_ios"`
+	Runtime float64     `json:"runtime"` // ms
+	Latency percentiles `json:"clat_ns"`
+	Whole   percentiles `json:"lat_ns"` // where asked for
 }
+
+type percentiles struct {
+	Percentile map[string]float64 `json:"percentile"` // nanoseconds
+}
+
+// fioFile is the name of the file that fio works on, in each directory.
+const fioFile = "fio.data"
 
 func benchData(ctx context.Context, o options, targets []target, t *table) error {
 	for _, tg := range targets {
@@ -87,7 +94,7 @@ func benchData(ctx context.Context, o options, targets []target, t *table) error
 		}
 	}
 	for _, tg := range targets {
-		if err := os.Remove(filepath.Join(tg.dir, "fio.data")); err != nil {
+		if err := os.Remove(filepath.Join(tg.dir, fioFile)); err != nil {
 			return err
 		}
 	}
@@ -103,7 +110,7 @@ func unit(bytes bool) string {
 
 // fio runs one job on a target's file, with direct I/O.
 func fio(ctx context.Context, o options, tg target, args ...string) (*result, error) {
-	all := append([]string{"--name=bench", "--filename=" + filepath.Join(tg.dir, "fio.data"), "--size=" + o.size,
+	all := append([]string{"--name=bench", "--filename=" + filepath.Join(tg.dir, fioFile), "--size=" + o.size,
 		"--direct=1", "--randrepeat=0", "--output-format=json"}, args...)
 	if !slices.ContainsFunc(args, func(a string) bool { return strings.HasPrefix(a, "--ioengine=") }) {
 		all = append(all, "--ioengine=libaio")

@@ -126,6 +126,8 @@ func run(ctx context.Context, o options) (err error) {
 		return runCS(ctx, o)
 	case "local":
 		return runLocal(ctx, o)
+	case "generator":
+		return runGenerator(ctx, o)
 	}
 	local := filepath.Join(o.dir, "local")
 	if err := os.MkdirAll(local, 0o755); err != nil {

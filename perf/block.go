@@ -64,9 +64,9 @@ func (l pool) fill(p []byte, n uint64) {
 	}
 }
 
-// renew changes a word of each sector of p, so that nothing that saves equal blocks can save any. It is a fraction of the price of fill.
+// renew changes a word of each page of p, so that nothing that saves equal blocks can save any. It is a small part of the price of fill.
 func renew(p []byte, n uint64) {
-	for ; len(p) >= 8; p = p[min(sectorSize, len(p)):] {
+	for ; len(p) >= 8; p = p[min(pageSize, len(p)):] {
 		n = (n + 1) * 0x9e3779b97f4a7c15
 		binary.LittleEndian.PutUint64(p, n)
 	}

@@ -107,6 +107,9 @@ func medianOf[T float64 | time.Duration](runs []*Result, of func(*Result) T) T {
 	return (v[(len(v)-1)/2] + v[len(v)/2]) / 2
 }
 
+// GeneratorCPU is the CPU that this process used for an operation.
+func (res *Result) GeneratorCPU() time.Duration { return res.cpuPerOp(true) - res.cpuPerOp(false) }
+
 // cpuPerOp is the CPU for an operation of all processes that were seen, with or without the generator.
 func (res *Result) cpuPerOp(generator bool) (sum time.Duration) {
 	for _, p := range res.CPU {

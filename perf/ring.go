@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"runtime"
 	"time"
 
 	"varve/iouring"
@@ -27,6 +28,9 @@ type ringWorker struct {
 	free  []int // slots without an operation
 	done  []iouring.Completion
 
+	filled  time.Duration // when it last looked for an operation to start
+	yielded time.Duration
+
 	// The timer, a timerfd that is read through the ring: in open loop it wakes the worker when the next operation is
 	// due, and at the end of the run. -1 in closed loop, where every completion wakes the worker.
 	timer   int
@@ -35,6 +39,14 @@ type ringWorker struct {
 	ahead   op // given out by the job, not due yet, if waiting
 	waiting bool
 }
+
+// Go's runtime (1.26) takes a thread that stays in system calls without a turn of its scheduler for one that hangs: after 10 ms it looks after it every 20
+// µs, and takes its processor away each time, which is a quarter of the CPU of a transfer of 1 MiB. So the worker gives its turn away every yieldEvery,
+// where it waits for longWait anyway.
+const (
+	longWait   = 100 * time.Microsecond
+	yieldEvery = 9 * time.Millisecond
+)
 
 // ringSlot is an operation under way.
 type ringSlot struct {
@@ -48,6 +60,9 @@ func newRingWorker(l *load, j *job, r *recorder) (*ringWorker, error) {
 	if err != nil {
 		return nil, err
 	}
+	for i := range l.o.QD {
+		j.ready(mem.slot(i), i)
+	}
 	ring, fixed, err := mem.ring(l.o, j.file.fd)
 	if err != nil {
 		return nil, errors.Join(err, mem.free())
@@ -58,7 +73,6 @@ func newRingWorker(l *load, j *job, r *recorder) (*ringWorker, error) {
 	}
 	for i := range w.slots {
 		w.slots[i].p = mem.slot(i)
-		j.ready(w.slots[i].p, i)
 		w.free = append(w.free, i)
 	}
 	if j.arrive != nil {
@@ -91,7 +105,7 @@ func (w *ringWorker) loop() error {
 			}
 		}()
 	}
-	more := true
+	more, yield := true, false
 	for {
 		for more && len(w.free) > 0 {
 			var err error
@@ -101,7 +115,7 @@ func (w *ringWorker) loop() error {
 			if w.waiting {
 				break
 			}
-			if len(w.free) > 0 {
+			if len(w.free) > 0 { // else the call below hands it over
 				if err = w.ring.Submit(0); err != nil {
 					return err
 				}
@@ -115,21 +129,53 @@ func (w *ringWorker) loop() error {
 				return err
 			}
 		}
+		if yield {
+			if err := w.ring.Submit(0); err != nil {
+				return err
+			}
+			runtime.Gosched()
+			w.yielded = w.l.now()
+		}
 		if err := w.ring.Submit(1); err != nil {
 			return err
 		}
 		w.done = w.ring.Reap(w.done[:0], len(w.slots)+1)
-		ended := w.l.now() // of them all: what follows for one is not charged to the others
-		for _, c := range w.done {
-			if c.Data == timerData {
-				w.ticking = false
-				continue
-			}
-			if err := w.completed(int(c.Data), c, ended); err != nil {
-				return err
-			}
+		ended := w.l.now()
+		yield = ended-w.filled > longWait && ended-w.yielded > yieldEvery
+		var err error
+		if more, err = w.reaped(more, ended); err != nil {
+			return err
 		}
 	}
+}
+
+// reaped ends the operations that have completed, and starts another in place of each but the last. It returns whether there are more.
+func (w *ringWorker) reaped(more bool, ended time.Duration) (bool, error) {
+	last := len(w.done) - 1
+	for i := range w.done {
+		c := &w.done[i]
+		if c.Data == timerData {
+			w.ticking = false
+			continue
+		}
+		if i > 0 && !w.l.o.Verify { // an operation lasts until it is taken note of; but to look at blocks is not charged to the next
+			ended = w.l.now()
+		}
+		if err := w.completed(int(c.Data), *c, ended); err != nil {
+			return false, err
+		}
+		if !more || w.waiting || i == last { // that is left to the loop
+			continue
+		}
+		var err error
+		if more, err = w.startNext(); err == nil {
+			err = w.ring.Submit(0)
+		}
+		if err != nil {
+			return false, err
+		}
+	}
+	return more, nil
 }
 
 // startNext starts the job's next operation, or arms the timer if it is not due. It returns false if there is none.
@@ -137,6 +183,7 @@ func (w *ringWorker) startNext() (bool, error) {
 	o, ok := w.ahead, w.waiting
 	w.waiting = false
 	now := w.l.now()
+	w.filled = now
 	if !ok {
 		if w.l.overAt(now) {
 			return false, nil

@@ -155,6 +155,7 @@ func measure(ctx context.Context, o *Options, jobs []*job, progress func(Progres
 	}
 	l.setUp.Wait()
 	cpu := readCPU()
+	cpu.setOwn(ownCPU())
 	l.start = time.Now()
 	close(l.begun)
 	ended := make(chan struct{})
@@ -165,14 +166,16 @@ func measure(ctx context.Context, o *Options, jobs []*job, progress func(Progres
 	stuck := !l.wait(&workers)
 	close(ended)
 	reporter.Wait()
-	elapsed := l.now()
+	elapsed, own := l.now(), ownCPU()
 
 	sum := &recorder{series: latencies}
 	for _, r := range recorders {
 		r.close(sum)
 	}
 	res := newResult(o, l.start, elapsed, sum)
-	res.CPU = readCPU().since(cpu, res.Total.Count)
+	used := readCPU()
+	used.setOwn(own)
+	res.CPU = used.since(cpu, res.Total.Count)
 	if stuck {
 		for _, r := range recorders {
 			res.Stuck += r.busy.Load()
