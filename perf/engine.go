@@ -146,7 +146,7 @@ func chooseEngine(t target, e Engine) (Engine, error) {
 	switch {
 	case t.server():
 		return Wire, nil
-	case e == Sync, t.core(), t.mds():
+	case e == Sync, t.core(), t.mds(), t.nbd():
 		return Sync, nil
 	}
 	result := make(chan error)

@@ -58,7 +58,7 @@ const (
 // Options of a run. The zero value works: it measures the generator alone.
 type Options struct {
 	// Target is mount:DIR, file:PATH (a file or block device), cluster:NAME/PATH (a directory of a cluster, without a mount), cs:ADDR (a
-	// chunk server), or null, which does nothing; default null.
+	// chunk server), mds:ADDR[/PATH] (the metadata servers), nbd:URI (an export of an NBD server), or null, which does nothing; default null.
 	Target string `json:"target"`
 	// Cluster says where the cluster of such a target is: UUID@ADDR[,ADDR...], the addresses of metadata servers.
 	Cluster string `json:"cluster,omitempty"`
@@ -185,8 +185,8 @@ func (o Options) Validate() error {
 		check(o.BlockSize%chunk.BlockSize == 0 && chunk.Size%max(o.BlockSize, 1) == 0 && o.BlockSize <= wire.MaxData,
 			"block size %d: a chunk server wants a power of two from %d to %d", o.BlockSize, chunk.BlockSize, wire.MaxData)
 		check(o.Size <= maxChunks*chunk.Size, "size %d: at most %d chunks of %d bytes a job", o.Size, maxChunks, chunk.Size)
-	} else if t.core() {
-		check(o.Engine == Auto || o.Engine == Sync, "engine %q: a cluster is reached by its client, want auto", o.Engine)
+	} else if t.core() || t.nbd() {
+		check(o.Engine == Auto || o.Engine == Sync, "engine %q: target %s is reached by a client, want auto", o.Engine, o.Target)
 	} else {
 		check(slices.Contains([]Engine{Auto, Sync, URing}, o.Engine), "engine %q: want auto, sync or uring", o.Engine)
 	}

@@ -76,11 +76,13 @@ func openAll(ctx context.Context, o *Options) ([]*job, error) {
 	run := uint64(time.Now().UnixNano())
 	words := newPool(run)
 	jobs := make([]*job, 0, o.Jobs)
+	var first *file
 	for n := range o.Jobs {
-		f, err := t.open(ctx, n, o)
+		f, err := t.open(ctx, n, o, first)
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("target %s: %w", o.Target, err), closeAll(jobs))
 		}
+		first = f
 		jobs = append(jobs, newJob(o, n, f, words, run))
 	}
 	if err := layOutAll(ctx, o, jobs); err != nil {

@@ -204,7 +204,7 @@ func TestReadBackFinds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := tgt.open(t.Context(), 0, o)
+	f, err := tgt.open(t.Context(), 0, o, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

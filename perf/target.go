@@ -11,6 +11,7 @@ import (
 
 	"varve/internal/client"
 	"varve/internal/fserr"
+	"varve/internal/nbd"
 	"varve/internal/wire"
 
 	"golang.org/x/sys/unix"
@@ -18,13 +19,17 @@ import (
 
 // A target is what the load goes to.
 type target struct {
-	kind string // mount, file, cs, mds, cluster, null
-	path string // or address
+	kind string // mount, file, cs, mds, nbd, cluster, null
+	path string // or address, or URI
 	dir  string // of mds: below the root
 }
 
 func parseTarget(s string) (target, error) {
 	kind, path, found := strings.Cut(s, ":")
+	if uri, ok := nbdURI(kind, path, s); ok {
+		_, err := nbd.ParseURI(uri)
+		return target{kind: "nbd", path: uri}, err
+	}
 	switch {
 	case s == "null":
 		return target{kind: kind}, nil
@@ -36,7 +41,7 @@ func parseTarget(s string) (target, error) {
 	case found && kind == "cluster" && strings.Contains(path, "/"):
 		return target{kind: kind, path: path}, nil
 	}
-	return target{}, fmt.Errorf("target %q: want mount:DIR, file:PATH, cluster:NAME/PATH, cs:IP:PORT, mds:IP:PORT[/PATH] or null", s)
+	return target{}, fmt.Errorf("target %q: want mount:DIR, file:PATH, cluster:NAME/PATH, cs:IP:PORT, mds:IP:PORT[/PATH], nbd:URI or null", s)
 }
 
 // null reports whether operations end at once.
@@ -44,6 +49,9 @@ func (t target) null() bool { return t.kind == "null" }
 
 // server reports whether the target is a chunk server.
 func (t target) server() bool { return t.kind == "cs" }
+
+// nbd reports whether the target is an export of an NBD server.
+func (t target) nbd() bool { return t.kind == "nbd" }
 
 // mds reports whether the target is the metadata servers.
 func (t target) mds() bool { return t.kind == "mds" }
@@ -59,16 +67,19 @@ type file struct {
 	fd     int     // -1 if there is none
 	chunks *chunks // of a chunk server, else nil
 	core   *core   // of a cluster, else nil
+	device *device // of an NBD server, else nil
 	names  *names  // of a load on names, which uses nothing else here
 	path   string
 	base   int64
 }
 
 // null reports whether operations end at once.
-func (f *file) null() bool { return f.fd < 0 && f.chunks == nil && f.core == nil && f.names == nil }
+func (f *file) null() bool {
+	return f.fd < 0 && f.chunks == nil && f.core == nil && f.device == nil && f.names == nil
+}
 
-// open opens the file of a job.
-func (t target) open(ctx context.Context, job int, o *Options) (*file, error) {
+// open opens the file of a job; first is that of the job before it, nil if there is none.
+func (t target) open(ctx context.Context, job int, o *Options, first *file) (*file, error) {
 	switch {
 	case o.Metadata != "":
 		return t.openNames(ctx, job, o)
@@ -81,6 +92,9 @@ func (t target) open(ctx context.Context, job int, o *Options) (*file, error) {
 		_, dir, _ := strings.Cut(t.path, "/")
 		c, err := openCore(ctx, o.Cluster, dir, o.fileName(job))
 		return &file{fd: -1, core: c, path: "/" + filepath.Join(dir, o.fileName(job))}, err
+	}
+	if t.nbd() {
+		return openDevice(ctx, t.path, job, o, first)
 	}
 	f := &file{path: t.path, base: int64(job) * o.Size}
 	if t.kind == "mount" {
@@ -153,6 +167,9 @@ func (f *file) close() error {
 	if f.core != nil {
 		return f.core.close()
 	}
+	if f.device != nil {
+		return f.device.close()
+	}
 	if f.fd < 0 {
 		return nil
 	}
@@ -166,6 +183,9 @@ func (f *file) transfer(kind opKind, p []byte, off int64) error {
 	}
 	if f.core != nil {
 		return f.core.transfer(kind, p, off)
+	}
+	if f.device != nil {
+		return f.device.transfer(kind, p, f.base+off)
 	}
 	if f.fd < 0 {
 		return nil
@@ -200,6 +220,9 @@ func (f *file) sync() error {
 	}
 	if f.core != nil {
 		return f.core.sync()
+	}
+	if f.device != nil {
+		return f.device.sync()
 	}
 	if f.fd < 0 {
 		return nil
@@ -244,7 +267,7 @@ func again(call func() error) error {
 
 // endsRun reports whether an operation's error means that the operations after it cannot fare better.
 func endsRun(err error) bool {
-	if errors.Is(err, wire.ErrClosed) {
+	if errors.Is(err, wire.ErrClosed) || errors.Is(err, nbd.ErrClosed) || errors.Is(err, nbd.ErrProtocol) {
 		return true
 	}
 	for _, c := range []fserr.Code{fserr.NoChunk, fserr.NoSpace, fserr.Protocol, fserr.Invalid} {
@@ -272,8 +295,10 @@ func reason(op opKind, err error) string {
 	case errors.Is(err, unix.EDQUOT):
 		words = "quota used up"
 	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENOTCONN),
-		errors.Is(err, unix.ECONNABORTED), errors.Is(err, unix.ESTALE), errors.Is(err, wire.ErrClosed):
+		errors.Is(err, unix.ECONNABORTED), errors.Is(err, unix.ESTALE), errors.Is(err, wire.ErrClosed), errors.Is(err, nbd.ErrClosed):
 		words = "target gone"
+	case errors.Is(err, nbd.ErrProtocol):
+		words = "target breaks the protocol"
 	case errors.Is(err, unix.EROFS), errors.Is(err, unix.EBADF):
 		words = "target is read-only"
 	case errors.Is(err, unix.EINVAL):

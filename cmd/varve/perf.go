@@ -38,7 +38,7 @@ func (a *app) perfRunCommand() *cobra.Command {
 		Use: "run", Short: "Read and write a target, and report how fast it was", Args: noArgs,
 		Long: "Read and write a target, and report how fast it was.\n\n" +
 			"Below mount:DIR each job has a file varve-perf.N, which is kept for the next run; in file:PATH, which may be a\n" +
-			"block device, each has a part, and writing destroys what is there. At cs:IP:PORT, one chunk server, each has chunks that\n" +
+			"block device, and in an export of an NBD server each has a part, and writing destroys what is there. At cs:IP:PORT, one chunk server, each has chunks that\n" +
 			"belong to no file and are removed at the end, so nothing is destroyed.\n\n" +
 			"With --meta each job works in a directory of its own, varve-perf-names.N, below mount:DIR, in a cluster:NAME/PATH, or in a directory\n" +
 			"of the cluster that mds:IP:PORT belongs to: there each job is a session of its own, which asks the leader each time. A\n" +
@@ -53,7 +53,8 @@ func (a *app) perfRunCommand() *cobra.Command {
 	}
 	fl, o := cmd.Flags(), &f.o
 	fl.StringVar(&o.Target, "target", "", "mount:DIR, file:PATH, cluster:NAME/PATH (a directory, without a mount), cs:IP:PORT (a chunk server), "+
-		"mds:IP:PORT[/PATH] (metadata without a mount, with --meta) or null (the generator alone)")
+		"mds:IP:PORT[/PATH] (metadata without a mount, with --meta), nbd:URI (an NBD server: nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH) "+
+		"or null (the generator alone)")
 	f.loadFlags(cmd, 30*time.Second, "2g", 2)
 	fl.DurationVar(&f.budget, "budget", 0, "look for the highest rate at which this latency holds, with a run of --for at each rate")
 	fl.Float64Var(&f.percentile, "budget-percentile", 99, "with --budget: of how many of the operations, in percent")
@@ -95,7 +96,7 @@ var dataFlags = []string{"rw", "mix", "bs", "size", "dist", "direct", "engine"}
 func (f *perfFlags) options(cmd *cobra.Command) (perf.Options, error) {
 	o := f.o
 	if o.Target == "" {
-		return o, errors.New("which target? Give --target mount:DIR, file:PATH, cluster:NAME/PATH, cs:IP:PORT, mds:IP:PORT[/PATH] or null")
+		return o, errors.New("which target? Give --target mount:DIR, file:PATH, cluster:NAME/PATH, cs:IP:PORT, mds:IP:PORT[/PATH], nbd:URI or null")
 	}
 	if o.Metadata != "" {
 		for _, name := range dataFlags {
