@@ -33,7 +33,7 @@ func (s *Server) serveData(ctx context.Context, c *wire.Conn, p peer, req *wire.
 		s.stats.errors.Add(1)
 	}
 	_ = c.Reply(req, code, body, data) // a lost connection needs no answer
-	s.stats.observe(time.Since(start))
+	s.stats.observe(p.class(req.Class), time.Since(start))
 }
 
 // data does a data request. The answer's data is of the request's grant.

@@ -36,7 +36,7 @@ func (s *Server) followLeader(ctx context.Context) error {
 		l, err := s.finder.find(ctx, (*control)(s), reg)
 		switch {
 		case errors.Is(err, fserr.Retired):
-			return fmt.Errorf("%v was removed from cluster %s for good; erase %s to use it for a new server: %w", s.id, s.name, s.o.Dir, err)
+			return s.retire()
 		case err != nil:
 			if !lost && ctx.Err() == nil {
 				s.log.Warn("no leader found, trying on", "err", err)
@@ -47,7 +47,7 @@ func (s *Server) followLeader(ctx context.Context) error {
 			err = s.obey(ctx, l)
 			l.conn.Quiesce() // what the old leader asked for has ended before a new one asks
 			if errors.Is(err, fserr.Retired) {
-				return fmt.Errorf("%v was removed from cluster %s for good: %w", s.id, s.name, err)
+				return s.retire()
 			}
 			if ctx.Err() == nil {
 				s.log.Warn("leader lost", "addr", l.addr, "err", err)
@@ -156,6 +156,7 @@ func (s *Server) beat(ctx context.Context, l *leader, period, term time.Duration
 	tick := time.NewTicker(period)
 	defer tick.Stop()
 	var refreshed time.Time
+	var took time.Duration // by the last heartbeat
 	for {
 		if time.Since(refreshed) >= membersEvery {
 			refreshed = time.Now()
@@ -169,7 +170,11 @@ func (s *Server) beat(ctx context.Context, l *leader, period, term time.Duration
 		since := bootTime()
 		reply := new(msg.HeartbeatReply)
 		hctx, cancel := context.WithTimeout(ctx, max(term/3, period))
-		code, err := l.conn.CallMessage(hctx, wire.Heartbeat, wire.ClassHeartbeat, s.heartbeat(), reply)
+		h := s.heartbeat()
+		h.Load.HeartbeatUs = uint32(took.Microseconds())
+		sent := time.Now()
+		code, err := l.conn.CallMessage(hctx, wire.Heartbeat, wire.ClassHeartbeat, h, reply)
+		took = time.Since(sent)
 		cancel()
 		if err == nil {
 			err = code.Err()
@@ -179,6 +184,8 @@ func (s *Server) beat(ctx context.Context, l *leader, period, term time.Duration
 			return fmt.Errorf("heartbeat: %w", err)
 		}
 		s.peers.learn(reply.Peers)
+		s.copying.pace.set(int64(min(reply.RepairRate, 1<<62)))
+		s.takeTier(reply.Tier)
 		if reply.LeaseMs > 0 {
 			term = time.Duration(reply.LeaseMs) * time.Millisecond
 		}
@@ -200,7 +207,7 @@ func (s *Server) heartbeat() *msg.Heartbeat {
 		Server: uint32(s.id), Total: st.Total, Free: st.Free, Chunks: uint64(st.Chunks),
 		Ops: st.Reads + st.Writes + st.Punches + st.Flushes, LatencyUs: uint32(min(st.Latency.Microseconds(), 1<<31)), State: "ok",
 		Memory: uint64(st.Memory), Resident: uint64(st.Resident), DataPath: st.DataPath,
-		Journal: s.journalMessage(),
+		Journal: s.journalMessage(), Load: s.loadReport(),
 	}
 	if st.Failed {
 		h.State = "failed"

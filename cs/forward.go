@@ -3,6 +3,7 @@ package cs
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"varve/internal/fserr"
 	"varve/internal/id"
@@ -79,7 +80,9 @@ func (s *Server) forwardTo(ctx context.Context, server id.ServerID, c id.ChunkID
 		if err != nil {
 			return forwarded{server, failureCode(err), err}
 		}
+		start := time.Now()
 		reply, err := conn.Call(ctx, frame)
+		s.peers.waited(server, time.Since(start))
 		if err == nil {
 			code := reply.Code
 			reply.Release()

@@ -144,6 +144,13 @@ func (g *gate) use() (waiting, underWay int) {
 	return g.queue.Waiting(), underWay
 }
 
+// waiting returns how many requests of a class wait.
+func (g *gate) waiting(k admit.Class) int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.queue.WaitingOf(k)
+}
+
 // class returns the class of a peer's request. Peers say what they do for whom; nobody may call himself more urgent than he is.
 func (p peer) class(c wire.Class) admit.Class {
 	switch c {

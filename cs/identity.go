@@ -39,6 +39,7 @@ type identity struct {
 	Tier    uint32           `json:"tier"`
 	Memory  int64            `json:"memory,omitempty"`  // bytes; 0: DefaultMemory
 	Metas   []string         `json:"metas"`             // as last known
+	Retired bool             `json:"retired,omitempty"` // removed from the cluster: it never starts again
 	Journal *journalIdentity `json:"journal,omitempty"` // none: writes go to the disk at once
 }
 

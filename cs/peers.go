@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	"varve/internal/fserr"
 	"varve/internal/id"
+	"varve/internal/latency"
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
 )
@@ -30,6 +32,7 @@ type peers struct {
 	mu     sync.Mutex
 	addrs  map[id.ServerID]string
 	links  map[linkKey]*link
+	met    map[id.ServerID]*latency.Recorder // how long forwarded writes took
 	closed bool
 }
 
@@ -48,7 +51,7 @@ type link struct {
 func newPeers(cluster id.Cluster, self id.ServerID, o *Options) *peers {
 	return &peers{
 		cluster: cluster, self: self, version: o.Version, network: o.Network,
-		addrs: make(map[id.ServerID]string), links: make(map[linkKey]*link),
+		addrs: make(map[id.ServerID]string), links: make(map[linkKey]*link), met: make(map[id.ServerID]*latency.Recorder),
 	}
 }
 
@@ -107,6 +110,34 @@ func (p *peers) conn(ctx context.Context, server id.ServerID, lane uint32) (c *w
 		c.Close()
 	}
 	return c, true, nil
+}
+
+// waited notes how long a peer took to answer.
+func (p *peers) waited(server id.ServerID, d time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	r := p.met[server]
+	if r == nil {
+		if len(p.met) >= maxPeers {
+			return
+		}
+		r = new(latency.Recorder)
+		p.met[server] = r
+	}
+	r.Add(d)
+}
+
+// report returns how long peers took to answer since the last call.
+func (p *peers) report() (out []*msg.PeerLatency) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for server, r := range p.met {
+		if counts := r.Take(); counts != nil {
+			out = append(out, &msg.PeerLatency{Server: uint32(server), Requests: uint32(latency.Count(counts)),
+				MedianUs: uint32(latency.Quantile(counts, 0.5).Microseconds())})
+		}
+	}
+	return out
 }
 
 func (p *peers) close() {

@@ -46,7 +46,12 @@ func (s *Server) rebuild(ctx context.Context, m *msg.ChunkRebuild) (uint64, erro
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(s.ctx, cancel)()
-	r := rebuild{s: s, chunk: id.ChunkID(m.Chunk), epoch: id.Epoch(m.Epoch), source: id.ServerID(m.Source)}
+	r := rebuild{s: s, chunk: id.ChunkID(m.Chunk), epoch: id.Epoch(m.Epoch), source: id.ServerID(m.Source), class: wire.ClassRepair, own: admit.Repair}
+	if m.Background {
+		r.class, r.own = wire.ClassRebalance, admit.Rebalance
+	}
+	s.copying.add(&r)
+	defer s.copying.remove(&r)
 	if r.source == 0 || r.source == s.id {
 		return 0, fserr.Invalid
 	}
@@ -75,7 +80,10 @@ type rebuild struct {
 	epoch   id.Epoch
 	source  id.ServerID
 	conn    *wire.Conn
+	class   wire.Class   // of reads from the source
+	own     admit.Class  // of writes here
 	written atomic.Int64 // blocks
+	differ  atomic.Int64 // blocks that are still to be copied in this pass
 }
 
 func (r *rebuild) copy(ctx context.Context) (err error) {
@@ -90,7 +98,11 @@ func (r *rebuild) copy(ctx context.Context) (err error) {
 		if err != nil {
 			return err
 		}
-		before := r.written.Load()
+		before, left := r.written.Load(), int64(0)
+		for _, run := range runs {
+			left += int64(run.count)
+		}
+		r.differ.Store(left)
 		if err := r.copyRuns(ctx, runs); err != nil {
 			return err
 		}
@@ -194,13 +206,16 @@ func (r *rebuild) copyRuns(ctx context.Context, runs []run) error {
 func (r *rebuild) copyRun(ctx context.Context, run run) error {
 	if run.hole {
 		n, err := r.s.store.RepairWrite(r.chunk, r.epoch, run.block, nil, make([]uint32, run.count))
-		r.written.Add(int64(n))
+		r.wrote(run, n)
+		return err
+	}
+	if err := r.s.copying.pace.wait(ctx, int64(run.count)*chunk.BlockSize); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, rebuildTimeout)
 	defer cancel()
 	req := wire.DataRequest{Chunk: r.chunk, Offset: run.block * chunk.BlockSize, Length: run.count * chunk.BlockSize}
-	f, err := r.conn.Call(ctx, &wire.Frame{Type: wire.Read, Class: wire.ClassRepair, Epoch: r.epoch, Body: req.Append(nil)})
+	f, err := r.conn.Call(ctx, &wire.Frame{Type: wire.Read, Class: r.class, Epoch: r.epoch, Body: req.Append(nil)})
 	if err != nil {
 		return fmt.Errorf("%w: %w", failureCode(err), err)
 	}
@@ -212,13 +227,20 @@ func (r *rebuild) copyRun(ctx context.Context, run run) error {
 		return fmt.Errorf("read of %d blocks answered with %d bytes: %w", run.count, len(f.Data), fserr.Protocol)
 	}
 	// Only now: who waits for another server must not hold what that one's rebuild may wait for.
-	g, err := r.s.admitOwn(ctx, admit.Repair, int64(req.Length))
+	g, err := r.s.admitOwn(ctx, r.own, int64(req.Length))
 	if err != nil {
 		return err
 	}
 	defer g.Release(nil)
 	// RepairWrite verifies the data.
 	n, err := r.s.store.RepairWrite(r.chunk, r.epoch, run.block, f.Data, wire.DecodeSums(nil, f.Body))
-	r.written.Add(int64(n))
+	r.wrote(run, n)
+	r.s.stats.repaired.Add(uint64(run.count) * chunk.BlockSize)
 	return err
+}
+
+// wrote notes that a run was done, and how many blocks of it had to be written.
+func (r *rebuild) wrote(run run, n int) {
+	r.written.Add(int64(n))
+	r.differ.Add(-int64(run.count))
 }

@@ -308,7 +308,7 @@ func (q *request) answer() {
 		s.stats.readBytes.Add(uint64(q.req.Length))
 		sums, q.send.Body = q.sums, q.grant.answer
 	}
-	s.stats.observe(time.Since(q.start))
+	s.stats.observe(q.Class, time.Since(q.start))
 	q.head = q.frame.AppendAnswer(q.head[:0], q.code, sums, len(q.send.Body))
 	q.send.Head = q.head
 	if err := q.d.conn.Send(&q.send); err != nil {

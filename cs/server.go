@@ -48,6 +48,8 @@ type Server struct {
 	reactors *reactors // nil: goroutines serve all
 	dataPath string    // how data requests are served, for people
 	rebuilds *semaphore.Weighted
+	copying  copying
+	nic      nicUse // of heartbeats alone
 	verifies *semaphore.Weighted
 
 	identityMu sync.Mutex
@@ -74,6 +76,9 @@ func Open(o Options) (*Server, error) {
 	}
 	if !o.Cluster.IsZero() && d.cluster() != o.Cluster || o.Name != "" && d.Name != o.Name {
 		return nil, fmt.Errorf("%s belongs to cluster %s (%s): %w", o.Dir, d.Name, d.Cluster, fserr.WrongCluster)
+	}
+	if d.Retired {
+		return nil, d.retired(o.Dir)
 	}
 	if d.Server == 0 {
 		return nil, fmt.Errorf("%s was never registered: repeat make-cs: %w", o.Dir, fserr.NotReady)
@@ -139,6 +144,7 @@ func Open(o Options) (*Server, error) {
 		rebuilds: semaphore.NewWeighted(int64(o.Rebuilds)), verifies: semaphore.NewWeighted(maxVerifies),
 	}
 	self.Store(s)
+	s.nic = newNICUse(s.Addr())
 	s.fences.locals = locals
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.lanes.conns = make(map[laneKey]*wire.Conn)

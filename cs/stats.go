@@ -5,9 +5,11 @@ import (
 	"sync/atomic"
 	"time"
 
+	"varve/cs/admit"
 	"varve/cs/ssd"
 	"varve/internal/fserr"
 	"varve/internal/id"
+	"varve/internal/latency"
 )
 
 // Stats is what a server has done and holds. Counters are of this process.
@@ -36,13 +38,18 @@ type stats struct {
 	forwards, forwardErrors                 atomic.Uint64
 	rebuilds, rebuildBytes                  atomic.Uint64
 	latency                                 atomic.Int64 // nanoseconds
+	guests                                  latency.Recorder
+	repaired                                atomic.Uint64 // bytes, also of rebuilds under way
 }
 
 // latencyWeight is the share, 1 in so many, of a new sample in the moving average.
 const latencyWeight = 16
 
-// observe adds a sample. A sample that is lost to a race does not matter.
-func (t *stats) observe(d time.Duration) {
+// observe adds a sample. A sample that is lost to a race does not matter for the average.
+func (t *stats) observe(k admit.Class, d time.Duration) {
+	if k == admit.Guest {
+		t.guests.Add(d)
+	}
 	old := t.latency.Load()
 	if old == 0 {
 		t.latency.Store(int64(d))

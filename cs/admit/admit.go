@@ -150,6 +150,7 @@ type Queue struct {
 	classes [Classes]class
 	virtual uint64
 	waiting int
+	waits   [Classes]int  // of waiting
 	active  time.Duration // when a guest or replication was last under way
 	wake    time.Duration
 }
@@ -202,6 +203,7 @@ func (q *Queue) Ask(r *Request, f *Flow) bool {
 	}
 	r.flow, r.next, r.state = f, nil, waiting
 	q.waiting++
+	q.waits[r.Class]++
 	l := &f.lanes[r.Class]
 	if l.head != nil {
 		l.tail.next = r
@@ -351,6 +353,7 @@ func (q *Queue) serve(k Class, now time.Duration, busy bool) *Request {
 	l := c.due[0]
 	r := l.head
 	q.waiting--
+	q.waits[k]--
 	r.state = underWay
 	l.head, r.next = r.next, nil
 	cost := r.Bytes + OpCost
@@ -413,6 +416,7 @@ func (q *Queue) Cancel(r *Request) bool {
 		return false
 	}
 	q.waiting--
+	q.waits[r.Class]--
 	l := &r.flow.lanes[r.Class]
 	c := &q.classes[r.Class]
 	switch {
@@ -443,6 +447,9 @@ func (q *Queue) Use(k Class) (clients, ops int, bytes int64) {
 	c := &q.classes[k]
 	return len(c.due), c.used.ops, c.used.bytes
 }
+
+// WaitingOf returns how many requests of a class wait.
+func (q *Queue) WaitingOf(k Class) int { return q.waits[k] }
 
 // Waiting returns how many requests wait.
 func (q *Queue) Waiting() int { return q.waiting }

@@ -5989,12 +5989,14 @@ func (x *ChunkJoin) GetEpoch() uint64 {
 }
 
 // Copy from source what differs and was not written since the join. Answers when done and flushed.
+// background: nothing is missing, and the replica only moves: repair goes first.
 type ChunkRebuild struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Chunk         uint64                 `protobuf:"varint,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
 	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Source        uint32                 `protobuf:"varint,3,opt,name=source,proto3" json:"source,omitempty"`
 	SourceAddr    string                 `protobuf:"bytes,4,opt,name=source_addr,json=sourceAddr,proto3" json:"source_addr,omitempty"`
+	Background    bool                   `protobuf:"varint,5,opt,name=background,proto3" json:"background,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6055,6 +6057,13 @@ func (x *ChunkRebuild) GetSourceAddr() string {
 		return x.SourceAddr
 	}
 	return ""
+}
+
+func (x *ChunkRebuild) GetBackground() bool {
+	if x != nil {
+		return x.Background
+	}
+	return false
 }
 
 type ChunkRebuildReply struct {
@@ -10744,13 +10753,16 @@ const file_msg_proto_rawDesc = "" +
 	"\x06epochs\x18\x02 \x03(\x04R\x06epochs\"7\n" +
 	"\tChunkJoin\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\x04R\x05chunk\x12\x14\n" +
-	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"s\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"\x93\x01\n" +
 	"\fChunkRebuild\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\x04R\x05chunk\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x16\n" +
 	"\x06source\x18\x03 \x01(\rR\x06source\x12\x1f\n" +
 	"\vsource_addr\x18\x04 \x01(\tR\n" +
-	"sourceAddr\"6\n" +
+	"sourceAddr\x12\x1e\n" +
+	"\n" +
+	"background\x18\x05 \x01(\bR\n" +
+	"background\"6\n" +
 	"\x11ChunkRebuildReply\x12!\n" +
 	"\fbytes_copied\x18\x01 \x01(\x04R\vbytesCopied\":\n" +
 	"\fChunkPromote\x12\x14\n" +

@@ -5253,6 +5253,16 @@ func (m *ChunkRebuild) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
 	}
+	if m.Background {
+		i--
+		if m.Background {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x28
+	}
 	if len(m.SourceAddr) > 0 {
 		i -= len(m.SourceAddr)
 		copy(dAtA[i:], m.SourceAddr)
@@ -11211,6 +11221,9 @@ func (m *ChunkRebuild) SizeVT() (n int) {
 	l = len(m.SourceAddr)
 	if l > 0 {
 		n += 1 + l + protohelpers.SizeOfVarint(uint64(l))
+	}
+	if m.Background {
+		n += 2
 	}
 	n += len(m.unknownFields)
 	return n
@@ -25377,6 +25390,26 @@ func (m *ChunkRebuild) UnmarshalVT(dAtA []byte) error {
 			}
 			m.SourceAddr = string(dAtA[iNdEx:postIndex])
 			iNdEx = postIndex
+		case 5:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Background", wireType)
+			}
+			var v int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			m.Background = bool(v != 0)
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])
