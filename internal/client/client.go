@@ -13,6 +13,7 @@ import (
 	"varve/internal/boottime"
 	"varve/internal/fserr"
 	"varve/internal/id"
+	"varve/internal/latency"
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
 )
@@ -28,6 +29,7 @@ type Client struct {
 	cacheFor atomic.Int64 // ns: the cache lease that the leader gives
 
 	localReads localCounts
+	met        latency.Recorder // how long reads, writes and flushes took
 	disk       localDisk
 
 	ctx    context.Context // ends when Close gives up waiting

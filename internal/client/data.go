@@ -37,8 +37,9 @@ type dataOp struct {
 	done     chan *wire.Call
 	timer    *time.Timer
 	targets  [maxReplicas]target
-	n        int  // targets
-	sent     bool // some replica may have carried it out
+	n        int       // targets
+	sent     bool      // some replica may have carried it out
+	started  time.Time // when it was sent last
 	troubles []trouble
 }
 
@@ -102,7 +103,11 @@ func (op *dataOp) run(ctx context.Context) error {
 	var wait backoff
 	var st *stall
 	asked := false // for a hole, in this operation
-	defer func() { st.end() }()
+	begun := time.Now()
+	defer func() {
+		st.end()
+		in.s.c.met.Add(time.Since(begun))
+	}()
 	for {
 		if ctx.Err() != nil {
 			return ended(ctx)
@@ -230,6 +235,7 @@ func (op *dataOp) attempt(loc *location, mode msg.Mode) {
 		in.s.changing.Add(1)
 	}
 	op.sent = true
+	op.started = time.Now()
 	for i := range op.n {
 		t := &op.targets[i]
 		t.call = t.conn.Start(&op.frame, op.done)
@@ -245,6 +251,7 @@ func (op *dataOp) attempt(loc *location, mode msg.Mode) {
 				t := &op.targets[i]
 				if t.call != nil && t.conn.Abandon(t.call) {
 					t.call, t.what = nil, slow
+					t.srv.met.Add(timeout)
 					t.conn.Close() // the next Hello on this lane waits until the server has ended the request
 					left--
 				}
@@ -262,6 +269,9 @@ func (op *dataOp) take(call *wire.Call) {
 			continue
 		}
 		t.call = nil
+		if op.req.Flags&wire.Ordered == 0 { // else it is the slowest of all replicas that has taken so long
+			t.srv.met.Add(time.Since(op.started))
+		}
 		if call.Err != nil {
 			t.what, t.err = broken, call.Err
 			return

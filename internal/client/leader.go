@@ -144,8 +144,10 @@ func (c *Client) renew(ctx context.Context, conn *wire.Conn, s *session) (fserr.
 	defer cancel()
 	at := bootTime()
 	var reply msg.RenewSessionReply
-	code, err := conn.CallMessage(ctx, wire.RenewSession, wire.ClassHeartbeat, &msg.RenewSession{Session: uint64(s.id), Local: c.localMessage()}, &reply)
+	code, err := conn.CallMessage(ctx, wire.RenewSession, wire.ClassHeartbeat, &msg.RenewSession{
+		Session: uint64(s.id), Local: c.localMessage(), Load: s.loadReport()}, &reply)
 	if err == nil && code == fserr.OK {
+		s.servers.slow(reply.Slow)
 		if reply.LeaseMs > 0 {
 			s.deadline.Store(at + int64(reply.LeaseMs)*1e6)
 		} else {

@@ -36,6 +36,8 @@ func (in *inode) read(ctx context.Context, p []byte, off int64) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
+	start := time.Now()
+	defer func() { in.s.c.met.Add(time.Since(start)) }()
 	if err := in.s.live(ctx); err != nil {
 		return 0, err
 	}
@@ -181,8 +183,11 @@ func (in *inode) readPiece(ctx context.Context, pc chunk.Piece, p []byte) error 
 	}
 }
 
+// slowCost has reads go to another replica than that on a slow server, on whatever host that is.
+const slowCost = 1 << 20
+
 // choose picks a replica to read from that was not tried: under a shared-write lease the first, else one on this host, else the
-// least busy; those that have let us down lately last. It returns -1 if there is none.
+// least busy; those on slow servers behind all others, and those that have let us down lately last. It returns -1 if there is none.
 func (in *inode) choose(loc *location, tried uint32) int {
 	now := time.Now().UnixNano()
 	best, bestCost := -1, int64(0)
@@ -199,6 +204,9 @@ func (in *inode) choose(loc *location, tried uint32) int {
 		}
 		if !srv.local.Load() {
 			cost += 64
+		}
+		if srv.slow.Load() {
+			cost += slowCost
 		}
 		if now < srv.avoidUntil.Load() {
 			cost += 1 << 32
@@ -225,6 +233,8 @@ func (in *inode) readFrom(ctx context.Context, loc *location, r *replica, pc chu
 	op.frame = wire.Frame{Type: wire.Read, Class: wire.ClassGuest, Epoch: loc.epoch, Body: op.body}
 	srv.inFlight.Add(1)
 	defer srv.inFlight.Add(-1)
+	start := time.Now()
+	defer func() { srv.met.Add(time.Since(start)) }()
 	call := conn.Start(&op.frame, op.done)
 	op.timer.Reset(in.s.c.o.ReadTimeout)
 	select {

@@ -10,6 +10,7 @@ import (
 
 	"varve/internal/fserr"
 	"varve/internal/id"
+	"varve/internal/latency"
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
 )
@@ -44,6 +45,8 @@ type server struct {
 	refused    atomic.Bool  // a bypass, and that was logged
 	inFlight   atomic.Int32 // reads
 	avoidUntil atomic.Int64 // ns of time.Now
+	slow       atomic.Bool  // the leader says so: it answers late
+	met        latency.Recorder
 	lanes      []lane
 }
 
