@@ -1,27 +1,13 @@
 package e2e
 
 import (
-	"context"
-	"errors"
-	"fmt"
-	"sync"
 	"time"
 
-	"varve/internal/wire"
-	"varve/internal/wire/msg"
+	"varve/test/replicas"
 )
 
-// copyOf is one replica of a chunk as a server has it on disk.
-type copyOf struct {
-	chunk  uint64
-	server uint32
-	epoch  uint64
-	blocks int
-	digest string
-}
-
 // checkReplicas waits until the cluster is whole, then reads every block of every chunk on every server, and fails
-// unless each chunk has exactly `norm` replicas of one epoch with equal checksum tables and no bad block.
+// unless each chunk has exactly `norm` replicas with equal checksum tables and no bad block.
 // Nothing may be writing.
 func (c *cluster) checkReplicas(norm int) {
 	c.t.Helper()
@@ -36,83 +22,9 @@ func (c *cluster) compareReplicas(norm int) error {
 	if err != nil {
 		return err
 	}
-	lists, errs := make([][]copyOf, len(st.Servers)), make([]error, len(st.Servers))
-	var wg sync.WaitGroup
-	for i, s := range st.Servers {
-		wg.Go(func() { lists[i], errs[i] = verifyServer(st.Cluster, s) })
+	chunks, blocks, err := replicas.Compare(st, norm)
+	if err == nil {
+		c.t.Logf("%d chunks with %d equal replicas each, %d blocks verified", chunks, norm, blocks)
 	}
-	wg.Wait()
-	if err := errors.Join(errs...); err != nil {
-		return err
-	}
-	copies, blocks := make(map[uint64][]copyOf), 0
-	for _, list := range lists {
-		for _, x := range list {
-			copies[x.chunk] = append(copies[x.chunk], x)
-			blocks += x.blocks
-		}
-	}
-	if uint64(len(copies)) != st.Chunks {
-		return fmt.Errorf("servers hold %d different chunks, the metadata servers know %d", len(copies), st.Chunks)
-	}
-	for id, cs := range copies {
-		if len(cs) != norm {
-			return fmt.Errorf("chunk %016x has %d replicas, want %d: %v", id, len(cs), norm, servers(cs))
-		}
-		for _, x := range cs[1:] {
-			if x.digest != cs[0].digest {
-				return fmt.Errorf("chunk %016x differs between cs%d and cs%d", id, cs[0].server, x.server)
-			}
-		}
-	}
-	c.t.Logf("%d chunks with %d equal replicas each, %d blocks verified", len(copies), norm, blocks)
-	return nil
-}
-
-// verifyServer reads every block of every chunk that a server holds.
-func verifyServer(cluster []byte, s *msg.ChunkServer) ([]copyOf, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	defer cancel()
-	conn, _, err := wire.Dial(ctx, s.Addr, &msg.Hello{Role: msg.Hello_ADMIN, Cluster: cluster}, nil, wire.Options{})
-	if err != nil {
-		return nil, fmt.Errorf("cs%d: %w", s.Server, err)
-	}
-	defer conn.Close()
-	call := func(t wire.Type, req, reply wire.Message) error {
-		code, err := conn.CallMessage(ctx, t, wire.ClassMeta, req, reply)
-		if err == nil {
-			err = code.Err()
-		}
-		return err
-	}
-	var copies []copyOf
-	for after, last := uint64(0), false; !last; {
-		list := new(msg.ChunkListReply)
-		if err := call(wire.ChunkList, &msg.ChunkList{After: after, Max: 1000}, list); err != nil {
-			return nil, fmt.Errorf("list of cs%d: %w", s.Server, err)
-		}
-		for _, ch := range list.Chunks {
-			after = ch.Id
-			if ch.Joining || ch.Unclean {
-				return nil, fmt.Errorf("chunk %016x on cs%d is joining or unclean", ch.Id, s.Server)
-			}
-			v := new(msg.ChunkVerifyReply)
-			if err := call(wire.ChunkVerify, &msg.ChunkVerify{Chunk: ch.Id}, v); err != nil {
-				return nil, fmt.Errorf("verify chunk %016x on cs%d: %w", ch.Id, s.Server, err)
-			}
-			if v.Bad > 0 {
-				return nil, fmt.Errorf("chunk %016x on cs%d: %d of %d blocks are bad", ch.Id, s.Server, v.Bad, v.Blocks)
-			}
-			copies = append(copies, copyOf{ch.Id, s.Server, ch.Epoch, int(v.Blocks), string(v.Digest)})
-		}
-		last = list.Last || len(list.Chunks) == 0
-	}
-	return copies, nil
-}
-
-func servers(cs []copyOf) (out []string) {
-	for _, c := range cs {
-		out = append(out, fmt.Sprintf("cs%d@%d", c.server, c.epoch))
-	}
-	return out
+	return err
 }
