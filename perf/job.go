@@ -22,10 +22,15 @@ const (
 	opList // of a whole directory
 	opRename
 	opDelete
+	opOpen // of a replay, as those that follow
+	opClose
+	opTruncate
+	opAllocate
 	opKinds
 )
 
-var opNames = [opKinds]string{"read", "write", "fsync", "clone", "create", "stat", "lookup", "list", "rename", "delete"}
+var opNames = [opKinds]string{"read", "write", "fsync", "clone", "create", "stat", "lookup", "list", "rename", "delete", "open", "close", "truncate",
+	"fallocate"}
 
 func (k opKind) String() string { return opNames[k] }
 

@@ -91,6 +91,8 @@ type Options struct {
 	Seed       uint64 `json:"seed"`             // of the random order; the same seed gives the same order to each job
 	Direct     bool   `json:"direct,omitempty"` // O_DIRECT
 	Engine     Engine `json:"engine"`           // default auto
+	// Replay says what was replayed, in the result of a replay, which has no other options but Target.
+	Replay string `json:"replay,omitempty"`
 }
 
 var labelForm = regexp.MustCompile(`^[A-Za-z0-9-]{0,64}$`)

@@ -41,6 +41,9 @@ func (res *Result) WriteText(w io.Writer) error {
 // Describe says in words what the options ask for.
 func (o Options) Describe() string {
 	var b strings.Builder
+	if o.Replay != "" {
+		return o.Replay
+	}
 	if o.Metadata != "" {
 		mix, _ := o.Metadata.parse() // Validate has parsed it
 		fmt.Fprintf(&b, "%s on %s: depth %d, %s of %s files%s", mix, o.Target, o.QD, o.jobs(), humanize.Comma(int64(o.Files)), o.rate())

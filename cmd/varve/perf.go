@@ -29,7 +29,7 @@ type perfFlags struct {
 }
 
 func (a *app) perfCommand() *cobra.Command {
-	return groupCommand("perf", "Generate load and measure it", a.perfRunCommand(), a.perfCaptureCommand(), a.perfTraceCommand(), a.perfLayersCommand(), a.perfListCommand(), a.perfShowCommand(), a.perfReportCommand(), a.perfCompareCommand())
+	return groupCommand("perf", "Generate load and measure it", a.perfRunCommand(), a.perfCaptureCommand(), a.perfReplayCommand(), a.perfTraceCommand(), a.perfLayersCommand(), a.perfListCommand(), a.perfShowCommand(), a.perfReportCommand(), a.perfCompareCommand())
 }
 
 func (a *app) perfRunCommand() *cobra.Command {
