@@ -18,9 +18,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// member is a metadata server that the test runs itself, beside those of the dev cluster.
+// member is a server that the test runs itself, beside those of the dev cluster.
 type member struct {
 	c    *cluster
+	verb string // mds or cs
 	dir  string
 	addr string
 	log  string
@@ -37,7 +38,7 @@ func (c *cluster) addMember(dir string) *member {
 			c.t.Fatal(err)
 		}
 	}
-	m := &member{c: c, dir: dir, addr: l.Addr().String(), log: filepath.Join(c.dir, "run", filepath.Base(dir)+".log")}
+	m := &member{c: c, verb: "mds", dir: dir, addr: l.Addr().String(), log: filepath.Join(c.dir, "run", filepath.Base(dir)+".log")}
 	l.Close()
 	c.must(30*time.Second, "-c", c.name(), "make-mds", "-a", m.addr, "-r", dir)
 	m.id = residentOf(c.t, dir)
@@ -59,14 +60,14 @@ func residentOf(t *testing.T, dir string) int {
 	return x.Server
 }
 
-func (m *member) start() {
+func (m *member) start(args ...string) {
 	m.c.t.Helper()
 	log, err := os.OpenFile(m.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
 		m.c.t.Fatal(err)
 	}
 	defer log.Close()
-	m.cmd = exec.Command(varveBinary, "mds", "-r", m.dir)
+	m.cmd = exec.Command(varveBinary, append([]string{"-c", m.c.name(), m.verb, "-r", m.dir}, args...)...)
 	m.cmd.Stdout, m.cmd.Stderr = log, log
 	if err := m.cmd.Start(); err != nil {
 		m.c.t.Fatal(err)
