@@ -8,7 +8,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 UNIT_TIMEOUT := 15m
 E2E_TIMEOUT  := 20m
 
-.PHONY: help build test deps check unit e2e bench gobench fuzz soak dev generate clean
+.PHONY: help build test deps check unit e2e bench gobench benchdiff fuzz soak dev generate clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -41,11 +41,14 @@ e2e: ## the end-to-end suite: real processes, real mounts, real guests (as root)
 	elif [ "$$(id -u)" != 0 ]; then echo "end to end: skipped, it mounts and so needs root"; \
 	else VARVE_E2E=1 go test -count=1 -p 1 -v -timeout $(E2E_TIMEOUT) ./test/e2e/... ./test/lin ./test/crash ./test/storm; fi
 
-bench: ## a cluster's data and metadata beside the local directory, with ratios (as root; BENCH_ARGS="--rounds 3 --for 5s")
-	go run ./bench $(BENCH_ARGS)
+bench: ## a cluster beside what it is made of and its limits, and its metadata, with ratios; into build/bench (as root; BENCH_ARGS="--rounds 3 --for 5s --part limits")
+	go run ./bench --for 1s --size 256m --entries 20000 --out build/bench $(BENCH_ARGS)
 
 gobench: ## the benchmarks of the packages (BENCH=pattern, COUNT=10 for benchstat)
 	go test -run '^$$' -bench '$(or $(BENCH),.)' -benchmem -count $(or $(COUNT),1) -timeout 60m ./...
+
+benchdiff: ## the packages' benchmarks against those of a commit, by benchstat (BASE=main BENCH=pattern PKGS="./journal ./cs/..." COUNT=10 BENCHTIME=300ms)
+	.ci/benchdiff "$(or $(BASE),HEAD)" "$(or $(BENCH),.)" "$(or $(COUNT),10)" "$(or $(BENCHTIME),300ms)" $(or $(PKGS),./...)
 
 fuzz: ## every fuzz test of the packages (FOR=200000x inputs, or a time)
 	@set -e; grep -rHo --include='*_test.go' '^func Fuzz[A-Za-z]*' . | sed 's|/[^/]*:func | |' | sort -u | while read -r dir target; do \

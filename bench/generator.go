@@ -171,7 +171,7 @@ func runGenerator(ctx context.Context, o options) error {
 }
 
 // sampleFio has fio do a turn. Its latency is the whole one (lat), from when the operation was made, as ours is; it would include how long fio takes to
-// change what it writes, so fio writes the same again.
+// change what it writes, so both write the same again.
 func (p *pairs) sampleFio(ctx context.Context, o options, tg target, r generatorRow) error {
 	res, err := fio(ctx, o, tg, "--ioengine=io_uring", "--registerfiles=1", "--fixedbufs=1", "--norandommap", "--scramble_buffers=0", "--thread", "--time_based",
 		fmt.Sprintf("--runtime=%dms", turn.Milliseconds()), "--lat_percentiles=1", "--clat_percentiles=0", "--percentile_list=50:99",
@@ -195,7 +195,7 @@ func (p *pairs) sampleFio(ctx context.Context, o options, tg target, r generator
 // sampleOurs has the generator do a turn.
 func (p *pairs) sampleOurs(ctx context.Context, path string, r generatorRow, size int64) error {
 	res, err := perf.Run(ctx, perf.Options{
-		Target: "file:" + path, RW: r.rw, BlockSize: r.bs, QD: r.depth, Jobs: 1, Size: size, Duration: turn, Direct: true, Engine: perf.URing,
+		Target: "file:" + path, RW: r.rw, BlockSize: r.bs, QD: r.depth, Jobs: 1, Size: size, Duration: turn, Direct: true, Repeat: true, Engine: perf.URing,
 		Seed: uint64(time.Now().UnixNano()),
 	})
 	if err != nil {

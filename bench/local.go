@@ -87,17 +87,10 @@ func (c *cluster) mountFar(ctx context.Context, dir string) (tg target, end func
 	end = func() error {
 		return errors.Join(cmd.Process.Signal(syscall.SIGTERM), cmd.Wait())
 	}
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		here, herr := os.Stat(dir)
-		up, uerr := os.Stat(filepath.Dir(dir))
-		if herr == nil && uerr == nil && here.Sys().(*syscall.Stat_t).Dev != up.Sys().(*syscall.Stat_t).Dev {
-			break
-		}
-		if time.Now().After(deadline) || ctx.Err() != nil {
-			return tg, nil, errors.Join(fmt.Errorf("%s is not mounted: %w", dir, errors.Join(herr, uerr, ctx.Err())), end())
-		}
+	if err := mounted(ctx, dir); err != nil {
+		return tg, nil, errors.Join(err, end())
 	}
-	return target{name: "network", dir: dir, cpu: func() time.Duration { return c.cpu() + pidTime(cmd.Process.Pid) }}, end, nil
+	return target{name: "network", dir: dir, pid: cmd.Process.Pid, cpu: func() time.Duration { return c.cpu() + pidTime(cmd.Process.Pid) }}, end, nil
 }
 
 func printLocal(w io.Writer, t *table) {

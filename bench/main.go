@@ -1,22 +1,27 @@
-// Command bench measures a mounted varve cluster beside the local directory under it, in one run, and prints a table
-// with ratios: fio for data, its own loops for metadata, CPU of all varve processes per operation.
+// Command bench measures a varve cluster beside what it is made of and what bounds it, in one run, and prints tables with ratios.
 //
-//	go run ./bench [--part metadata] [--rounds 3] [--for 5s] [--size 1g] [--mds 3] [--cs 3] [--json FILE]
+//	go run ./bench [--part limits|metadata] [--rounds 3] [--for 5s] [--size 1g] [--mds 3] [--cs 3] [--out DIR]
+//	go run ./bench --part generator [--rounds 3] [--for 5s] [--size 1g]
+//	go run ./bench --part data [--rounds 3] [--for 5s] [--size 1g]
 //	go run ./bench --part cs [--rounds 3] [--for 5s] [--size 1g]
 //	go run ./bench --part local [--rounds 3] [--for 5s] [--size 1g]
 //	go run ./bench mds [--clients 256] [--for 5s]
 //	go run ./bench failover [--kills 50]
 //	go run ./bench compare [--profiles vm-oltp,backup-stream] [--rounds 3] [--json DIR] NAME=DIR NAME=DIR...
 //
-// The second measures one chunk server with a bare client, beside fio on the same disk and a bare TCP stream. The third reads through
-// a mount that goes around the network to chunk servers on its host, and one that does not. The next asks the metadata
-// servers themselves, with many sessions and without a mount. The last kills the leader with SIGKILL again
+// The first does the same loads on the local disk, a bare TCP connection and a FUSE mount with nothing behind it, which are the limits, and on
+// one chunk server, the core client, a mount, and a mount that reads around the network; then metadata on a mount and on the local directory. The second
+// holds the load generator itself against fio on one file, and says how fast it is alone.
+//
+// data is fio on a mount and on the local directory. cs measures one chunk server with a bare client, beside fio on the same disk and a bare TCP stream.
+// local reads through a mount that goes around the network to chunk servers on its host, and one that does not. mds asks the metadata
+// servers themselves, with many sessions and without a mount. failover kills the leader with SIGKILL again
 // and again while files are made through a mount, says how long nothing was served, and looks whether every file that was acknowledged is there, once.
 // compare does the same profiles of varve perf on several mounts, of any storage systems.
 //
 // The machine's own disk bounds everything, and machines drift: trust the ratios, which come from neighbouring
-// samples. Each figure is the median of the rounds; targets alternate within a round and caches are dropped before each sample.
-// It needs root, fio, and some room in the temporary directory, where it keeps both the cluster and the local files.
+// samples. Each figure is the median of the rounds; targets take turns within a round.
+// It needs root, fio for some parts, and some room in the temporary directory, where it keeps both the cluster and the local files.
 package main
 
 import (
@@ -25,6 +30,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -41,6 +47,7 @@ type options struct {
 	replicas string
 	dir      string
 	out      string
+	outDir   string
 	only     string
 	part     string
 	entries  int
@@ -61,8 +68,9 @@ func main() {
 	flag.StringVar(&o.replicas, "replicas", "3:2", "replicas NORM:MIN")
 	flag.StringVar(&o.dir, "dir", "", "where to keep the cluster and the local files (default: a temporary directory)")
 	flag.StringVar(&o.out, "json", "", "also write every sample to this file (compare: every run to this directory)")
+	flag.StringVar(&o.outDir, "out", "", "also write text, JSON and CSV to this directory (parts all, limits, metadata and data)")
 	flag.StringVar(&o.only, "only", "", "run only the rows whose name contains this")
-	flag.StringVar(&o.part, "part", "all", "all (data and metadata), data, metadata, cs or local")
+	flag.StringVar(&o.part, "part", "all", "all (limits and metadata), limits, metadata, data, cs, local or generator")
 	flag.IntVar(&o.entries, "entries", 100_000, "entries of the directory that is listed; 0: none is")
 	flag.IntVar(&o.clients, "clients", 256, "mds: sessions, each with one request under way")
 	flag.IntVar(&o.kills, "kills", 50, "failover: how often the leader is killed")
@@ -71,6 +79,10 @@ func main() {
 	flag.Float64Var(&o.sizes, "scale-size", 1, "compare: make the profiles' sizes so many times larger")
 	bench := run
 	args := os.Args[1:]
+	if len(args) > 0 && args[0] == noopVerb {
+		serve(args[1:])
+		return
+	}
 	if len(args) > 0 {
 		if other, ok := map[string]func(context.Context, options) error{"mds": runWire, "failover": runFailover}[args[0]]; ok {
 			bench, args = other, args[1:]
@@ -95,12 +107,23 @@ func main() {
 	}
 }
 
+// serve is the process of a mount with nothing behind it.
+func serve(args []string) {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := serveNoop(ctx, args); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
 // target is a directory under test.
 type target struct {
 	name string
 	dir  string
 	cold string               // the same files, seen through caches that know nothing of them (a local directory's have to be dropped)
 	cpu  func() time.Duration // CPU time of the processes that serve it, so far
+	pid  int                  // of a mount that the cluster does not know of
 }
 
 // inDir gives bench a directory of its own, if none was named.
@@ -118,7 +141,8 @@ func inDir(ctx context.Context, o options, bench func(context.Context, options) 
 }
 
 func run(ctx context.Context, o options) (err error) {
-	if _, err := exec.LookPath("fio"); err != nil && o.part != "metadata" {
+	needsFio := map[string]bool{"data": true, "cs": true, "local": true, "generator": true}
+	if _, err := exec.LookPath("fio"); err != nil && needsFio[o.part] {
 		return fmt.Errorf("needs fio (apt-get install fio): %w", err)
 	}
 	switch o.part {
@@ -128,45 +152,81 @@ func run(ctx context.Context, o options) (err error) {
 		return runLocal(ctx, o)
 	case "generator":
 		return runGenerator(ctx, o)
+	case "all", "limits", "data", "metadata":
+	default:
+		return fmt.Errorf("--part %q: want all, limits, metadata, data, cs, local or generator", o.part)
 	}
+	out := new(results)
+	var texts []func(io.Writer)
+	if o.part == "all" || o.part == "limits" {
+		own := o
+		if own.dir, err = os.MkdirTemp(o.dir, "limits-"); err != nil { // its cluster is not that of the next part
+			return err
+		}
+		out.Limits, err = runLimits(ctx, own)
+		if out.Limits == nil {
+			return err
+		}
+		out.Limits.finish()
+		texts = append(texts, out.Limits.print)
+	}
+	if o.part != "limits" && ctx.Err() == nil && err == nil {
+		var t *table
+		if t, err = runTable(ctx, o); t != nil {
+			out.Metadata = t.rows
+			texts = append(texts, func(w io.Writer) {
+				fmt.Fprintf(w, "\n%d MDS, %d CS, replicas %s, all on this machine; medians of %d rounds\n\n", o.mds, o.cs, o.replicas, o.rounds)
+				t.print(w)
+			})
+		}
+	}
+	all := func(w io.Writer) {
+		for _, text := range texts {
+			text(w)
+		}
+	}
+	fmt.Println()
+	all(os.Stdout)
+	if o.outDir != "" {
+		err = errors.Join(err, out.writeDir(o.outDir, all))
+	}
+	if o.out == "" {
+		return err
+	}
+	b, jerr := json.MarshalIndent(out, "", "  ")
+	if o.part == "data" || o.part == "metadata" {
+		b, jerr = json.MarshalIndent(out.Metadata, "", "  ")
+	}
+	return errors.Join(err, jerr, os.WriteFile(o.out, b, 0o644))
+}
+
+// runTable measures a mount beside a local directory: data by fio, or metadata.
+func runTable(ctx context.Context, o options) (t *table, err error) {
 	local := filepath.Join(o.dir, "local")
 	if err := os.MkdirAll(local, 0o755); err != nil {
-		return err
+		return nil, err
 	}
 	c, err := startCluster(ctx, o, 2)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { err = c.stop(err) }()
 	targets := []target{
 		{name: "local", dir: local, cold: local, cpu: func() time.Duration { return 0 }},
 		{name: "varve", dir: c.mounts[0], cold: c.mounts[1], cpu: c.cpu},
 	}
-	t := newTable(targets)
-	parts := map[string]func(context.Context, options, []target, *table) error{"data": benchData, "metadata": benchMetadata}
-	for _, name := range []string{"data", "metadata"} {
-		bench := parts[name]
-		if o.part != "all" && o.part != name {
-			continue
+	t = newTable(targets)
+	bench := benchMetadata
+	if o.part == "data" {
+		bench = benchData
+	}
+	if err := bench(ctx, o, targets, t); err != nil {
+		if ctx.Err() == nil {
+			return t, err
 		}
-		if err := bench(ctx, o, targets, t); err != nil {
-			if ctx.Err() == nil {
-				return err
-			}
-			fmt.Println("interrupted; what was measured until then:")
-			break
-		}
+		fmt.Println("interrupted; what was measured until then:")
 	}
-	fmt.Printf("\n%d MDS, %d CS, replicas %s, all on this machine; medians of %d rounds\n\n", o.mds, o.cs, o.replicas, o.rounds)
-	t.print(os.Stdout)
-	if o.out == "" {
-		return nil
-	}
-	b, err := json.MarshalIndent(t.rows, "", "  ")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(o.out, b, 0o644)
+	return t, nil
 }
 
 func dropCaches() {

@@ -203,6 +203,7 @@ func (j *job) prepare(o op, p []byte) {
 	case o.kind != opWrite:
 	case j.o.Verify:
 		j.pool.seal(p, stamp{run: j.run, job: uint32(j.n), block: o.block, seq: o.seq})
+	case j.o.Repeat:
 	case j.o.RW == RandRW: // p may hold what was read, such as zeros
 		j.pool.fill(p, n)
 	default:

@@ -88,9 +88,11 @@ type Options struct {
 	// not durable already; 0: none. It is not counted in Rate.
 	FsyncEvery int    `json:"fsync_every,omitempty"`
 	Verify     bool   `json:"verify,omitempty"`
-	Seed       uint64 `json:"seed"`             // of the random order; the same seed gives the same order to each job
-	Direct     bool   `json:"direct,omitempty"` // O_DIRECT
-	Engine     Engine `json:"engine"`           // default auto
+	Seed       uint64 `json:"seed"` // of the random order; the same seed gives the same order to each job
+	// Repeat writes the same bytes again and again: less work for the generator, and for whoever saves equal blocks. Default: each write is another.
+	Repeat bool   `json:"repeat,omitempty"`
+	Direct bool   `json:"direct,omitempty"` // O_DIRECT
+	Engine Engine `json:"engine"`           // default auto
 	// Replay says what was replayed, in the result of a replay, which has no other options but Target.
 	Replay string `json:"replay,omitempty"`
 }
