@@ -23,13 +23,14 @@ type arrivals struct {
 	rng   *rand.PCG     // Poisson
 }
 
+// newArrivals are those of a job, which is numbered among the jobs of all hosts.
 func newArrivals(o *Options, job int) *arrivals {
-	a := &arrivals{mean: max(float64(time.Second)*float64(o.Jobs)/o.Rate, 1)}
+	a := &arrivals{mean: max(float64(time.Second)*float64(o.allJobs())/o.Rate, 1)}
 	if o.Arrival == Poisson {
 		a.rng = rand.NewPCG(o.Seed^0xa771, uint64(job))
 		a.next()
 	} else {
-		a.exact = a.mean * float64(job) / float64(o.Jobs)
+		a.exact = a.mean * float64(job) / float64(o.allJobs())
 	}
 	a.due = max(time.Duration(a.exact), 1)
 	return a

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/procfs"
@@ -80,6 +81,36 @@ func ownCPU() time.Duration {
 		return 0
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// runClock is the CPU time at which what is measured began.
+type runClock struct {
+	timer *time.Timer // nil without a ramp
+	mu    sync.Mutex
+	at    cpuClock
+}
+
+// again reads the processes once more at the end of the ramp, if there is one.
+func (c *runClock) again(when time.Time, ramp bool) {
+	if !ramp {
+		return
+	}
+	c.timer = time.AfterFunc(time.Until(when), func() {
+		at := readCPU()
+		at.setOwn(ownCPU())
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.at = at
+	})
+}
+
+func (c *runClock) stop() cpuClock {
+	if c.timer != nil {
+		c.timer.Stop()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.at
 }
 
 // commandName is what tells one daemon from another: the program, the verb, and the directory that it works on.

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxErrors is how many failed operations end a run.
+// maxErrors is how many failed operations end a run, unless it is told.
 const maxErrors = 1000
 
 // load is a run under way: what the workers share.
@@ -47,21 +47,29 @@ func (l *load) over() bool { return l.overAt(l.now()) }
 
 // overAt is over at a moment that the caller knows.
 func (l *load) overAt(now time.Duration) bool {
-	return l.o.Duration > 0 && now >= l.o.Duration || l.ctx.Err() != nil
+	return l.o.Duration > 0 && now >= l.o.total() || l.ctx.Err() != nil
 }
+
+// endError is the error of an operation after which no other can fare better.
+type endError struct {
+	kind opKind
+	err  error
+}
+
+func (e endError) Error() string { return reason(e.kind, e.err) }
 
 // failed counts an error and ends the run where it must.
 func (l *load) failed(kind opKind, err error) {
 	if endsRun(err) {
-		l.stop(errors.New(reason(kind, err)))
-	} else if l.fails.Add(1) >= maxErrors {
-		l.stop(fmt.Errorf("%d operations failed, the last: %s", maxErrors, reason(kind, err)))
+		l.stop(endError{kind, err})
+	} else if l.fails.Add(1) >= int64(l.o.MaxErrors) {
+		l.stop(fmt.Errorf("%d operations failed, the last: %s", l.o.MaxErrors, reason(kind, err)))
 	}
 }
 
 // finish checks and records an operation that has ended, and gives it back to its job.
 func (l *load) finish(j *job, r *recorder, x outcome, p []byte) {
-	r.busy.Add(-1)
+	r.flights[x.slot].end()
 	if x.err == nil && x.op.kind != opSync {
 		x.bytes = int64(len(p))
 		x.checked = j.state != nil && x.op.kind == opRead
@@ -92,8 +100,8 @@ func (l *load) syncWorker(j *job, r *recorder) {
 			j.done(o, errTime)
 			return
 		}
-		r.busy.Add(1)
 		x := outcome{op: o, started: l.now()}
+		r.flights[0].begin(o, x.started)
 		switch {
 		case o.kind == opSync:
 			x.err = j.file.sync()

@@ -50,7 +50,7 @@ type op struct {
 // job gives out the operations of one job and keeps what its blocks should hold.
 type job struct {
 	o      *Options
-	n      int
+	n      int // among the jobs of all hosts
 	file   *file
 	pool   pool
 	run    uint64
@@ -72,17 +72,17 @@ type job struct {
 
 func newJob(o *Options, n int, f *file, p pool, run uint64) *job {
 	j := &job{
-		o: o, n: n, file: f, pool: p, run: run, blocks: o.Size / max(o.BlockSize, 1), until: o.Duration,
-		rng: rand.New(rand.NewPCG(o.Seed, uint64(n))),
+		o: o, n: o.job(n), file: f, pool: p, run: run, blocks: o.Size / max(o.BlockSize, 1), until: o.total(),
+		rng: rand.New(rand.NewPCG(o.Seed, uint64(o.job(n)))),
 	}
 	if o.Rate > 0 {
-		j.arrive = newArrivals(o, n)
+		j.arrive = newArrivals(o, j.n)
 	}
 	if f.names != nil {
 		j.names, j.blocks = f.names, int64(o.Files)
 		return j
 	}
-	j.placer, _ = o.Dist.parse(j.blocks, o.Seed+uint64(n)) // Validate has parsed it
+	j.placer, _ = o.Dist.parse(j.blocks, o.Seed+uint64(j.n)) // Validate has parsed it
 	if o.Verify {
 		j.state = &state{blocks: make([]span, j.blocks), busy: map[int64]struct{}{}}
 	}
@@ -265,11 +265,11 @@ func (s *state) end(o op) {
 // layoutChunk is how many bytes are written at once when a file is laid out.
 const layoutChunk = 1 << 20
 
-// layOut writes the whole range of the job.
-func (j *job) layOut(stop func() error, buffer []byte) error {
+// layOut writes the whole range of the job. step is told the offset of each part, and may end it.
+func (j *job) layOut(step func(off int64) error, buffer []byte) error {
 	perChunk := max(1, int64(len(buffer))/j.o.BlockSize)
 	for b := int64(0); b < j.blocks; b += perChunk {
-		if err := stop(); err != nil {
+		if err := step(b * j.o.BlockSize); err != nil {
 			return err
 		}
 		n := min(perChunk, j.blocks-b)

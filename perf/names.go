@@ -227,7 +227,8 @@ const fillers = 16
 
 // prepare makes the directory what the load wants: empty where it only creates, half full where it also does other things, and else full. What
 // is there already is kept as far as it fits.
-func (s *names) prepare(ctx context.Context) error {
+func (s *names) prepare(ctx context.Context, w *watch) error {
+	w.step("listing %s", s.path)
 	if _, err := s.dir.list(func(name string, handle uint64) {
 		if e, ok := parseEntry(name, handle); ok {
 			s.pool = append(s.pool, e)
@@ -241,7 +242,7 @@ func (s *names) prepare(ctx context.Context) error {
 	case s.mix.only(opCreate):
 		extra := s.pool
 		s.pool = nil
-		if err := inParallel(ctx, len(extra), func(i int) error { return s.dir.remove(extra[i].name()) }); err != nil {
+		if err := inParallel(ctx, len(extra), func(i int) error { w.step("emptying %s", s.path); return s.dir.remove(extra[i].name()) }); err != nil {
 			return err
 		}
 		want = 0
@@ -250,6 +251,7 @@ func (s *names) prepare(ctx context.Context) error {
 	}
 	missing := make([]entry, max(want-len(s.pool), 0))
 	err := inParallel(ctx, len(missing), func(i int) (err error) {
+		w.step("filling %s", s.path)
 		missing[i].n = s.last + 1 + uint64(i)
 		missing[i].handle, err = s.dir.create(missing[i].name())
 		return err
@@ -292,9 +294,9 @@ func inParallel(ctx context.Context, n int, f func(i int) error) error {
 }
 
 // prepareNames prepares all jobs, several at a time.
-func prepareNames(ctx context.Context, jobs []*job) error {
+func prepareNames(ctx context.Context, jobs []*job, w *watch) error {
 	return inParallel(ctx, len(jobs), func(i int) error {
-		if err := jobs[i].names.prepare(ctx); err != nil {
+		if err := jobs[i].names.prepare(ctx, w); err != nil {
 			return fmt.Errorf("fill %s: %w", jobs[i].names.path, err)
 		}
 		return nil

@@ -192,10 +192,10 @@ func TestNamesVerify(t *testing.T) {
 				t.Fatal(err)
 			}
 			j := newJob(&o, 0, &file{fd: -1, names: n}, nil, 1)
-			if err := n.prepare(t.Context()); err != nil {
+			if err := n.prepare(t.Context(), nil); err != nil {
 				t.Fatal(err)
 			}
-			res, stuck := measure(t.Context(), &o, []*job{j}, nil)
+			res, stuck := measure(t.Context(), &o, []*job{j}, Hooks{})
 			v := res.Verify
 			wrong := int64(0)
 			if tc.want != nil {
@@ -229,14 +229,14 @@ func TestNamesFill(t *testing.T) {
 	}
 	d := &fakeDir{names: map[string]bool{}, fault: full}
 	n, _ := newNames(&o, d, "x")
-	if err := n.prepare(t.Context()); !errors.Is(err, unix.ENOSPC) || d.n > 100+fillers {
+	if err := n.prepare(t.Context(), nil); !errors.Is(err, unix.ENOSPC) || d.n > 100+fillers {
 		t.Errorf("%v after %d", err, d.n)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	d = &fakeDir{names: map[string]bool{}}
 	n, _ = newNames(&o, d, "x")
-	if err := n.prepare(ctx); !errors.Is(err, context.Canceled) || d.n != 0 {
+	if err := n.prepare(ctx, nil); !errors.Is(err, context.Canceled) || d.n != 0 {
 		t.Errorf("%v after %d", err, d.n)
 	}
 }

@@ -16,6 +16,7 @@ import (
 // Limits, so that a mistyped number does not eat the machine.
 const (
 	maxJobs      = 256
+	MaxHosts     = 64 // that share a load
 	maxDepth     = 2048
 	maxWorkers   = 4096             // jobs x depth
 	maxBuffers   = 4 << 30          // bytes of jobs x depth x block size
@@ -95,6 +96,37 @@ type Options struct {
 	Engine Engine `json:"engine"`           // default auto
 	// Replay says what was replayed, in the result of a replay, which has no other options but Target.
 	Replay string `json:"replay,omitempty"`
+	// Ramp is how long the load runs before it is measured, in addition to Duration; what begins in it is in Result.Ramp.
+	Ramp time.Duration `json:"ramp_ns,omitempty"`
+	// Steady, with a number of rounds, ends the run when the load has settled. Duration is then the longest that it may take.
+	Steady Steady `json:"steady,omitzero"`
+	// Settle is how long an operation may take that began before the end of the run, and how long laying out, reading back and closing may
+	// stand still; default 60 s.
+	Settle time.Duration `json:"settle_ns,omitempty"`
+	// MaxErrors is how many failed operations end the run; default 1000.
+	MaxErrors int `json:"max_errors,omitempty"`
+	// Share says which part of a load of several hosts this is.
+	Share Share `json:"share,omitzero"`
+}
+
+// Share is the part of one host in the load of several: each has Options.Jobs, which are numbered on from host to host.
+type Share struct {
+	Host  int `json:"host"`  // from 0
+	Hosts int `json:"hosts"` // 0 or 1: no others
+}
+
+// job is the number of the n-th job of this host among those of all.
+func (o *Options) job(n int) int { return o.Share.Host*o.Jobs + n }
+
+// allJobs is how many jobs there are on all hosts.
+func (o *Options) allJobs() int { return max(o.Share.Hosts, 1) * o.Jobs }
+
+// total is how long operations are started, 0 if time does not end the run.
+func (o *Options) total() time.Duration {
+	if o.Duration == 0 {
+		return 0
+	}
+	return o.Ramp + o.Duration
 }
 
 var labelForm = regexp.MustCompile(`^[A-Za-z0-9-]{0,64}$`)
@@ -133,6 +165,11 @@ func (o *Options) setDefaults() {
 	}
 	set(&o.QD, 1)
 	set(&o.Jobs, 1)
+	set(&o.MaxErrors, maxErrors)
+	if o.Settle == 0 {
+		o.Settle = settleTime
+	}
+	o.Steady.setDefaults()
 	if o.Metadata != "" {
 		set(&o.Files, 1000)
 		return
@@ -175,6 +212,15 @@ func (o Options) Validate() error {
 	check(o.Rate >= 0 && o.Rate <= maxRate, "rate %v: want 0 to %v", o.Rate, maxRate)
 	check(slices.Contains([]Arrival{"", Fixed, Poisson}, o.Arrival), "arrival %q: want fixed or poisson", o.Arrival)
 	check(o.Arrival == "" || o.Rate > 0, "arrival %s: operations arrive only where a rate is given", o.Arrival)
+	check(o.Ramp >= 0 && o.Ramp <= maxDuration, "ramp %v: want 0 to %v", o.Ramp, maxDuration)
+	check(o.Ramp == 0 || o.Duration > 0, "ramp %v: it wants a duration to measure after it", o.Ramp)
+	check(o.Settle >= time.Millisecond, "settle %v: want 1 ms or more", o.Settle)
+	check(o.MaxErrors >= 1, "end after %d errors: want 1 or more", o.MaxErrors)
+	check(o.Share.Hosts >= 0 && o.Share.Hosts <= MaxHosts && o.Share.Host >= 0 && o.Share.Host < max(o.Share.Hosts, 1),
+		"host %d of %d: want at most %d", o.Share.Host, o.Share.Hosts, MaxHosts)
+	if err := o.Steady.validate(&o); err != nil {
+		faults = append(faults, err)
+	}
 	check(o.FsyncEvery >= 0, "fsync every %d writes: want 0 or more", o.FsyncEvery)
 	check(!t.core() || o.Cluster != "", "target %s: where the cluster is, is not told", o.Target)
 	if o.Metadata != "" {
@@ -201,7 +247,7 @@ func (o Options) Validate() error {
 		return errors.Join(faults...) // what follows calculates with them
 	}
 	check(int64(o.Jobs*o.QD)*o.BlockSize <= maxBuffers, "%d jobs of depth %d and block size %d: at most %d bytes under way", o.Jobs, o.QD, o.BlockSize, maxBuffers)
-	check(o.Size >= o.BlockSize && o.Size <= math.MaxInt64/maxJobs, "size %d: want at least a block", o.Size)
+	check(o.Size >= o.BlockSize && o.Size <= math.MaxInt64/maxJobs/MaxHosts, "size %d: want at least a block", o.Size)
 	if _, err := o.Dist.parse(1, 0); err != nil {
 		faults = append(faults, err)
 	}

@@ -106,14 +106,19 @@ func (res *Result) writeLog(w io.Writer) error {
 		log.OutputStartTime(start), log.OutputBaseTime(start), log.OutputLegend())
 	for i := range res.Series {
 		for k := range opKinds {
-			h := res.latencies.second(i, k)
-			if err != nil || h == nil {
-				continue
+			for tag, s := range map[string]*series{"": res.latencies, rampTag: res.ramp} {
+				if s == nil || err != nil {
+					continue
+				}
+				h := s.second(i, k)
+				if h == nil {
+					continue
+				}
+				h.SetTag(tag + k.String())
+				h.SetStartTimeMs(start + int64(i)*1000)
+				h.SetEndTimeMs(start + int64(i+1)*1000)
+				err = log.OutputIntervalHistogram(h)
 			}
-			h.SetTag(k.String())
-			h.SetStartTimeMs(start + int64(i)*1000)
-			h.SetEndTimeMs(start + int64(i+1)*1000)
-			err = log.OutputIntervalHistogram(h)
 		}
 	}
 	return err
@@ -146,8 +151,11 @@ func ReadDir(dir string) (*Result, error) {
 	return res, nil
 }
 
+// rampTag begins the tags of operations that began before the end of the ramp.
+const rampTag = "ramp-"
+
 func (res *Result) readLog(r io.Reader) error {
-	s := new(series)
+	s, ramp := new(series), new(series)
 	start := res.Started.Unix() * 1000 // the format has whole seconds
 	for log := hdrhistogram.NewHistogramLogReader(r); ; {
 		h, err := log.NextIntervalHistogram()
@@ -159,12 +167,20 @@ func (res *Result) readLog(r io.Reader) error {
 		}
 		second := (h.StartTimeMs() - start + 500) / 1000
 		for k := range opKinds {
-			if h.Tag() == k.String() && second >= 0 && second <= int64(maxDuration/time.Second) {
+			if second < 0 || second > int64(maxDuration/time.Second) {
+				continue
+			}
+			switch h.Tag() {
+			case k.String():
 				s.add(int(second), k, h)
+			case rampTag + k.String():
+				ramp.add(int(second), k, h)
 			}
 		}
 	}
-	res.latencies = s
+	if res.latencies = s; res.Ramp != nil {
+		res.ramp = ramp
+	}
 	return nil
 }
 

@@ -148,6 +148,7 @@ type replay struct {
 	room   chan struct{} // one element for each operation under way
 	under  sync.WaitGroup
 	fails  atomic.Int64
+	busy   atomic.Int64 // operations under way
 	short  atomic.Int64
 	mu     sync.Mutex // guards slip
 	slip   slipped
@@ -311,7 +312,7 @@ func (r *replay) launch(s *step) bool {
 		return false
 	}
 	r.under.Add(1)
-	r.record.busy.Add(1)
+	r.busy.Add(1)
 	go func() {
 		defer r.under.Done()
 		r.do(s)
@@ -345,7 +346,7 @@ func (r *replay) do(s *step) {
 	x := outcome{op: op{kind: s.kind}, started: r.now()}
 	got, err := r.call(s, p)
 	x.ended, x.err = r.now(), err
-	r.record.busy.Add(-1)
+	r.busy.Add(-1)
 	x.bytes = int64(got)
 	if s.kind == opRead && err == nil && got < int(s.x.Done) {
 		r.short.Add(1)
@@ -428,7 +429,7 @@ func (r *replay) measure(ctx context.Context, t *trace.Trace, progress func(Prog
 	var reporter sync.WaitGroup
 	if progress != nil {
 		l := &load{start: r.start}
-		reporter.Go(func() { l.report([]*recorder{r.record}, r.record.series, ended, progress) })
+		reporter.Go(func() { l.report([]worker{{r: r.record}}, r.record.series, nil, ended, nil, progressHooks(progress)) })
 	}
 	r.under.Add(1)
 	done := make(chan struct{})
@@ -458,7 +459,7 @@ func (r *replay) measure(ctx context.Context, t *trace.Trace, progress func(Prog
 	res := newResult(o, r.start, sum.last, sum)
 	res.CPU = readCPU().since(cpu, res.Total.Count)
 	if stuck {
-		res.Stuck = r.record.busy.Load()
+		res.Stuck = r.busy.Load()
 	}
 	switch cause := context.Cause(runCtx); {
 	case ctx.Err() != nil:

@@ -14,7 +14,12 @@ import (
 // WriteText prints the result for people.
 func (res *Result) WriteText(w io.Writer) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s; ran %s\n", res.Options.Describe(), res.Elapsed.Round(time.Millisecond))
+	fmt.Fprintf(&b, "%s; ran %s", res.Options.Describe(), res.Elapsed.Round(time.Millisecond))
+	if r := res.Ramp; r != nil {
+		fmt.Fprintf(&b, " after a ramp of %s, which does not count: %s operations, mean %s, p99 %s", r.Elapsed.Round(time.Millisecond), humanize.Comma(r.Total.Count),
+			ShortDuration(r.Total.Latency.Mean), ShortDuration(r.Total.Latency.P99))
+	}
+	b.WriteByte('\n')
 	if res.Stopped != "" {
 		fmt.Fprintf(&b, "ended early: %s\n", res.Stopped)
 	}
@@ -32,6 +37,7 @@ func (res *Result) WriteText(w io.Writer) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
+	res.writeSteady(&b)
 	res.writeCPU(&b)
 	res.writeFaults(&b)
 	_, err := io.WriteString(w, b.String())
@@ -103,6 +109,18 @@ func ShortDuration(d time.Duration) string {
 	return strconv.Itoa(int(d)) + "ns"
 }
 
+// when says in words when an error came.
+func (e ErrorCount) when() string {
+	first, last := e.First.Round(time.Millisecond), e.Last.Round(time.Millisecond)
+	switch {
+	case e.Last == 0:
+		return ""
+	case first == last:
+		return fmt.Sprintf(" (after %v)", first)
+	}
+	return fmt.Sprintf(" (from %v to %v)", first, last)
+}
+
 // writeFaults prints what went wrong, and what was verified.
 func (res *Result) writeFaults(b *strings.Builder) {
 	if res.Missed > 0 {
@@ -110,11 +128,17 @@ func (res *Result) writeFaults(b *strings.Builder) {
 	}
 	if res.Stuck > 0 {
 		fmt.Fprintf(b, "\n%s operations never ended\n", humanize.Comma(res.Stuck))
+		for _, s := range res.StuckOps {
+			fmt.Fprintf(b, "  %v\n", s)
+		}
+	}
+	for _, path := range res.Removed {
+		fmt.Fprintf(b, "\n%s is not there any more: it was removed, replaced or unmounted, and operations went to what is no longer reachable\n", path)
 	}
 	if len(res.Errors) > 0 {
 		b.WriteString("\nerrors:\n")
 		for _, e := range res.Errors {
-			fmt.Fprintf(b, "  %s x %s: %s\n", humanize.Comma(e.Count), e.Op, e.Error)
+			fmt.Fprintf(b, "  %s x %s: %s%s\n", humanize.Comma(e.Count), e.Op, e.Error, e.when())
 		}
 	}
 	v := res.Verify

@@ -208,8 +208,8 @@ func (w *ringWorker) startNext() (bool, error) {
 		now = w.l.now() // what it is made of is not measured
 	}
 	s.done = 0
-	w.r.busy.Add(1)
-	s.x = outcome{op: o, started: now}
+	s.x = outcome{op: o, slot: n, started: now}
+	w.r.flights[n].begin(o, now)
 	return true, w.queue(n)
 }
 

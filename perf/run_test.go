@@ -211,11 +211,11 @@ func TestReadBackFinds(t *testing.T) {
 	defer f.close()
 	j := newJob(o, 0, f, newPool(1), 1)
 	buffer := make([]byte, 64<<10)
-	if err := j.layOut(func() error { return nil }, buffer); err != nil {
+	if err := j.layOut(func(int64) error { return nil }, buffer); err != nil {
 		t.Fatal(err)
 	}
 	old := append([]byte(nil), buffer...)
-	if err := j.layOut(func() error { return nil }, buffer); err != nil {
+	if err := j.layOut(func(int64) error { return nil }, buffer); err != nil {
 		t.Fatal(err)
 	}
 	put := func(block int64, p []byte) {
@@ -260,7 +260,7 @@ func TestStuck(t *testing.T) {
 	hung.Add(1)
 	defer hung.Done()
 	cancel()
-	if l.wait(&hung) {
+	if l.wait(&hung, nil) {
 		t.Error("waited for what never ends")
 	}
 	r, sum := &recorder{series: new(series)}, &recorder{}
@@ -274,7 +274,7 @@ func TestStuck(t *testing.T) {
 func TestReport(t *testing.T) {
 	res := mustRun(t, Options{Target: "mount:" + t.TempDir(), RW: RandRW, Size: 1 << 20, QD: 2, Verify: true, FsyncEvery: 16, Rate: 1e6})
 	res.Stopped, res.Missed, res.Stuck = "disk full: write: no space", 1234, 2
-	res.Errors = []ErrorCount{{"write", "no space", 3}}
+	res.Errors = []ErrorCount{{Op: "write", Error: "no space", Count: 3}}
 	res.Verify.add(&Fault{Kind: Torn, Path: "/x", Offset: 4096, Block: 1, Detail: "why"})
 	var b strings.Builder
 	if err := res.WriteText(&b); err != nil {
@@ -313,7 +313,7 @@ func TestAllocs(t *testing.T) {
 	o := &Options{RW: RandRW}
 	o.setDefaults()
 	l := &load{o: o, ctx: t.Context(), start: time.Now()}
-	j, r := newJob(o, 0, &file{fd: -1}, newPool(1), 1), &recorder{series: new(series)}
+	j, r := newJob(o, 0, &file{fd: -1}, newPool(1), 1), &recorder{series: new(series), flights: make([]flight, 1)}
 	j.until = time.Hour
 	p := make([]byte, 4096)
 	once := func() {

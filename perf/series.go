@@ -1,6 +1,7 @@
 package perf
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -106,8 +107,11 @@ type Progress struct {
 	Errors  int64 // since the start
 }
 
-// report tells progress every second until done is closed.
-func (l *load) report(recorders []*recorder, s *series, done <-chan struct{}, progress func(Progress)) {
+// errEnough ends a run whose load has done what it was for.
+var errEnough = errors.New("enough")
+
+// report tells what happened every second, and looks whether that was enough, until done is closed.
+func (l *load) report(workers []worker, s, before *series, done <-chan struct{}, steady *steadyWatch, h Hooks) {
 	const delay = 100 * time.Millisecond // by when what the workers did has been merged, if they do anything
 	for n := 1; ; n++ {
 		timer := time.NewTimer(time.Duration(n)*time.Second + delay - l.now())
@@ -115,26 +119,46 @@ func (l *load) report(recorders []*recorder, s *series, done <-chan struct{}, pr
 		case <-done:
 			timer.Stop()
 			return
+		case <-h.Enough:
+			timer.Stop()
+			l.stop(errEnough)
+			return
 		case <-timer.C:
 		}
-		p := Progress{Elapsed: time.Duration(n) * time.Second}
-		for _, r := range recorders {
-			r.mu.Lock()
-			if n-1 < len(r.seconds) {
-				x := r.seconds[n-1]
-				p.IOPS += x.done()
-				p.Bytes += x.bytes
-			}
-			for _, c := range r.errors {
-				p.Errors += c
-			}
-			r.mu.Unlock()
+		x := l.sample(workers, s, before, n-1)
+		if h.Second != nil {
+			h.Second(x)
 		}
-		if h := s.work(n - 1); h != nil {
-			p.P50, p.P99 = time.Duration(h.ValueAtPercentile(50)), time.Duration(h.ValueAtPercentile(99))
+		if steady.add(time.Duration(n)*time.Second, x.Work()) {
+			l.stop(errEnough)
 		}
-		progress(p)
 	}
+}
+
+// sample returns what the workers did in a second that is over.
+func (l *load) sample(workers []worker, s, before *series, second int) *Sample {
+	var sum, sumBefore recorder
+	add := func(to, from *recorder) {
+		if second < len(from.seconds) {
+			to.second(second).add(&from.seconds[second])
+		}
+	}
+	for _, w := range workers {
+		w.r.mu.Lock()
+		add(&sum, w.r)
+		if w.r.before != nil {
+			add(&sumBefore, w.r.before)
+		}
+		for k, f := range w.r.errors {
+			sum.failures(k, *f)
+		}
+		w.r.mu.Unlock()
+	}
+	x := &Sample{Second: second, Failures: errorCounts(&sum), Ramp: part(second, before, &sumBefore)}
+	if p := part(second, s, &sum); p != nil {
+		x.Measured = *p
+	}
+	return x
 }
 
 // String is a line for people.

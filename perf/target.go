@@ -80,6 +80,7 @@ func (f *file) null() bool {
 
 // open opens the file of a job; first is that of the job before it, nil if there is none.
 func (t target) open(ctx context.Context, job int, o *Options, first *file) (*file, error) {
+	job = o.job(job)
 	switch {
 	case o.Metadata != "":
 		return t.openNames(ctx, job, o)
@@ -286,6 +287,16 @@ func endsRun(err error) bool {
 	return false
 }
 
+// isGone reports whether an error means that the target is not there any more.
+func isGone(err error) bool {
+	for _, e := range []error{unix.ENODEV, unix.ENXIO, unix.ENOTCONN, unix.ECONNABORTED, unix.ESTALE, wire.ErrClosed, nbd.ErrClosed} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
 // reason says in words why the run ended.
 func reason(op opKind, err error) string {
 	words := ""
@@ -294,8 +305,7 @@ func reason(op opKind, err error) string {
 		words = "disk full"
 	case errors.Is(err, unix.EDQUOT):
 		words = "quota used up"
-	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENOTCONN),
-		errors.Is(err, unix.ECONNABORTED), errors.Is(err, unix.ESTALE), errors.Is(err, wire.ErrClosed), errors.Is(err, nbd.ErrClosed):
+	case isGone(err):
 		words = "target gone"
 	case errors.Is(err, nbd.ErrProtocol):
 		words = "target breaks the protocol"

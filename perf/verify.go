@@ -75,31 +75,41 @@ func (v *VerifyResult) merge(from *VerifyResult) {
 }
 
 // readBack reads all that the jobs wrote and compares it, a goroutine a job, and returns how that ended.
-func readBack(ctx context.Context, o *Options, jobs []*job, r *recorder) string {
-	var wg sync.WaitGroup
-	for _, j := range jobs {
-		wg.Go(func() {
-			if j.names != nil {
-				if err := j.names.verify(j.n, r); err != nil {
-					r.failed(opList, fmt.Errorf("read back: %w", err))
+func readBack(ctx context.Context, o *Options, jobs []*job, sum *recorder) string {
+	r := &recorder{series: sum.series}
+	err := bounded(ctx, o.Settle, graceTime, func(w *watch) error {
+		var wg sync.WaitGroup
+		for _, j := range jobs {
+			wg.Go(func() {
+				if j.names != nil {
+					w.step("listing %s", j.names.path)
+					if err := j.names.verify(j.n, r); err != nil {
+						r.failed(opList, fmt.Errorf("read back: %w", err))
+					}
+					return
 				}
-				return
-			}
-			if err := j.file.sync(); err != nil { // what is dirty cannot be forgotten
-				r.failed(opSync, err)
-			}
-			j.file.forget(o.Size)
-			j.readBack(ctx, r)
-		})
-	}
-	wg.Wait()
-	if ctx.Err() != nil {
+				w.step("flushing %s", j.file.path)
+				if err := j.file.sync(); err != nil { // what is dirty cannot be forgotten
+					r.failed(opSync, err)
+				}
+				j.file.forget(o.Size)
+				j.readBack(ctx, w, r)
+			})
+		}
+		wg.Wait()
+		return nil
+	})
+	r.close(sum)
+	switch {
+	case err != nil:
+		return err.Error()
+	case ctx.Err() != nil:
 		return cancelled
 	}
 	return "done"
 }
 
-func (j *job) readBack(ctx context.Context, r *recorder) {
+func (j *job) readBack(ctx context.Context, w *watch, r *recorder) {
 	size := j.o.BlockSize
 	perChunk := max(1, layoutChunk/size)
 	p := disk.AlignedBuffer(int(perChunk * size))
@@ -109,6 +119,7 @@ func (j *job) readBack(ctx context.Context, r *recorder) {
 		if !j.wrote(first, n) {
 			continue
 		}
+		w.step("reading back %s at %d", j.file.path, first*size)
 		whole := j.file.transfer(opRead, p[:n*size], first*size) == nil
 		for i := range n {
 			if !j.wrote(first+i, 1) {
@@ -116,6 +127,7 @@ func (j *job) readBack(ctx context.Context, r *recorder) {
 			}
 			b := p[i*size : (i+1)*size]
 			if !whole { // find out which blocks cannot be read
+				w.step("reading back %s at %d", j.file.path, (first+i)*size)
 				if err := j.file.transfer(opRead, b, (first+i)*size); err != nil {
 					r.failed(opRead, fmt.Errorf("read back: %w", err))
 					if failures++; endsRun(err) || failures >= maxErrors {
@@ -145,12 +157,18 @@ func (j *job) wrote(first, n int64) bool {
 func (r *recorder) failed(kind opKind, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.fail(errorKind{kind, err.Error()}, 1)
+	if r.closed {
+		return
+	}
+	r.fail(errorKind{kind, err.Error()}, 1, 0)
 }
 
 func (r *recorder) checked(f *Fault) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.closed {
+		return
+	}
 	r.verify.Checked++
 	r.verify.add(f)
 }

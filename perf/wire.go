@@ -106,8 +106,8 @@ func (w *wireWorker) startNext() bool {
 	w.free = w.free[:len(w.free)-1]
 	s, c := &w.slots[n], w.j.file.chunks
 	w.j.prepare(o, s.p)
-	w.r.busy.Add(1)
-	s.x = outcome{op: o, started: w.l.now()}
+	s.x = outcome{op: o, slot: n, started: w.l.now()}
+	w.r.flights[n].begin(o, s.x.started)
 	if o.kind == opSync {
 		s.left = c.startFlush(w.done, n)
 	} else {

@@ -25,6 +25,8 @@ type perfFlags struct {
 	times      float64
 	budget     time.Duration
 	percentile float64
+	steady     bool
+	window     perf.Steady
 	sizes      float64
 }
 
@@ -58,6 +60,11 @@ func (a *app) perfRunCommand() *cobra.Command {
 	f.loadFlags(cmd, 30*time.Second, "2g", 2)
 	fl.DurationVar(&f.budget, "budget", 0, "look for the highest rate at which this latency holds, with a run of --for at each rate")
 	fl.Float64Var(&f.percentile, "budget-percentile", 99, "with --budget: of how many of the operations, in percent")
+	fl.BoolVar(&f.steady, "steady", false, "end when the load has settled, as SNIA's Performance Test Specification defines steady state, or after --for at the latest")
+	fl.IntVar(&f.window.Rounds, "steady-rounds", perf.SteadyRounds, "with --steady: how many rounds it must hold")
+	fl.DurationVar(&f.window.Round, "steady-round", perf.SteadyRound, "with --steady: how long a round is, in whole seconds")
+	fl.Float64Var(&f.window.Range, "steady-range", perf.SteadyRange, "with --steady: by how much the throughput of rounds may differ, in percent of their average")
+	fl.Float64Var(&f.window.Slope, "steady-slope", perf.SteadySlope, "with --steady: by how much it may rise or fall over these rounds, in percent")
 	fl.StringVar(&f.profile, "profile", "", "a load made of several, instead of the flags above: a name of perf list, a YAML file, or a job file of fio (.fio)")
 	fl.Float64Var(&f.times, "scale-time", 1, "with --profile: make its times so many times longer")
 	fl.Float64Var(&f.sizes, "scale-size", 1, "with --profile: make its sizes so many times larger")
@@ -88,6 +95,9 @@ func (f *perfFlags) loadFlags(cmd *cobra.Command, duration time.Duration, size s
 	fl.BoolVar(&o.Direct, "direct", false, "go past the page cache (O_DIRECT)")
 	fl.StringVar(&f.engine, "engine", string(perf.Auto), "auto, sync or uring")
 	fl.Uint64Var(&o.Seed, "seed", 0, "of the random order")
+	fl.DurationVar(&o.Ramp, "ramp", 0, "how long the load runs before --for begins; its figures do not count, and are shown apart")
+	fl.DurationVar(&o.Settle, "settle", time.Minute, "how long to wait at the end for operations that do not end, and anywhere else for a step that stands still")
+	fl.IntVar(&o.MaxErrors, "max-errors", 1000, "end after as many failed operations")
 }
 
 // dataFlags say how data is read and written.
@@ -111,6 +121,9 @@ func (f *perfFlags) options(cmd *cobra.Command) (perf.Options, error) {
 	o.RW, o.Engine = perf.RW(f.rw), perf.Engine(f.engine)
 	if o.RW != perf.RandRW {
 		o.ReadPercent = 0
+	}
+	if f.steady {
+		o.Steady = f.window
 	}
 	var errs [2]error
 	o.BlockSize, errs[0] = parseBytes("--bs", f.bs)
@@ -137,7 +150,7 @@ func (a *app) perfRun(cmd *cobra.Command, f *perfFlags) error {
 	if f.budget != 0 {
 		return a.perfSearch(cmd, o, f)
 	}
-	progress, done := a.perfProgress(o.Duration)
+	progress, done := a.perfProgress(o.Ramp + o.Duration)
 	res, err := perf.RunWith(cmd.Context(), o, progress)
 	done()
 	if err != nil {
@@ -194,8 +207,13 @@ func perfFault(res *perf.Result) error {
 	switch v := res.Verify; {
 	case v != nil && v.Faults() > 0:
 		return fmt.Errorf("%s: %d blocks do not hold what was written, the first: %s", res.Options.Target, v.Faults(), v.First[0])
+	case res.Stopped != "" && res.Gone:
+		return unreachablef("%s: the run ended early: %s", res.Options.Target, res.Stopped)
 	case res.Stopped != "":
 		return fmt.Errorf("%s: the run ended early: %s", res.Options.Target, res.Stopped)
+	}
+	if len(res.Removed) > 0 {
+		return fmt.Errorf("%s: %s was removed, replaced or unmounted during the run", res.Options.Target, res.Removed[0])
 	}
 	return fmt.Errorf("%s: some operations failed; see the report", res.Options.Target)
 }

@@ -122,7 +122,7 @@ func perRun(runs []Run, of func(*perf.Result) float64) (out []float64) {
 
 func perSecond(runs []Run, of func(perf.Second) float64) (out []float64) {
 	for _, r := range runs {
-		all := whole(r.Result)
+		all := slices.DeleteFunc(slices.Clone(whole(r.Result)), func(s perf.Second) bool { return s.Ramp })
 		for _, s := range all[int(float64(len(all))*warmUp):] {
 			if v := of(s); !math.IsNaN(v) {
 				out = append(out, v)

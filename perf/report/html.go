@@ -45,6 +45,10 @@ th{font-weight:600}th:first-child,td:first-child{text-align:left}
 {{range .Runs}}<p><b>{{.Name}}</b>: {{.Result.Options.Describe}}; began {{when .Result.Started}}.
 {{with .Result.Stopped}}<span class="note">Ended early: {{.}}.</span>{{end}}
 {{range .Result.Errors}}<span class="note">{{.Count}} times {{.Op}}: {{.Error}}.</span> {{end}}
+{{with .Result.Stuck}}<span class="note">{{.}} operations never ended.</span>{{end}}
+{{range .Result.Removed}}<span class="note">{{.}} was removed, replaced or unmounted.</span> {{end}}
+{{with .Result.Ramp}}A ramp of {{.Elapsed}} does not count.{{end}}
+{{with .Result.Steady}}{{if .Reached}}Steady state was reached after {{.At}}.{{else}}<span class="note">Steady state was not reached.</span>{{end}}{{end}}
 {{with .Result.Missed}}<span class="note">{{.}} operations were due and could not be started.</span>{{end}}
 {{with .Result.Verify}}{{if .Faults}}<span class="note">{{.Faults}} wrong blocks.</span>{{else}}{{.Checked}} blocks verified, all right.{{end}}{{end}}</p>
 {{end}}

@@ -87,7 +87,11 @@ func line(p *plot.Plot, points plotter.XYs, run, dash int, name string) error {
 
 // whole returns the seconds that the run worked in full: the last one is cut off.
 func whole(res *perf.Result) []perf.Second {
-	n := min(len(res.Series), int(res.Elapsed/time.Second))
+	all := res.Elapsed
+	if res.Ramp != nil {
+		all += res.Ramp.Elapsed
+	}
+	n := min(len(res.Series), int(all/time.Second))
 	return res.Series[:max(n, 0)]
 }
 
