@@ -55,7 +55,7 @@ func openDevice(ctx context.Context, uri string, job int, o *Options, first *fil
 
 // fits returns why the load cannot be done on an export.
 func fits(e *nbd.Export, o *Options) error {
-	switch need := uint64(o.Size) * uint64(o.Jobs); {
+	switch need := uint64(o.Size) * uint64(o.allJobs()); {
 	case need > e.Size:
 		return fmt.Errorf("the export has %d bytes, and %s of %d bytes want %d", e.Size, o.jobs(), o.Size, need)
 	case o.BlockSize%int64(e.Least) != 0:

@@ -73,11 +73,6 @@ type file struct {
 	base   int64
 }
 
-// null reports whether operations end at once.
-func (f *file) null() bool {
-	return f.fd < 0 && f.chunks == nil && f.core == nil && f.device == nil && f.names == nil
-}
-
 // open opens the file of a job; first is that of the job before it, nil if there is none.
 func (t target) open(ctx context.Context, job int, o *Options, first *file) (*file, error) {
 	job = o.job(job)
