@@ -113,9 +113,9 @@ func TestRunEnds(t *testing.T) {
 		{Name: "a", For: Duration(time.Hour), Groups: []Group{{Name: "g", RW: perf.RandRead}}},
 		{Name: "b", For: Duration(time.Hour), Groups: []Group{{Name: "g", RW: perf.RandRead}}},
 	}}
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	res, err := p.Run(ctx, "null", nil)
+	res, err := p.Run(ctx, "null", func(string, string, perf.Progress) { cancel() })
 	if err != nil || len(res.Phases) != 1 || res.Phases[0].Groups[0].Result.Total.Count == 0 || !res.OK() {
 		t.Errorf("%v: %+v", err, res)
 	}
