@@ -72,6 +72,9 @@ func (l *load) finish(j *job, r *recorder, x outcome, p []byte) {
 	r.flights[x.slot].end()
 	if x.err == nil && x.op.kind != opSync {
 		x.bytes = int64(len(p))
+		if j.file.clone != nil {
+			x.bytes = j.file.clone.size
+		}
 		x.checked = j.state != nil && x.op.kind == opRead
 		x.fault = j.inspect(x.op, p)
 	}
@@ -85,7 +88,7 @@ func (l *load) finish(j *job, r *recorder, x outcome, p []byte) {
 // syncWorker does operations of j one after the other with plain system calls.
 func (l *load) syncWorker(j *job, r *recorder) {
 	var p []byte
-	if j.names == nil {
+	if j.o.data() {
 		p = disk.AlignedBuffer(int(l.o.BlockSize))
 		j.ready(p, 0)
 	}
@@ -107,6 +110,9 @@ func (l *load) syncWorker(j *job, r *recorder) {
 			x.err = j.file.sync()
 		case j.names != nil:
 			x.err = j.names.do(&x.op)
+		case o.kind == opClone && j.file.clone != nil: // null has none
+			x.err = j.file.clone.do()
+		case o.kind == opClone:
 		default:
 			x.err = j.file.transfer(o.kind, p, o.block*l.o.BlockSize)
 		}

@@ -82,6 +82,10 @@ func newJob(o *Options, n int, f *file, p pool, run uint64) *job {
 		j.names, j.blocks = f.names, int64(o.Files)
 		return j
 	}
+	if o.CloneOf != "" {
+		j.blocks = 1
+		return j
+	}
 	j.placer, _ = o.Dist.parse(j.blocks, o.Seed+uint64(j.n)) // Validate has parsed it
 	if o.Verify {
 		j.state = &state{blocks: make([]span, j.blocks), busy: map[int64]struct{}{}}
@@ -99,6 +103,10 @@ func (j *job) next() (op, bool) {
 	}
 	if j.until == 0 && j.given >= j.blocks {
 		return op{}, false
+	}
+	if j.o.CloneOf != "" {
+		j.given++
+		return op{kind: opClone}, j.given == 1
 	}
 	var o op
 	if j.arrive != nil {

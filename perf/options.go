@@ -69,7 +69,10 @@ type Options struct {
 	// them in this mix. Then RW, Dist and the sizes mean nothing and must not be given. Targets are mount, mds, cluster and null.
 	Metadata Mix `json:"metadata,omitempty"`
 	Files    int `json:"files,omitempty"` // of each job, at most; default 1000
-	RW       RW  `json:"rw,omitempty"`    // default randread
+	// CloneOf makes the load one clone for each job: of the first file of the label CloneOf below mount:DIR, by the best way that the filesystem offers. Then RW
+	// and the sizes must not be given.
+	CloneOf string `json:"clone_of,omitempty"`
+	RW      RW     `json:"rw,omitempty"` // default randread
 	// ReadPercent is the share of reads of randrw; default 50.
 	ReadPercent int   `json:"read_percent,omitempty"`
 	BlockSize   int64 `json:"block_size"` // bytes of an operation; default 4096
@@ -147,6 +150,9 @@ func (o *Options) dirName(job int) string {
 	return fmt.Sprintf("varve-perf-names.%s.%d", o.Label, job)
 }
 
+// data reports whether the load reads and writes.
+func (o *Options) data() bool { return o.Metadata == "" && o.CloneOf == "" }
+
 // setDefaults fills in what is zero.
 func (o *Options) setDefaults() {
 	set := func(p *int, v int) {
@@ -166,12 +172,18 @@ func (o *Options) setDefaults() {
 	set(&o.QD, 1)
 	set(&o.Jobs, 1)
 	set(&o.MaxErrors, maxErrors)
+	if o.Settle == 0 && o.CloneOf != "" {
+		o.Settle = cloneTime
+	}
 	if o.Settle == 0 {
 		o.Settle = settleTime
 	}
 	o.Steady.setDefaults()
 	if o.Metadata != "" {
 		set(&o.Files, 1000)
+		return
+	}
+	if o.CloneOf != "" {
 		return
 	}
 	if o.RW == "" {
@@ -227,6 +239,14 @@ func (o Options) Validate() error {
 		faults = append(faults, o.namesFaults(t)...)
 		return errors.Join(faults...)
 	}
+	if o.CloneOf != "" {
+		check(t.kind == "mount" || t.null(), "target %s: cloning wants mount:DIR or null", o.Target)
+		check(labelForm.MatchString(o.CloneOf) && o.CloneOf != o.Label, "clone of %q: want the label of other files", o.CloneOf)
+		check(o.noPattern() && o.Rate == 0 && o.FsyncEvery == 0 && o.QD == 1 && o.Files == 0,
+			"clone of %q: a job makes one clone, of the original's size, without pattern, depth or rate", o.CloneOf)
+		check(o.Engine == Auto || o.Engine == Sync, "engine %q: clones are made by system calls, want auto", o.Engine)
+		return errors.Join(faults...)
+	}
 	check(!t.mds(), "target %s: a metadata server has no data: want a load on names", o.Target)
 	check(o.Files == 0, "%d files: only a load on names has a number of files", o.Files)
 	check(slices.Contains(patterns, o.RW), "pattern %q: want one of %v", o.RW, patterns)
@@ -261,6 +281,11 @@ func (o Options) Validate() error {
 	return errors.Join(faults...)
 }
 
+// noPattern reports whether nothing says how data is read or written.
+func (o *Options) noPattern() bool {
+	return o.RW == "" && o.BlockSize == 0 && o.Size == 0 && o.ReadPercent == 0 && o.Dist == "" && !o.Direct
+}
+
 // namesFaults are the faults of a load on names.
 func (o *Options) namesFaults(t target) (faults []error) {
 	check := func(ok bool, format string, args ...any) {
@@ -272,7 +297,7 @@ func (o *Options) namesFaults(t target) (faults []error) {
 		faults = append(faults, err)
 	}
 	check(t.hasNames(), "target %s: a load on names wants mount:DIR, mds:IP:PORT, cluster:NAME/PATH or null", o.Target)
-	check(o.RW == "" && o.BlockSize == 0 && o.Size == 0 && o.ReadPercent == 0 && o.Dist == "" && !o.Direct,
+	check(o.noPattern() && o.CloneOf == "",
 		"metadata %q: a load on names has no pattern, distribution, sizes or direct I/O", o.Metadata)
 	check(o.Engine == Auto || o.Engine == Sync, "engine %q: operations on names are system calls or requests, want auto", o.Engine)
 	check(o.Files >= 2*o.QD && o.Files <= maxFiles, "%d files for depth %d: want twice as many files, and at most %d", o.Files, o.QD, maxFiles)

@@ -38,6 +38,9 @@ func (res *Result) WriteText(w io.Writer) error {
 		return err
 	}
 	res.writeSteady(&b)
+	if res.ClonedBy != "" {
+		fmt.Fprintf(&b, "\ncloned by %s\n", res.ClonedBy)
+	}
 	res.writeCPU(&b)
 	res.writeFaults(&b)
 	_, err := io.WriteString(w, b.String())
@@ -53,6 +56,10 @@ func (o Options) Describe() string {
 	if o.Metadata != "" {
 		mix, _ := o.Metadata.parse() // Validate has parsed it
 		fmt.Fprintf(&b, "%s on %s: depth %d, %s of %s files%s", mix, o.Target, o.QD, o.jobs(), humanize.Comma(int64(o.Files)), o.rate())
+		return b.String()
+	}
+	if o.CloneOf != "" {
+		fmt.Fprintf(&b, "clones of %s on %s: %s", o.CloneOf, o.Target, o.jobs())
 		return b.String()
 	}
 	fmt.Fprintf(&b, "%s%s on %s: blocks of %s, depth %d, %s of %s, engine %s", o.RW, o.mix(), o.Target,

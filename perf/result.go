@@ -25,6 +25,8 @@ type Result struct {
 	Fsync *Operations `json:"fsync,omitempty"`
 	// Others are operations on names and on whole files, a kind each.
 	Others []Kind `json:"others,omitempty"`
+	// ClonedBy says by which means files were cloned: FICLONE, copy_file_range, or read and write.
+	ClonedBy string `json:"cloned_by,omitempty"`
 
 	// Missed is the number of operations that were due (open loop) and could not be started before the end, because as many as
 	// allowed were under way. Their latency is in no histogram.

@@ -101,7 +101,7 @@ func Open(ctx context.Context, o Options) (*Load, error) {
 	if err != nil {
 		return nil, err
 	}
-	if o.Metadata != "" {
+	if !o.data() {
 		o.Engine = Sync
 	}
 	if o.Engine, err = chooseEngine(t, o.Engine); err != nil {
@@ -160,7 +160,7 @@ func layOutAll(ctx context.Context, o *Options, jobs []*job, w *watch) error {
 	if o.Metadata != "" {
 		return prepareNames(ctx, jobs, w)
 	}
-	if !o.RW.reads() {
+	if !o.RW.reads() || o.CloneOf != "" {
 		return nil
 	}
 	buffer := disk.AlignedBuffer(int(max(layoutChunk/o.BlockSize, 1) * o.BlockSize))
@@ -285,6 +285,9 @@ func measure(ctx context.Context, o *Options, jobs []*job, h Hooks) (*Result, bo
 		w.r.close(sum)
 	}
 	res := newResult(o, l.start, elapsed, sum)
+	if !stuck {
+		res.ClonedBy = clonedBy(jobs)
+	}
 	used := readCPU()
 	used.setOwn(own)
 	res.CPU = used.since(clock.stop(), res.Total.Count)
@@ -308,7 +311,7 @@ func measure(ctx context.Context, o *Options, jobs []*job, h Hooks) (*Result, bo
 		res.Missed += j.missed(elapsed)
 	}
 	if o.Verify {
-		if o.RW.writes() || o.Metadata != "" {
+		if o.RW.writes() || !o.data() {
 			sum.verify.ReadBack = "operations are stuck"
 			if !stuck {
 				sum.verify.ReadBack = readBack(ctx, o, jobs, sum)

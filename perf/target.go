@@ -68,6 +68,7 @@ type file struct {
 	chunks *chunks // of a chunk server, else nil
 	core   *core   // of a cluster, else nil
 	device *device // of an NBD server, else nil
+	clone  *cloner // of a file to be cloned, which is all that is done here
 	names  *names  // of a load on names, which uses nothing else here
 	path   string
 	base   int64
@@ -81,6 +82,8 @@ func (t target) open(ctx context.Context, job int, o *Options, first *file) (*fi
 		return t.openNames(ctx, job, o)
 	case t.null():
 		return &file{fd: -1}, nil
+	case o.CloneOf != "":
+		return openClone(t.path, job, o)
 	case t.server():
 		c, err := makeChunks(ctx, t.path, job, o)
 		return &file{fd: -1, chunks: c, path: t.path}, err
@@ -156,6 +159,9 @@ func (t target) openNames(ctx context.Context, job int, o *Options) (*file, erro
 func (f *file) close() error {
 	if f.names != nil {
 		return f.names.dir.close()
+	}
+	if f.clone != nil {
+		return f.clone.close()
 	}
 	if f.chunks != nil {
 		return f.chunks.remove()

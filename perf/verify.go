@@ -81,6 +81,13 @@ func readBack(ctx context.Context, o *Options, jobs []*job, sum *recorder) strin
 		var wg sync.WaitGroup
 		for _, j := range jobs {
 			wg.Go(func() {
+				if c := j.file.clone; c != nil {
+					step := func(off int64) { w.step("comparing %s at %d", c.to, off) }
+					if err := c.verify(j.n, r, step); err != nil {
+						r.failed(opRead, fmt.Errorf("read back: %w", err))
+					}
+					return
+				}
 				if j.names != nil {
 					w.step("listing %s", j.names.path)
 					if err := j.names.verify(j.n, r); err != nil {

@@ -79,10 +79,14 @@ func (a *app) perfListCommand() *cobra.Command {
 			rows := [][]string{{"profile", "takes", "what it is"}}
 			for _, p := range all {
 				var d time.Duration
+				more := ""
 				for _, ph := range p.Phases {
 					d += time.Duration(ph.For)
+					if ph.Once {
+						more = " and more" // as long as the target needs
+					}
 				}
-				rows = append(rows, []string{p.Name, d.String(), p.About})
+				rows = append(rows, []string{p.Name, d.String() + more, p.About})
 			}
 			return a.table(rows)
 		},

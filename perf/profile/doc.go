@@ -25,6 +25,22 @@
 //	    dist: zipf:0.99
 //	    direct: true
 //	    verify: false
+//	- name: clone
+//	  once: true             # instead of for: until each group has done all its bytes, files or clones once
+//	  groups:
+//	  - name: vm             # each of its files becomes a clone of the first file of the group golden, in an earlier phase
+//	    clone: golden
+//	    jobs: 8
+//	- name: names
+//	  for: 10s               # or less, where nothing is left to do: all files made, or none left
+//	  groups:
+//	  - name: tree           # each job has a directory
+//	    metadata: "stat:80,create:10,delete:10"   # create, stat, lookup, list, rename, delete, with weights, or one of them
+//	    files: 2000          # of each job at most
+//	    jobs: 4
+//	    fsync: 100           # of the directory, after as many changes
+//
+// Files are cloned by FICLONE, where the filesystem has it, else by copy_file_range, else by reading and writing; the result says by which.
 //
 // Job files of fio are read too (ParseFio), as far as their options have a meaning here; what has none is an error, not ignored.
 package profile

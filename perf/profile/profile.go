@@ -30,7 +30,8 @@ type Profile struct {
 // Phase is a time in which groups work side by side.
 type Phase struct {
 	Name   string   `yaml:"name" json:"name"`
-	For    Duration `yaml:"for" json:"for_ns"`
+	For    Duration `yaml:"for" json:"for_ns,omitempty"`
+	Once   bool     `yaml:"once" json:"once,omitempty"` // instead of For
 	Groups []Group  `yaml:"groups" json:"groups"`
 }
 
@@ -50,6 +51,10 @@ type Group struct {
 	Direct  bool         `yaml:"direct" json:"direct,omitempty"`
 	Verify  bool         `yaml:"verify" json:"verify,omitempty"`
 	Seed    uint64       `yaml:"seed" json:"seed,omitempty"`
+	// Metadata makes it a group of operations on names, Clone one that makes its files clones of another's. Both have no RW and no sizes.
+	Metadata perf.Mix `yaml:"metadata" json:"metadata,omitempty"`
+	Files    int      `yaml:"files" json:"files,omitempty"`
+	Clone    string   `yaml:"clone" json:"clone,omitempty"`
 }
 
 // Bytes is a number of bytes, in YAML such as 4096, 4k, 64m or 2g.
@@ -115,14 +120,14 @@ func (p *Profile) Validate() error {
 	if len(p.Phases) == 0 || len(p.Phases) > maxPhases {
 		fault("%s: %d phases, want 1 to %d", p.Name, len(p.Phases), maxPhases)
 	}
-	phases := map[string]bool{}
+	phases, made := map[string]bool{}, map[string]bool{} // made: groups that have files
 	for i, ph := range p.Phases {
 		if !nameForm.MatchString(ph.Name) || phases[ph.Name] {
 			fault("%s: phase %d: name %q: want letters, digits and -, each name once", p.Name, i+1, ph.Name)
 		}
 		phases[ph.Name] = true
-		if ph.For <= 0 {
-			fault("%s: phase %s: for %v: want a time above 0", p.Name, ph.Name, time.Duration(ph.For))
+		if ph.For <= 0 && !ph.Once || ph.For != 0 && ph.Once {
+			fault("%s: phase %s: for %v, once %v: want a time above 0, or once", p.Name, ph.Name, time.Duration(ph.For), ph.Once)
 		}
 		if len(ph.Groups) == 0 || len(ph.Groups) > maxGroups {
 			fault("%s: phase %s: %d groups, want 1 to %d", p.Name, ph.Name, len(ph.Groups), maxGroups)
@@ -133,9 +138,15 @@ func (p *Profile) Validate() error {
 				fault("%s: phase %s: group %q: want letters, digits and -, each name once", p.Name, ph.Name, g.Name)
 			}
 			groups[g.Name] = true
+			if g.Clone != "" && !made[g.Clone] {
+				fault("%s: phase %s: group %s: clone of %q, which has no files in an earlier phase", p.Name, ph.Name, g.Name, g.Clone)
+			}
 			if err := g.options("mount:.", time.Duration(ph.For)).Validate(); err != nil {
 				fault("%s: phase %s: group %s: %w", p.Name, ph.Name, g.Name, err)
 			}
+		}
+		for _, g := range ph.Groups {
+			made[g.Name] = made[g.Name] || g.Metadata == ""
 		}
 	}
 	return errors.Join(faults...)
@@ -145,21 +156,28 @@ func (p *Profile) Validate() error {
 func (g *Group) options(target string, d time.Duration) perf.Options {
 	return perf.Options{
 		Target: target, Label: g.Name, RW: g.RW, ReadPercent: g.Mix, BlockSize: int64(g.BS), QD: g.QD, Jobs: g.Jobs, Size: int64(g.Size), Duration: d,
-		Rate: g.Rate, Arrival: g.Arrival, Dist: g.Dist, FsyncEvery: g.Fsync, Verify: g.Verify, Seed: g.Seed, Direct: g.Direct,
+		Rate: g.Rate, Arrival: g.Arrival, Dist: g.Dist, FsyncEvery: g.Fsync, Verify: g.Verify, Seed: g.Seed, Direct: g.Direct, Metadata: g.Metadata, Files: g.Files, CloneOf: g.Clone,
 	}
 }
 
-// Scale returns the profile with all times and sizes multiplied, a size never below 16 blocks.
+// Scale returns the profile with all times and sizes multiplied, a size never below 16 blocks, and never fewer files than 4 for each operation under way.
 func (p *Profile) Scale(times, sizes float64) *Profile {
 	out := *p
 	out.Phases = nil
 	for _, ph := range p.Phases {
-		ph.For = max(Duration(float64(ph.For)*times), Duration(time.Millisecond))
+		if !ph.Once {
+			ph.For = max(Duration(float64(ph.For)*times), Duration(time.Millisecond))
+		}
 		groups := ph.Groups
 		ph.Groups = nil
 		for _, g := range groups {
-			bs := max(g.BS, 4096)
-			g.Size = max(Bytes(float64(g.Size)*sizes)/bs*bs, 16*bs*Bytes(max(g.QD, 1)))
+			switch {
+			case g.Metadata != "":
+				g.Files = max(int(float64(g.Files)*sizes), 4*max(g.QD, 1))
+			case g.Clone == "":
+				bs := max(g.BS, 4096)
+				g.Size = max(Bytes(float64(g.Size)*sizes)/bs*bs, 16*bs*Bytes(max(g.QD, 1)))
+			}
 			ph.Groups = append(ph.Groups, g)
 		}
 		out.Phases = append(out.Phases, ph)

@@ -15,7 +15,7 @@ import (
 // TestBuiltin: every profile that comes with varve is found by its name, and runs, made short and small.
 func TestBuiltin(t *testing.T) {
 	all, err := Builtin()
-	if err != nil || len(all) < 7 {
+	if err != nil || len(all) < 9 {
 		t.Fatalf("%d profiles: %v", len(all), err)
 	}
 	for _, p := range all {
@@ -107,6 +107,50 @@ phases:
 	}
 }
 
+// TestCloneAndNames: what is cloned in a phase is worked on in the next, and names are kept from phase to phase; the summary has times and rates.
+func TestCloneAndNames(t *testing.T) {
+	dir := t.TempDir()
+	p, err := Parse([]byte(`
+name: both
+phases:
+- name: golden
+  once: true
+  groups:
+  - {name: golden, rw: write, bs: 64k, size: 256k}
+- name: clone
+  once: true
+  groups:
+  - {name: vm, clone: golden, jobs: 2, verify: true}
+  - {name: tree, metadata: create, files: 30, jobs: 2}
+- name: work
+  once: true
+  groups:
+  - {name: vm, rw: randread, bs: 4k, size: 256k, jobs: 2}
+  - {name: tree, metadata: rename, files: 30, jobs: 2, verify: true}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := p.Run(t.Context(), "mount:"+dir, nil)
+	if err != nil || !res.OK() {
+		t.Fatalf("%v:\n%s", err, text(t, res))
+	}
+	for _, want := range []string{"clone by ", "rename ", "work   ", "MiB/s"} {
+		if !strings.Contains(text(t, res), want) {
+			t.Errorf("no %q in\n%s", want, text(t, res))
+		}
+	}
+	if n := res.Phases[2].Groups[0].Result.Total.Count; n != 128 {
+		t.Errorf("%d reads of two clones, want 128", n)
+	}
+	if names, _ := filepath.Glob(filepath.Join(dir, "varve-perf-names.tree.*", "f*")); len(names) != 60 {
+		t.Errorf("%d files", len(names))
+	}
+	if _, err := p.Run(t.Context(), "mds:127.0.0.1:1", nil); err == nil || !strings.Contains(err.Error(), "work on names") {
+		t.Errorf("at a metadata server: %v", err)
+	}
+}
+
 // TestRunEnds: a cancelled run has the phase that it was in, and a target that is not there is an error of the group.
 func TestRunEnds(t *testing.T) {
 	p := &Profile{Name: "long", Phases: []Phase{
@@ -136,6 +180,10 @@ func TestFaults(t *testing.T) {
 		"name: x":             "0 phases",
 		"name: a b\nphases: [{name: p, for: 1s, groups: [{name: g, rw: read}]}]":                       `"a b"`,
 		"name: x\nphases: [{name: p, for: 0s, groups: [{name: g, rw: read}]}]":                         "for 0s",
+		"name: x\nphases: [{name: p, for: 1s, once: true, groups: [{name: g, rw: read}]}]":             "once true",
+		"name: x\nphases: [{name: p, once: true, groups: [{name: g, clone: h}]}]":                      `clone of "h"`,
+		"name: x\nphases: [{name: p, for: 1s, groups: [{name: g, metadata: chmod}]}]":                  "chmod",
+		"name: x\nphases: [{name: p, for: 1s, groups: [{name: g, metadata: stat, rw: read}]}]":         "no pattern",
 		"name: x\nphases: [{name: p, for: 1s, groups: [{name: g, rw: reed}]}]":                         `"reed"`,
 		"name: x\nphases: [{name: p, for: 1s, groups: [{name: g, rw: read, bs: 4q}]}]":                 `"4q"`,
 		"name: x\nphases: [{name: p, for: 1s, groups: [{name: g, rw: read}, {name: g, rw: read}]}]":    `group "g"`,

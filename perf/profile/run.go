@@ -8,9 +8,12 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"text/tabwriter"
 	"time"
 
 	"varve/perf"
+
+	"github.com/dustin/go-humanize"
 )
 
 // Result is what a profile measured.
@@ -33,19 +36,34 @@ type GroupResult struct {
 	Error  string       `json:"error,omitempty"` // why nothing was measured
 }
 
-// Run does the profile on a target, mount:DIR or null, a phase after the other. progress, unless it is nil, is told every second what
+// names reports whether all groups work on names, which needs no files.
+func (p *Profile) names() bool {
+	for _, ph := range p.Phases {
+		for _, g := range ph.Groups {
+			if g.Metadata == "" {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// Run does the profile on a target, mount:DIR or null, or mds:ADDR if all its groups work on names, a phase after the other. progress, unless it is nil, is told every second what
 // the groups did. Where ctx ends, or a group fails, the phases after that one are left out, and the Result has what ran.
 func (p *Profile) Run(ctx context.Context, target string, progress func(phase, group string, _ perf.Progress)) (*Result, error) {
 	if err := p.Validate(); err != nil {
 		return nil, err
 	}
-	if target != "null" && !strings.HasPrefix(target, "mount:") {
-		return nil, fmt.Errorf("target %q: a profile wants mount:DIR or null: its groups have files of their own", target)
+	if target != "null" && !strings.HasPrefix(target, "mount:") && !(strings.HasPrefix(target, "mds:") && p.names()) {
+		return nil, fmt.Errorf("target %q: a profile wants mount:DIR or null, as its groups have files of their own, or mds:ADDR if they only work on names", target)
 	}
 	res := &Result{Profile: p.Name, Target: target}
 	for _, ph := range p.Phases {
 		out := PhaseResult{Name: ph.Name, Groups: make([]GroupResult, len(ph.Groups))}
 		for _, g := range ph.Groups { // one after the other: the groups shall begin together
+			if g.Clone != "" {
+				continue
+			}
 			_ = perf.Prepare(ctx, g.options(target, time.Duration(ph.For))) // the run says what is wrong
 		}
 		var all sync.WaitGroup
@@ -107,7 +125,34 @@ func (res *Result) WriteText(w io.Writer) error {
 			fmt.Fprintln(w)
 		}
 	}
-	return nil
+	return res.writeSummary(w)
+}
+
+// writeSummary prints a line for each kind of operation of each group: what the phases took, and their rates.
+func (res *Result) writeSummary(w io.Writer) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "phase\tgroup\toperation\tcount\ttook\trate\tp50\tp99")
+	for _, p := range res.Phases {
+		for _, g := range p.Groups {
+			if g.Result == nil {
+				fmt.Fprintf(t, "%s\t%s\tnot measured\n", p.Name, g.Name)
+				continue
+			}
+			for _, k := range g.Result.Kinds() {
+				rate := humanize.CommafWithDigits(k.IOPS, 1) + "/s"
+				if k.Bytes > 0 {
+					rate += fmt.Sprintf(", %.1f MiB/s", k.MiBs)
+				}
+				name := k.Name
+				if g.Result.ClonedBy != "" {
+					name += " by " + g.Result.ClonedBy
+				}
+				fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, g.Name, name, humanize.Comma(k.Count), perf.ShortDuration(g.Result.Elapsed), rate,
+					perf.ShortDuration(k.Latency.P50), perf.ShortDuration(k.Latency.P99))
+			}
+		}
+	}
+	return t.Flush()
 }
 
 // WriteDir writes a directory for each group of each phase, in the order in which they ran, for perf/report.
