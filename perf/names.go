@@ -237,11 +237,11 @@ func (s *names) prepare(ctx context.Context, w *watch) error {
 	}); err != nil {
 		return err
 	}
+	var extra []entry
 	want := s.limit
 	switch {
 	case s.mix.only(opCreate):
-		extra := s.pool
-		s.pool = nil
+		extra, s.pool = s.pool, nil
 		if err := inParallel(ctx, len(extra), func(i int) error { w.step("emptying %s", s.path); return s.dir.remove(extra[i].name()) }); err != nil {
 			return err
 		}
@@ -259,7 +259,10 @@ func (s *names) prepare(ctx context.Context, w *watch) error {
 	s.last += uint64(len(missing))
 	s.pool = append(s.pool, missing...)
 	s.have = len(s.pool)
-	return errors.Join(err, s.dir.sync())
+	if err != nil || len(extra)+len(missing) == 0 {
+		return err
+	}
+	return s.dir.sync()
 }
 
 // inParallel does f for 0 to n-1, several at a time, and returns the first error. After one it begins no more.
