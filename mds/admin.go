@@ -4,14 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/hashicorp/raft"
 
 	"varve/internal/fserr"
 	"varve/internal/id"
+	"varve/internal/latency"
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
 	"varve/journal"
+	"varve/mds/event"
 	"varve/mds/state"
 )
 
@@ -37,7 +40,7 @@ func (s *Server) serveAdmin(ctx context.Context, c *wire.Conn, f *wire.Frame) {
 		s.answer(c, f, fserr.OK, reply)
 	case wire.JournalRead:
 		s.serveJournal(c, f)
-	case wire.JoinMeta, wire.RemoveMeta, wire.TransferLeader, wire.SetConfig, wire.GetConfig:
+	case wire.JoinMeta, wire.RemoveMeta, wire.TransferLeader, wire.SetConfig, wire.GetConfig, wire.SetServerMode, wire.RemoveServer, wire.SetTier:
 		s.serveLeader(ctx, c, f)
 	}
 }
@@ -64,6 +67,19 @@ func (s *Server) serveLeader(ctx context.Context, c *wire.Conn, f *wire.Frame) {
 	case wire.SetConfig:
 		m := new(msg.SetConfig)
 		req, run = m, func(l *leadership) error { return l.setConfig(m) }
+	case wire.SetServerMode:
+		m := new(msg.SetServerMode)
+		req, run = m, func(l *leadership) error { return l.setMode(ctx, m) }
+	case wire.SetTier:
+		m := new(msg.SetTier)
+		req, run = m, func(l *leadership) error { return l.setTier(ctx, m) }
+	case wire.RemoveServer:
+		m := new(msg.RemoveServer)
+		req, run = m, func(l *leadership) error {
+			r, err := l.removeServer(ctx, m)
+			reply = r
+			return err
+		}
 	case wire.GetConfig:
 		req, run = new(msg.GetConfig), func(l *leadership) error {
 			r, err := l.getConfig(ctx)
@@ -152,8 +168,14 @@ func (s *Server) status() *msg.StatusReply {
 	}
 	st.Servers(func(x *state.Server) bool {
 		one := &msg.ChunkServer{Server: uint32(x.ID), Addr: x.Addr, Host: x.Host, Tier: x.Tier, State: "unknown", HeardMs: -1}
+		one.Rack = x.Rack
 		if x.Retired {
 			one.State = "retired"
+		} else if x.Mode != event.ServerMode_ACTIVE {
+			one.Mode = strings.ToLower(x.Mode.String())
+		}
+		if x.Leaving() {
+			_, one.Left = leftOn(st, x.ID)
 		}
 		r.Servers = append(r.Servers, one)
 		return true
@@ -170,6 +192,7 @@ func (s *Server) status() *msg.StatusReply {
 	})
 	if l != nil {
 		r.LeadingMs = max((bootNow() - l.since).Milliseconds(), 1)
+		r.Repair = l.repairStatus(st)
 		l.addSoft(r)
 	}
 	return r
@@ -190,7 +213,10 @@ func (l *leadership) addSoft(r *msg.StatusReply) {
 		one.Allocated, one.Reserved, one.BadBlocks = c.beat.Allocated, c.beat.Reserved, c.beat.BadBlocks
 		one.Scrubbed, one.ScrubPermille, one.Reason = c.beat.Scrubbed, c.beat.ScrubPermille, c.beat.Reason
 		one.Memory, one.Resident, one.DataPath = c.beat.Memory, c.beat.Resident, c.beat.DataPath
-		one.Journal = c.beat.Journal
+		one.Journal, one.Slow = c.beat.Journal, l.pacing.watch.Slow(c.id)
+		if load := c.beat.Load; load != nil {
+			one.Waiting, one.GuestP99Us = load.Waiting, uint32(latency.Quantile(load.Latencies, 0.99).Microseconds())
+		}
 		one.HeardMs = (now - c.heard).Milliseconds()
 		switch {
 		case c.incarnation == 0 && settling:

@@ -30,6 +30,9 @@ type chunkServer struct {
 	stale       map[id.ChunkID]id.Epoch  // old copies
 	reported    map[id.ChunkID]chunkCopy // while its report is coming in
 	load        int                      // rebuilds to or from it
+	told        bool                     // it has told of its load
+	repaired    uint64                   // bytes that rebuilds had copied to it, as of its last heartbeat
+	looked      time.Duration            // bootNow, of giveUpLast
 }
 
 // stateFailed in a heartbeat says that the server's disk is out of service.
@@ -73,7 +76,7 @@ func (l *leadership) registerServer(ctx context.Context, conn *wire.Conn, p *pee
 	}
 	old := c.conn
 	*c = chunkServer{
-		id: server, conn: conn, registered: now, heard: now, down: c.down, incarnation: c.incarnation + 1, load: c.load,
+		id: server, conn: conn, registered: now, heard: now, down: c.down, incarnation: c.incarnation + 1, load: c.load, told: c.told, repaired: c.repaired,
 		stale: make(map[id.ChunkID]id.Epoch), reported: make(map[id.ChunkID]chunkCopy),
 		beat: &msg.Heartbeat{Total: req.Total, Free: req.Free},
 	}
@@ -115,9 +118,9 @@ func (l *leadership) member(ctx context.Context, req *msg.RegisterServer) (id.Se
 			Id: uint32(server), Uuid: slices.Clone(req.Uuid), Addr: req.Addr, Host: req.Host, Rack: req.Rack, Tier: req.Tier}}}, "chunk server joins")
 	case known.Retired || req.Server != 0 && known.ID != id.ServerID(req.Server):
 		return 0, fmt.Errorf("chunk server %v: %w", known.ID, fserr.Retired)
-	case known.Addr != req.Addr || known.Host != req.Host || known.Rack != req.Rack || known.Tier != req.Tier:
+	case known.Addr != req.Addr || known.Host != req.Host || known.Rack != req.Rack: // what its tier is, an administrator says
 		return known.ID, l.propose(&event.Event{Body: &event.Event_ServerUpdate{ServerUpdate: &event.ServerUpdate{
-			Id: uint32(known.ID), Addr: req.Addr, Host: req.Host, Rack: req.Rack, Tier: req.Tier}}}, "chunk server moved")
+			Id: uint32(known.ID), Addr: req.Addr, Host: req.Host, Rack: req.Rack, Tier: known.Tier}}}, "chunk server moved")
 	}
 	return known.ID, nil
 }
@@ -137,9 +140,12 @@ func (l *leadership) heartbeat(ctx context.Context, conn *wire.Conn, p *peer, re
 	c.beat = &msg.Heartbeat{Total: req.Total, Free: req.Free, Chunks: req.Chunks, Ops: req.Ops, LatencyUs: req.LatencyUs, State: req.State,
 		Memory: req.Memory, Resident: req.Resident, DataPath: req.DataPath, Allocated: req.Allocated, Reserved: req.Reserved,
 		BadBlocks: req.BadBlocks, BadChunks: slices.Clone(req.BadChunks), Scrubbed: req.Scrubbed, ScrubPermille: req.ScrubPermille, Reason: req.Reason,
-		Journal: req.Journal}
+		Journal: req.Journal, Load: req.Load}
+	l.noteServerLoad(c, req.Load)
+	server, rate := c.id, l.rateFor(c.id)
 	l.mu.Unlock()
-	return &msg.HeartbeatReply{Fenced: l.fencedSessions(), Peers: l.peerList(), LeaseMs: uint32(l.s.o.ServerLease.Milliseconds())}, nil
+	return &msg.HeartbeatReply{Fenced: l.fencedSessions(), Peers: l.peerList(), LeaseMs: uint32(l.s.o.ServerLease.Milliseconds()),
+		RepairRate: rate, Tier: l.tierOf(server) + 1}, nil
 }
 
 // heardAgain is called after an answer that extends a lease was sent.
@@ -276,6 +282,7 @@ func (l *leadership) views(st *state.State) []plan.ServerView {
 		}
 		v := plan.ServerView{
 			ID: x.ID, Host: x.Host, Rack: x.Rack, Tier: x.Tier, Free: c.beat.Free, Total: c.beat.Total, Load: c.load,
+			Slow: l.pacing.watch.Slow(x.ID) != "", Standby: x.Mode == event.ServerMode_STANDBY, Draining: x.Leaving(), Coming: l.coming(x.ID),
 			Live: l.live(c), Lost: c.failed() || c.down != 0 && now-c.down > l.s.o.RepairGrace,
 		}
 		if len(c.stale) > 0 {

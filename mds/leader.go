@@ -36,6 +36,10 @@ type leadership struct {
 	nextIno, nextChunk, nextSession, nextServer, nextMeta atomic.Uint64
 	seed                                                  atomic.Uint64 // of placement
 
+	planning sync.Mutex // of planner; before mu
+	planner  *plan.Planner
+	replan   atomic.Bool // somebody is about to plan again
+
 	mu       sync.Mutex
 	closed   bool
 	inflight map[requestKey]chan struct{}
@@ -48,8 +52,12 @@ type leadership struct {
 	busy     map[id.ChunkID]struct{}      // rebuilds under way
 	retry    map[id.ChunkID]backoff       // rebuilds that failed
 	short    map[id.ChunkID]time.Duration // degraded chunks, since when
-	locks    map[id.Ino]chan struct{}     // closed when locks on the inode are released
-	waiting  int                          // byte-range lock requests held
+	jobs     map[id.ChunkID]*job          // steps of the planner under way
+	joins    int                          // those of them that copy
+	warnings map[string]time.Duration     // bootNow, when the planner said so last
+	pacing   pacing
+	locks    map[id.Ino]chan struct{} // closed when locks on the inode are released
+	waiting  int                      // byte-range lock requests held
 
 	compared compared
 	tended   tended // of tendMembers alone
@@ -77,7 +85,8 @@ func newLeadership(s *Server) (*leadership, error) {
 		inflight: make(map[requestKey]chan struct{}), sessions: make(map[id.SessionID]*session), fences: make(map[id.SessionID]*fence),
 		servers: make(map[id.ServerID]*chunkServer), unknown: make(map[copyKey]time.Duration),
 		unclean: make(map[id.ChunkID]*uncleanChunk), mended: make(map[copyKey]time.Duration), busy: make(map[id.ChunkID]struct{}), retry: make(map[id.ChunkID]backoff),
-		short: make(map[id.ChunkID]time.Duration), locks: make(map[id.Ino]chan struct{}),
+		short: make(map[id.ChunkID]time.Duration), jobs: make(map[id.ChunkID]*job), warnings: make(map[string]time.Duration), pacing: newPacing(),
+		planner: plan.NewPlanner(), locks: make(map[id.Ino]chan struct{}),
 	}
 	l.ctx, l.cancel = context.WithCancel(s.ctx)
 	l.prop = newProposer(s)
@@ -147,6 +156,7 @@ func (l *leadership) run() {
 	l.every(l.s.o.ServerTimeout/10, l.watchServers)
 	l.every(l.s.o.RepairInterval/4, l.resolveUnclean)
 	l.every(l.s.o.RepairInterval, l.repair)
+	l.every(lookInterval, l.look)
 	l.every(l.s.o.RepairInterval, l.collectGarbage)
 	l.every(l.s.o.RepairInterval, l.settleAll)
 	l.every(min(l.s.o.RepairInterval, l.s.o.DigestInterval), l.compareDigests)

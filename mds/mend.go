@@ -14,7 +14,7 @@ const (
 	// still tell of them.
 	mendPause = 10 * time.Second
 	// maxMending bounds the replicas that are joining, for whatever reason, while another is made to join for its bad blocks.
-	maxMending = maxRebuilds
+	maxMending = 4
 )
 
 // mendBad has replicas with bad blocks join again, so that the blocks are written anew from another replica: the rebuild finds that

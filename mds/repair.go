@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
+
+	"github.com/dustin/go-humanize"
 
 	"varve/internal/chunk"
 	"varve/internal/fserr"
@@ -20,12 +23,14 @@ import (
 )
 
 const (
-	maxRebuilds      = 4                // rebuilds under way in the cluster
-	maxServerLoad    = 2                // rebuilds from or to one server
-	repairReserve    = 4 * chunk.Size   // bytes that stay free on a target
-	joinTimeout      = 5 * time.Second  // a server's answer to ChunkJoin, ChunkAdopt, ChunkPromote, ChunkAccept
-	rebuildTimeout   = 30 * time.Minute // one chunk
-	backoffFirst     = time.Second      // after a rebuild that failed
+	maxTidy          = 16                    // drops and removals of replicas under way beside rebuilds
+	urgentShare      = 4                     // the part, 1 in so many, of the grace of a chunk that has one replica left
+	replanPause      = 20 * time.Millisecond // after a step that has ended
+	replanSweep      = 4096                  // chunks that lack nothing looked at then
+	repairReserve    = 4 * chunk.Size        // bytes that stay free on a target
+	joinTimeout      = 5 * time.Second       // a server's answer to ChunkJoin, ChunkAdopt, ChunkPromote, ChunkAccept
+	rebuildTimeout   = 30 * time.Minute      // one chunk
+	backoffFirst     = time.Second           // after a rebuild that failed
 	backoffMax       = time.Minute
 	garbageBatch     = 1024 // chunks in one ChunkDelete
 	garbageTimeout   = 30 * time.Second
@@ -118,87 +123,119 @@ func (l *leadership) joinEvent(ctx context.Context, k id.ChunkID, target, source
 func (l *leadership) repair() {
 	l.forgetFenced()
 	l.giveUpLost()
+	l.giveUpLast()
 	st := l.s.fsm.clone()
 	now := bootNow()
 	l.noteShort(st, now)
 	l.mendBad(st, now)
-	l.mu.Lock()
-	room := maxRebuilds - len(l.busy)
-	l.mu.Unlock()
-	if room <= 0 {
+	l.endDrains(st)
+	l.planNext(st, now, 0)
+}
+
+// planOn plans again when something has ended, if there is more to do.
+func (l *leadership) planOn() {
+	if !sleep(l.ctx, replanPause) {
 		return
 	}
-	limits := plan.Limits{Actions: room, PerServer: maxServerLoad, Reserve: repairReserve}
-	actions := plan.Repair(st, l.views(st), limits, func(k id.ChunkID) bool { return l.leaveAlone(st, k, now) })
-	for _, a := range actions {
-		l.mu.Lock()
-		if _, busy := l.busy[a.Chunk]; !busy && len(l.busy) < maxRebuilds && l.due(st, a, now) {
-			l.busy[a.Chunk] = struct{}{}
-			l.addLoad(a, 1)
-			l.spawnLocked(func() { l.act(a) })
+	l.planNext(l.s.fsm.clone(), bootNow(), replanSweep)
+}
+
+// planNext asks the planner and starts what it says. sweep is how many chunks that lack nothing it looks at, 0: many.
+func (l *leadership) planNext(st *state.State, now time.Duration, sweep int) {
+	l.planning.Lock()
+	defer l.planning.Unlock()
+	most, perServer := l.rebuildLimits(st)
+	away := l.standbyAway(st)
+	l.mu.Lock()
+	joins := most - l.joins
+	tidy := maxTidy - (len(l.jobs) - l.joins)
+	l.mu.Unlock()
+	if joins <= 0 && tidy <= 0 {
+		return
+	}
+	joins, tidy = max(joins, 0), max(tidy, 0)
+	out := l.planner.Next(plan.Input{
+		State: st, Servers: l.views(st), Now: now,
+		Budget: plan.Budget{Actions: joins + tidy, PerServer: perServer, Reserve: repairReserve, Sweep: sweep},
+		Hold:   func(c *state.Chunk) plan.Hold { return l.hold(st, c, now, away) },
+	})
+	l.warn(out, now)
+	for _, a := range out.Actions {
+		left := &tidy
+		if a.Kind == plan.Join {
+			left = &joins
 		}
-		l.mu.Unlock()
+		if *left > 0 && l.start(st, a, now) {
+			*left--
+		}
 	}
 }
 
-// leaveAlone reports the chunks that the planner must not touch: being rebuilt, failed lately, or short so shortly that the
-// server which has left them may be back at once.
-func (l *leadership) leaveAlone(st *state.State, k id.ChunkID, now time.Duration) bool {
+// start begins an action, unless the chunk is being worked on.
+func (l *leadership) start(st *state.State, a plan.Action, now time.Duration) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if _, busy := l.busy[k]; busy || now < l.retry[k].until {
-		return true
-	}
-	if u := l.unclean[k]; u != nil && len(u.servers) > 0 {
-		return true
-	}
-	c, ok := st.ChunkByID(k)
-	if !ok {
-		return true
-	}
-	return !l.mayMove(st, c, now) && !l.hasCandidate(c)
-}
-
-// mayMove reports whether a server that has no copy of the chunk may get one. The caller holds l.mu.
-func (l *leadership) mayMove(st *state.State, c *state.Chunk, now time.Duration) bool {
-	if c.InSync() < int(st.Policy(c.Ino).Min) {
-		return true
-	}
-	since, ok := l.short[c.ID]
-	return ok && now-since > l.s.o.RepairGrace
-}
-
-// hasCandidate reports whether a live server has an old copy or is joining. The caller holds l.mu.
-func (l *leadership) hasCandidate(c *state.Chunk) bool {
-	for _, s := range l.servers {
-		if !l.live(s) {
-			continue
-		}
-		if r, ok := c.Find(s.id); ok && r.Joining {
-			return true
-		}
-		if _, ok := s.stale[c.ID]; ok {
-			return true
-		}
-	}
-	return false
-}
-
-// due reports whether the action may be done now. The caller holds l.mu.
-func (l *leadership) due(st *state.State, a plan.Action, now time.Duration) bool {
-	c, ok := st.ChunkByID(a.Chunk)
-	if !ok {
+	if _, busy := l.busy[a.Chunk]; busy || l.closed {
 		return false
 	}
-	if _, member := c.Find(a.Target); member || a.Kind == plan.Drop {
-		return true
-	}
-	if t := l.servers[a.Target]; t != nil {
-		if _, stale := t.stale[a.Chunk]; stale {
-			return true
+	if a.Bytes == 0 && a.Kind == plan.Join {
+		if c, ok := st.ChunkByID(a.Chunk); ok {
+			a.Bytes = insideFile(st, c)
 		}
 	}
-	return l.mayMove(st, c, now)
+	j := &job{Action: a, since: now}
+	l.busy[a.Chunk], l.jobs[a.Chunk] = struct{}{}, j
+	if a.Kind == plan.Join {
+		l.joins++
+		l.addLoad(a, 1)
+	}
+	l.spawnLocked(func() { l.act(j) })
+	return true
+}
+
+// hold says how far the planner must leave the chunk alone: it is being worked on, failed lately, or is short so shortly that the server
+// which has left it may be back at once. away is how many servers on standby are away.
+func (l *leadership) hold(st *state.State, c *state.Chunk, now time.Duration, away int) plan.Hold {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, busy := l.busy[c.ID]; busy || now < l.retry[c.ID].until {
+		return plan.HoldAll
+	}
+	if u := l.unclean[c.ID]; u != nil && len(u.servers) > 0 {
+		return plan.HoldAll
+	}
+	if c.InSync() < c.Norm() && !l.mayMove(st, c, now, away) {
+		return plan.HoldMoves
+	}
+	return plan.HoldNone
+}
+
+// mayMove reports whether a server that has no copy of a chunk that is short of replicas may get one. The caller holds l.mu.
+func (l *leadership) mayMove(st *state.State, c *state.Chunk, now time.Duration, away int) bool {
+	least := int(st.Policy(c.Ino).Min)
+	if c.InSync() < least {
+		return true
+	}
+	if c.Norm()-c.InSync() <= away && c.InSync() >= max(least, 2) {
+		return false // whoever is on standby has it, as far as anybody knows
+	}
+	grace := l.s.o.RepairGrace
+	if c.InSync() == 1 {
+		grace /= urgentShare
+	}
+	since, ok := l.short[c.ID]
+	return ok && now-since > grace
+}
+
+// standbyAway counts the servers that are away while they are on standby.
+func (l *leadership) standbyAway(st *state.State) (n int) {
+	st.Servers(func(x *state.Server) bool {
+		if !x.Retired && x.Mode == event.ServerMode_STANDBY && !l.isLive(x.ID) {
+			n++
+		}
+		return true
+	})
+	return n
 }
 
 // noteShort keeps since when chunks are degraded.
@@ -215,8 +252,8 @@ func (l *leadership) noteShort(st *state.State, now time.Duration) {
 		return len(seen) < maxStaleCopies
 	})
 	l.short = seen
-	for k := range l.retry {
-		if _, ok := seen[k]; !ok {
+	for k, b := range l.retry {
+		if _, ok := seen[k]; !ok && now > b.until+backoffMax {
 			delete(l.retry, k)
 		}
 	}
@@ -231,29 +268,76 @@ func (l *leadership) addLoad(a plan.Action, n int) {
 }
 
 // act does one step of the planner.
-func (l *leadership) act(a plan.Action) {
+func (l *leadership) act(j *job) {
 	var err error
-	if a.Kind == plan.Drop {
+	switch a := j.Action; a.Kind {
+	case plan.Drop:
 		err = l.dropJoining(a)
-	} else {
+	case plan.Remove:
+		err = l.removeSurplus(a)
+	default:
 		err = l.rebuild(a)
 	}
 	now := bootNow()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	delete(l.busy, a.Chunk)
-	l.addLoad(a, -1)
+	delete(l.busy, j.Chunk)
+	delete(l.jobs, j.Chunk)
+	if j.Kind == plan.Join {
+		l.joins--
+		l.addLoad(j.Action, -1)
+	}
 	if err == nil {
-		delete(l.retry, a.Chunk)
+		delete(l.retry, j.Chunk)
+		if !l.replan.Swap(true) {
+			l.spawnLocked(func() {
+				defer l.replan.Store(false)
+				l.planOn()
+			})
+		}
 		return
 	}
-	b := l.retry[a.Chunk]
+	b := l.retry[j.Chunk]
 	b.next = min(max(2*b.next, backoffFirst), backoffMax)
 	b.until = now + b.next
-	l.retry[a.Chunk] = b
+	l.retry[j.Chunk] = b
 	if l.ctx.Err() == nil {
-		l.s.log.Warn("rebuild failed, will be tried again", "chunk", a.Chunk, "cs", a.Target, "source", a.Source, "after", b.next, "err", err)
+		l.s.log.Warn("step of repair failed, will be tried again", "chunk", j.Chunk, "cs", j.Target, "source", j.Source, "cause", j.Reason.String(),
+			"after", b.next, "err", err)
 	}
+}
+
+// removeSurplus takes a replica out that the chunk can do without, if that is still so.
+func (l *leadership) removeSurplus(a plan.Action) error {
+	var ino id.Ino
+	l.s.fsm.view(func(st *state.State) {
+		if c, ok := st.ChunkByID(a.Chunk); ok {
+			ino = c.Ino
+		}
+	})
+	if ino == 0 {
+		return nil
+	}
+	return l.withoutLayouts(l.ctx, ino, func() error {
+		var c *state.Chunk
+		l.s.fsm.view(func(st *state.State) { c, _ = st.ChunkByID(a.Chunk) })
+		if c == nil || c.InSync() <= c.Norm() {
+			return nil
+		}
+		if r, ok := c.Find(a.Target); !ok || r.Joining {
+			return nil
+		}
+		others := 0
+		for i := range c.InSync() {
+			if r := c.Replica(i).Server; r != a.Target && l.isLive(r) && !l.isUnclean(c.ID, r) {
+				others++
+			}
+		}
+		if others < c.Norm() {
+			return fmt.Errorf("only %d of %d others are live and sound: %w", others, c.Norm(), fserr.NotReady)
+		}
+		return l.dropReplica(l.ctx, a.Chunk, a.Target, a.Reason.String())
+	})
 }
 
 // dropJoining gives a joining replica up. It may have been in sync in the layout that a session has.
@@ -271,7 +355,11 @@ func (l *leadership) dropJoining(a plan.Action) error {
 // rebuild makes target an in-sync replica. See ARCHITECTURE.md, section 7.
 func (l *leadership) rebuild(a plan.Action) error {
 	start := time.Now()
-	epoch, err := l.join(l.ctx, a.Chunk, a.Target, a.Source, "repair")
+	why := fmt.Sprintf("%v; copied from %v", a.Reason, a.Source)
+	if a.From != 0 {
+		why += fmt.Sprintf(", in place of %v", a.From)
+	}
+	epoch, err := l.join(l.ctx, a.Chunk, a.Target, a.Source, why)
 	if err != nil || epoch == 0 {
 		return err
 	}
@@ -288,11 +376,13 @@ func (l *leadership) rebuild(a plan.Action) error {
 	})
 	reply := new(msg.ChunkRebuildReply)
 	err = l.askServer(l.ctx, a.Target, rebuildTimeout, wire.ChunkRebuild, &msg.ChunkRebuild{
-		Chunk: uint64(a.Chunk), Epoch: uint64(epoch), Source: uint32(a.Source), SourceAddr: addr}, reply)
+		Chunk: uint64(a.Chunk), Epoch: uint64(epoch), Source: uint32(a.Source), SourceAddr: addr,
+		Background: a.Class >= plan.Evacuate}, reply)
 	if err != nil {
 		return err
 	}
-	synced, err := l.syncEvent(a.Chunk, a.Target, epoch)
+	synced, err := l.syncEvent(a.Chunk, a.Target, epoch, fmt.Sprintf("rebuilt from %v, %s copied in %v", a.Source, humanize.IBytes(reply.BytesCopied),
+		time.Since(start).Round(time.Millisecond)))
 	if err != nil {
 		return err
 	}
@@ -308,7 +398,7 @@ func (l *leadership) rebuild(a plan.Action) error {
 	return nil
 }
 
-func (l *leadership) syncEvent(k id.ChunkID, target id.ServerID, epoch id.Epoch) (bool, error) {
+func (l *leadership) syncEvent(k id.ChunkID, target id.ServerID, epoch id.Epoch, reason string) (bool, error) {
 	c, release, err := l.latchChunk(l.ctx, k)
 	if err != nil || c == nil {
 		return false, err
@@ -318,7 +408,7 @@ func (l *leadership) syncEvent(k id.ChunkID, target id.ServerID, epoch id.Epoch)
 		return false, nil
 	}
 	return true, l.propose(&event.Event{Body: &event.Event_ReplicaSync{ReplicaSync: &event.ReplicaSync{
-		Chunk: uint64(k), Server: uint32(target), Epoch: uint64(epoch)}}}, "rebuilt")
+		Chunk: uint64(k), Server: uint32(target), Epoch: uint64(epoch)}}}, reason)
 }
 
 // lostGrace is how long a server may be away before it is given up.
@@ -335,20 +425,33 @@ func (l *leadership) lostGrace() time.Duration {
 func (l *leadership) giveUpLost() {
 	grace, now := l.lostGrace(), bootNow()
 	lost := make(map[id.ServerID]string) // why
-	live := 0
+	live, failed := 0, 0
+	standby := l.standby()
 	l.mu.Lock()
+	members := len(l.servers)
 	for _, c := range l.servers {
 		if l.live(c) {
 			live++
 		} else if c.failed() {
+			failed++
 			lost[c.id] = "its disk failed"
-		} else if c.down != 0 && now-c.down > grace {
+		} else if c.down != 0 && now-c.down > grace && !standby[c.id] {
 			lost[c.id] = fmt.Sprintf("away for more than %v", grace)
 		}
 	}
 	l.mu.Unlock()
 	if live < minServersToLose {
 		return
+	}
+	if away := members - failed - live; away > live && len(lost) > failed {
+		// More are away than there: that is a network or a room, and they are more likely to come back than the rest is to hold all.
+		l.addWarning(fmt.Sprintf("%d of %d chunk servers are away: none of them is given up until more are there than away", away, members), now)
+		maps.DeleteFunc(lost, func(server id.ServerID, _ string) bool {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			c := l.servers[server]
+			return c == nil || !c.failed()
+		})
 	}
 	for server, why := range lost {
 		if err := l.giveUp(server, why); err != nil && l.ctx.Err() == nil {

@@ -62,7 +62,7 @@ func (s *Server) Serve(ctx context.Context, c *wire.Conn, f *wire.Frame) {
 	case wire.RegisterServer, wire.ChunkReport, wire.Heartbeat:
 		s.serveChunkServer(ctx, c, p, f)
 	case wire.Status, wire.StateDigest, wire.Members, wire.JournalRead, wire.JoinMeta, wire.RemoveMeta, wire.TransferLeader,
-		wire.SetConfig, wire.GetConfig:
+		wire.SetConfig, wire.GetConfig, wire.SetServerMode, wire.RemoveServer, wire.SetTier:
 		s.serveAdmin(ctx, c, f)
 	case wire.FenceSession, wire.LeaseShow, wire.LeaseTake:
 		s.serveLeases(ctx, c, p, f)
@@ -181,6 +181,7 @@ func (s *Server) serveSession(ctx context.Context, c *wire.Conn, p *peer, f *wir
 				c.Close()
 				return
 			}
+			reply.Slow = l.noteClientLoad(req.Load)
 			reply.CacheMs = uint32(l.grants.renewed(id.SessionID(req.Session)).Milliseconds())
 		}
 		s.answer(c, f, code, reply)

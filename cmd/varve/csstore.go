@@ -22,7 +22,7 @@ import (
 
 // csRefusal gives a directory that must not be used its exit code.
 func csRefusal(err error) error {
-	if errors.Is(err, store.ErrRetired) || errors.Is(err, store.ErrMoved) || errors.Is(err, fserr.WrongCluster) {
+	if errors.Is(err, store.ErrRetired) || errors.Is(err, store.ErrMoved) || errors.Is(err, fserr.WrongCluster) || errors.Is(err, fserr.Retired) {
 		return &exitError{exitRefused, err}
 	}
 	return inUse(err)

@@ -186,7 +186,9 @@ func (p *parts) up(ctx context.Context) error {
 		return err
 	}
 	for i, addr := range c.CS {
-		if dir := c.path(numbered("cs", i)); !isDir(dir) {
+		if dir := c.path(numbered("cs", i)); cs.Retired(dir) {
+			continue // removed with rm-cs
+		} else if !isDir(dir) {
 			// Each is a host of its own, so that placement spreads replicas as it would in production.
 			if _, err := makeCS(ctx, d, cs.Options{Dir: dir, Addr: addr, Host: numbered("host", i)}); err != nil {
 				return err
@@ -246,7 +248,13 @@ func (p *parts) complete(st *msg.StatusReply) bool {
 			want++
 		}
 	}
-	return serves(st) && voters >= want && live >= len(p.c.CS)
+	servers := 0
+	for i := range p.c.CS {
+		if !cs.Retired(p.c.path(numbered("cs", i))) {
+			servers++
+		}
+	}
+	return serves(st) && voters >= want && live >= servers
 }
 
 // wait asks for the cluster's status until ok.

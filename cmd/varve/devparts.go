@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"varve/fuse"
+	"varve/internal/fserr"
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
 
@@ -96,6 +97,10 @@ func (p *parts) embed(ctx context.Context, pt *part, log *slog.Logger) {
 		if err != nil {
 			log.Warn("not stopped in order", "err", err)
 		}
+		return
+	}
+	if errors.Is(err, fserr.Retired) { // removed with rm-cs: the others go on
+		log.Info("ended, and never starts again", "cause", err)
 		return
 	}
 	if err == nil {

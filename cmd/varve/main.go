@@ -126,12 +126,13 @@ func (a *app) root() *cobra.Command {
 	f.BoolVar(&a.bytes, "bytes", false, "print sizes in bytes and ages in milliseconds")
 	root.AddCommand(
 		a.devCommand(),
-		a.makeMDSCommand(), a.rmMDSCommand(), a.makeCSCommand(), a.mdsCommand(), a.csCommand(),
+		a.makeMDSCommand(), a.rmMDSCommand(), a.makeCSCommand(), a.rmCSCommand(), a.mdsCommand(), a.csCommand(),
 		a.mountCommand(), a.umountCommand(),
 		a.statCommand(), a.listServicesCommand(), a.getConfigCommand(), a.setConfigCommand(), a.getAttrCommand(), a.setAttrCommand(),
 		a.leaseCommand(), a.fenceCommand(),
 		a.journalCommand(), a.explainCommand(), a.perfCommand(), a.versionCommand(),
 	)
+	root.AddCommand(a.modeCommands()...)
 	return root
 }
 

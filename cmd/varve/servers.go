@@ -367,7 +367,8 @@ func (a *app) csCommand() *cobra.Command {
 	f.Int64VarP(&journalMB, "journal-size", "s", 0, "with --lost-journal: size of the new write journal in MB (default: as it was)")
 	f.BoolVar(&populate, "populate", false, "take up all memory for data at the start, where a ring can use it with less work")
 	f.BoolVar(&lost, "lost-journal", false, "go on without the write journal that is missing or damaged: every chunk is rebuilt from other replicas")
-	cmd.AddCommand(a.csCheckCommand(), a.csDumpCommand(), a.csReadmitCommand(), a.csScrubCommand(), a.csStatCommand())
+	cmd.AddCommand(a.csCheckCommand(), a.csDumpCommand(), a.csReadmitCommand(), a.csScrubCommand(), a.csStatCommand(), a.setTierCommand())
+	cmd.AddCommand(a.modeCommands()...)
 	return cmd
 }
 
@@ -436,5 +437,10 @@ func runCSWith(ctx context.Context, o cs.Options, alone bool) error {
 	if alone {
 		limitHeap(s.HeapLimit())
 	}
-	return s.Run(ctx)
+	if err := s.Run(ctx); errors.Is(err, fserr.Retired) {
+		return &exitError{exitRefused, err}
+	} else if err != nil {
+		return err
+	}
+	return nil
 }

@@ -40,6 +40,7 @@ type statusJSON struct {
 	Metas        []metaJSON     `json:"mds"`
 	Servers      []serverJSON   `json:"cs"`
 	Sessions     []*sessionJSON `json:"sessions"`
+	Repair       *repairJSON    `json:"repair,omitempty"` // as the leader has it
 
 	ledBy bool // the leader itself has answered; only it knows how chunk servers and sessions are
 }
@@ -74,6 +75,12 @@ type serverJSON struct {
 	Scrubbed  string `json:"scrubbed,omitempty"`
 	Scrub     uint32 `json:"scrub_permille"`
 	Reason    string `json:"reason,omitempty"` // why its disk failed
+	Mode      string `json:"mode,omitempty"`   // draining, standby, removing or drained; none: it takes new data
+	Slow      string `json:"slow,omitempty"`   // why it gets no new data and few reads
+	Left      uint64 `json:"left_bytes,omitempty"`
+	GuestP99  uint32 `json:"guest_p99_us"`
+	Waiting   uint32 `json:"guests_waiting"`
+	Rack      string `json:"rack,omitempty"`
 
 	Journal *msg.SSDJournal `json:"journal,omitempty"` // the write journal on an SSD
 }
@@ -120,7 +127,8 @@ func newStatusJSON(st *msg.StatusReply) *statusJSON {
 	}
 	for _, c := range st.Servers {
 		s.Servers = append(s.Servers, serverJSON{c.Server, c.Addr, c.Host, c.Tier, c.State, c.Total, c.Free, c.Chunks, c.HeardMs, c.LatencyUs,
-			c.Memory, c.Resident, c.DataPath, c.Allocated, c.Reserved, c.BadBlocks, isoTime(c.Scrubbed), c.ScrubPermille, c.Reason, c.Journal})
+			c.Memory, c.Resident, c.DataPath, c.Allocated, c.Reserved, c.BadBlocks, isoTime(c.Scrubbed), c.ScrubPermille, c.Reason,
+			c.Mode, c.Slow, c.Left, c.GuestP99Us, c.Waiting, c.Rack, c.Journal})
 	}
 	for _, c := range st.Sessions {
 		one := &sessionJSON{c.Session, c.Host, c.Mount, c.Files, c.RenewedMs, c.Connected, nil}
@@ -129,6 +137,7 @@ func newStatusJSON(st *msg.StatusReply) *statusJSON {
 		}
 		s.Sessions = append(s.Sessions, one)
 	}
+	s.Repair = newRepairJSON(st.Repair)
 	s.Health, s.Reasons = health(s)
 	return s
 }
@@ -173,8 +182,13 @@ func health(s *statusJSON) (word string, reasons []string) {
 		case c.State == stateFailed:
 			worse("DEGRADED", "the disk of chunk server %s (%s) failed and is out of service: make a new server on another disk and remove this one (%s)",
 				id.ServerID(c.ID), c.Addr, c.Reason)
+		case c.Mode == "standby":
+			reasons = append(reasons, fmt.Sprintf("chunk server %s (%s) is %s, on standby: repair waits for it; varve active ends that", id.ServerID(c.ID), c.Addr, c.State))
 		default:
 			worse("DEGRADED", "chunk server %s (%s) is %s", id.ServerID(c.ID), c.Addr, c.State)
+		}
+		if s.ledBy && c.Slow != "" && c.State == stateLive {
+			worse("DEGRADED", "chunk server %s (%s) is slow, and gets no new data and few reads: %s", id.ServerID(c.ID), c.Addr, c.Slow)
 		}
 		if s.ledBy && c.BadBlocks > 0 && c.State != stateRetired {
 			worse("DEGRADED", "the disk of chunk server %s (%s) has %s, in quarantine until they are mended: varve cs stat cs%d", id.ServerID(c.ID), c.Addr,
@@ -236,9 +250,14 @@ func (a *app) printStatus(s *statusJSON) error {
 	fmt.Fprintf(a.out, "access    open: this release has no authentication, whoever reaches the ports may read and write\n")
 	fmt.Fprintf(a.out, "leader    %s, term %d, index %d, checkpoint %d, journal %s\n", leader, s.Term, s.Index, s.Checkpoint, a.size(s.JournalBytes))
 	fmt.Fprintf(a.out, "space     %s free of %s\n", a.size(s.Free), a.size(s.Total))
-	fmt.Fprintf(a.out, "files     %s, %s: %d degraded, %d below minimum, %s joining, %d to delete\n\n", count(s.Inodes, "inode"),
+	fmt.Fprintf(a.out, "files     %s, %s: %d degraded, %d below minimum, %s joining, %d to delete\n", count(s.Inodes, "inode"),
 		count(s.Chunks, "chunk"), s.Degraded, s.UnderMin, count(s.Joining, "replica"), s.Garbage)
+	a.printRepair(s.Repair)
+	fmt.Fprintln(a.out)
 	if err := a.printServers(s); err != nil {
+		return err
+	}
+	if err := a.printJobs(s.Repair); err != nil {
 		return err
 	}
 	rows := [][]string{{"SESSION", "HOST", "MOUNT", "FILES", "RENEWED", "CONNECTED", "LOCAL READS"}}
@@ -299,7 +318,7 @@ func (a *app) printServers(s *statusJSON) error {
 		if c.HeardMS >= 0 && c.State != stateRetired {
 			heard = a.age(time.Duration(c.HeardMS) * time.Millisecond)
 		}
-		rows = append(rows, []string{id.ServerID(c.ID).String(), c.Addr, stateWords(c.State), c.Host, strconv.FormatUint(uint64(c.Tier), 10),
+		rows = append(rows, []string{id.ServerID(c.ID).String(), c.Addr, serverState(c), c.Host, strconv.FormatUint(uint64(c.Tier), 10),
 			strconv.FormatUint(c.Chunks, 10), a.size(c.Allocated), a.size(c.Free), a.size(c.Total), strconv.FormatUint(c.BadBlocks, 10), a.memoryWords(c), cmp.Or(c.DataPath, "-"), heard})
 	}
 	if err := a.table(rows); err != nil {
