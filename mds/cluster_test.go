@@ -332,6 +332,8 @@ func (k *testClient) read(op any) *msg.MetaRequest {
 		r.Op = &msg.MetaRequest_PunchDone{PunchDone: op}
 	case *msg.Lock:
 		r.Op = &msg.MetaRequest_Lock{Lock: op}
+	case *msg.SetPolicy:
+		r.Op = &msg.MetaRequest_SetPolicy{SetPolicy: op}
 	case *msg.ReadDir:
 		r.Op = &msg.MetaRequest_ReadDir{ReadDir: op}
 	default:
