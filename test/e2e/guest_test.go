@@ -163,7 +163,7 @@ func (g *guest) off() {
 	}
 }
 
-// TestGuest boots a Debian guest from an image on the mount, with both cache modes; kills qemu while the guest writes, and
+// TestGuest boots a Debian guest from an image on the mount, with both cache modes; captures a boot and replays it on a second mount; kills qemu while the guest writes, and
 // boots the image from a second mount.
 func TestGuest(t *testing.T) {
 	need(t, "qemu-system-x86_64", "qemu-img", "debootstrap", "mke2fs", "e2fsck")
@@ -175,17 +175,27 @@ func TestGuest(t *testing.T) {
 	sh(t, "/", 5*time.Minute, "qemu-img convert -f raw -O raw "+source+" "+image+" && qemu-img compare -f raw -F raw "+source+" "+image)
 	t.Logf("image copied with qemu-img and compared in %v", time.Since(begin).Round(time.Second))
 
-	for _, cache := range []string{"none", "writeback"} {
+	replayed := func() {} // waits for the replays of a boot that was captured
+	for i, cache := range []string{"none", "writeback"} {
 		begin := time.Now()
 		g := boot(t, image, cache, "write")
 		g.expect("written")
 		g.off()
 		t.Logf("cache=%s: guest booted, wrote with fsync and powered off in %v", cache, time.Since(begin).Round(time.Second))
 		sh(t, "/", 2*time.Minute, "e2fsck -fn "+image)
+		var stop func() string
+		if i == 0 {
+			stop = c.capture(c.mounts[0], "vm.img")
+		}
 		g = boot(t, image, cache, "check")
 		g.expect("sums ok")
 		g.off()
+		if i == 0 {
+			replayed = c.replayBoth(stop(), c.mounts[1])
+		}
 	}
+
+	replayed()
 
 	g := boot(t, image, "none", "loop")
 	acked := 0
