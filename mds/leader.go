@@ -277,7 +277,7 @@ func (l *leadership) env(st *state.State, skip ...id.ServerID) *decide.Env {
 		Space:     l.space,
 		Place: func(ino id.Ino, index uint32, norm int) []id.ServerID {
 			seed := uint64(ino)<<20 ^ uint64(index) ^ l.seed.Add(1)<<40
-			return plan.Place(st, l.views(st), seed, norm, skip...)
+			return plan.Place(st, l.views(st), ino, seed, norm, skip...)
 		},
 	}
 }

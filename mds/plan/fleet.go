@@ -20,10 +20,18 @@ type server struct {
 	leaves bool   // its replicas are to go elsewhere
 	room   int64  // bytes that it can still take
 	load   int    // rebuilds from and to it, planned ones included
-	cost   uint64 // what it has had to do, in bytes: who has done least is taken first
-	weight uint64 // its room against that of the others, 256: as much
+	work   work   // what it has had to do: who has done least is taken first
+	weight uint64 // its part of what is written: 256, but for those with less than half or more than twice the mean room
 	in     int64  // bytes that come and go by what is planned; negative: it gets emptier
 	pos    [2 * pools]int32
+}
+
+// work is bytes that a server has had to write and to read for rebuilds. They are kept apart, so that all have an equal share of both.
+type work struct{ written, read uint64 }
+
+// since returns the work beyond that of another.
+func (w work) since(o work) work {
+	return work{w.written - min(w.written, o.written), w.read - min(w.read, o.read)}
 }
 
 // pools are the tiers, and all servers together; slow ones are in other pools than the rest.
@@ -46,15 +54,16 @@ type fleet struct {
 	wants  wants
 }
 
-// newFleet prepares for planning. costs is what servers have had to do before.
-func newFleet(s *state.State, views []ServerView, limit Limits, costs map[id.ServerID]uint64) *fleet {
+// newFleet prepares for planning. before is what servers have had to do until now.
+func newFleet(s *state.State, views []ServerView, limit Limits, before map[id.ServerID]work) *fleet {
 	f := &fleet{s: s, byID: make(map[id.ServerID]*server, len(views)), byHost: map[string][]*server{}, limit: limit}
 	f.wants.init(s)
 	given := make(map[id.ServerID]*ServerView, len(views))
-	least := uint64(math.MaxUint64)
+	least := work{math.MaxUint64, math.MaxUint64}
 	for i := range views {
 		given[views[i].ID] = &views[i]
-		least = min(least, costs[views[i].ID])
+		w := before[views[i].ID]
+		least = work{min(least.written, w.written), min(least.read, w.read)}
 	}
 	where := newAtlas()
 	s.Servers(func(r *state.Server) bool {
@@ -64,7 +73,9 @@ func newFleet(s *state.State, views []ServerView, limit Limits, costs map[id.Ser
 		x := &server{ServerView: ServerView{ID: r.ID, Host: r.Host, Rack: r.Rack, Tier: r.Tier, Lost: true}}
 		if v := given[r.ID]; v != nil {
 			x.ServerView = *v
-			x.cost = costs[r.ID] - min(least, costs[r.ID]) + uint64(v.Load)*chunk.Size
+			x.work = before[r.ID].since(least)
+			x.work.written += uint64(v.Load) * chunk.Size
+			x.work.read += uint64(v.Load) * chunk.Size
 		}
 		x.at, x.load = where.find(&x.ServerView), x.Load
 		x.takes = x.Live && r.TakesData() && !x.Standby && !x.Draining
@@ -147,8 +158,14 @@ func (f *fleet) weigh() {
 	}
 	for _, x := range f.all {
 		x.weight = 256
-		if room > 0 {
-			x.weight = uint64(min(max(float64(max(x.room, 0))*n/room, 1.0/4), 4) * 256)
+		if room <= 0 {
+			continue
+		}
+		switch r := float64(max(x.room, 0)) * n / room; {
+		case r < 0.5:
+			x.weight = uint64(max(2*r, 1.0/8) * 256)
+		case r > 2:
+			x.weight = uint64(min(r/2, 8) * 256)
 		}
 	}
 }
@@ -169,9 +186,9 @@ func (x *server) fill() float64 {
 // charge notes that bytes are to be copied from one server to another.
 func (f *fleet) charge(from, to *server, bytes uint64) {
 	from.load++
-	from.cost += bytes
+	from.work.read += bytes
 	to.load++
-	to.cost += bytes * 256 / to.weight
+	to.work.written += bytes * 256 / to.weight
 	to.room -= int64(bytes)
 	to.in += int64(bytes)
 	f.moved(from)
@@ -203,6 +220,9 @@ func (f *fleet) moved(x *server) {
 
 // busy reports whether the server may begin no more rebuilds now.
 func (f *fleet) busy(x *server) bool { return x.load >= f.limit.PerServer }
+
+// idle reports whether there is a server that may begin a rebuild.
+func (f *fleet) idle() bool { return len(f.pool[tiers].heap)+len(f.pool[pools+tiers].heap) > 0 }
 
 // pool is servers that take replicas.
 type pool struct {
@@ -250,7 +270,7 @@ func (p *pool) another(level state.Domain, k int, a *ask) bool {
 
 func (p *pool) less(i, j int) bool {
 	a, b := p.heap[i], p.heap[j]
-	return a.cost < b.cost || a.cost == b.cost && (a.Free > b.Free || a.Free == b.Free && a.ID < b.ID)
+	return a.work.written < b.work.written || a.work.written == b.work.written && (a.Free > b.Free || a.Free == b.Free && a.ID < b.ID)
 }
 
 func (p *pool) swap(i, j, k int) {

@@ -1,77 +1,147 @@
 package plan
 
 import (
-	"cmp"
 	"math/bits"
 	"slices"
 
 	"varve/internal/chunk"
 	"varve/internal/id"
+	"varve/internal/wire/msg"
 	"varve/mds/state"
 )
 
-// Place chooses up to norm different servers for a new chunk, best first: live members with room, none of exclude.
-// Hosts differ as long as there are hosts that have none. Among equals the choice is
-// random by seed (the same for the same arguments), each server weighted by its free bytes: the highest of
-// hash^(1/weight) wins, which is weighted rendezvous hashing (Schindelhauer and Schomaker, 2005).
-func Place(s *state.State, views []ServerView, seed uint64, norm int, exclude ...id.ServerID) []id.ServerID {
-	list := candidates(s, views, chunk.Size, exclude)
-	slices.SortFunc(list, func(a, b *ServerView) int {
-		return cmp.Or(cmp.Compare(cost(a, seed), cost(b, seed)), cmp.Compare(a.ID, b.ID))
-	})
-	hosts := map[string]bool{}
-	for _, x := range exclude {
-		if r, ok := s.Server(x); ok {
-			hosts[r.Host] = true
-		}
-	}
-	return spread(list, norm, hosts)
+// candidate is a server that could get a new chunk.
+type candidate struct {
+	v      *ServerView
+	weight uint64
+	rank   uint32
 }
 
-// spread takes up to n of list in order, first those on hosts that are not taken, then the rest. It marks
-// the hosts it takes.
-func spread(list []*ServerView, n int, taken map[string]bool) []id.ServerID {
-	var out []id.ServerID
-	var rest []*ServerView
-	for _, v := range list {
-		switch {
-		case len(out) >= n:
-			return out
-		case taken[v.Host]:
-			rest = append(rest, v)
-		default:
-			taken[v.Host] = true
-			out = append(out, v.ID)
+// Place chooses up to norm different servers for a new chunk of the file, best first: live members that take data and have room, none of exclude. They are in different
+// failure domains as long as there are some that have none, those of exclude counted, then not slow, then on the tier of the file's attribute, then on the hosts that it prefers, or
+// on the one that writes it unless that is fuller than the rest. Among equals the choice is random by seed (the same for the same arguments), each
+// server weighted by its free bytes.
+func Place(s *state.State, views []ServerView, ino id.Ino, seed uint64, norm int, exclude ...id.ServerID) []id.ServerID {
+	w := newWant(s.Policy(ino))
+	hosts := w.hosts
+	if h := soleWriter(s, ino); h != "" {
+		hosts = append(slices.Clone(hosts), h)
+	}
+	var taken []*ServerView
+	list := make([]candidate, 0, len(views))
+	used, total := 0.0, 0.0
+	for i := range views {
+		v := &views[i]
+		r, ok := s.Server(v.ID)
+		if slices.Contains(exclude, v.ID) {
+			taken = append(taken, v)
+			continue
+		}
+		if ok && r.TakesData() && v.Live && !v.Standby && !v.Draining && v.Free > chunk.Size+v.Coming {
+			list = append(list, candidate{v: v, weight: max((v.Free-v.Coming)>>20, 1)})
+			used += float64(v.Total) - float64(v.Free)
+			total += float64(v.Total)
 		}
 	}
-	for _, v := range rest {
-		if len(out) >= n {
+	full := 1.0
+	if total > 0 {
+		full = used/total + band
+	}
+	for i := range list {
+		list[i].rank = w.rank(list[i].v, hosts, full)
+	}
+	for _, x := range taken {
+		w.beside(list, x)
+	}
+	var out []id.ServerID
+	for k := range norm {
+		i := draw(list, mix(seed^mix(uint64(k)+1)))
+		if i < 0 {
 			break
 		}
-		out = append(out, v.ID)
+		x := list[i].v
+		out = append(out, x.ID)
+		list[i] = list[len(list)-1]
+		list = list[:len(list)-1]
+		w.beside(list, x)
 	}
 	return out
 }
 
-// candidates returns the views of live members that keep reserve bytes free and are not excluded.
-func candidates(s *state.State, views []ServerView, reserve uint64, exclude []id.ServerID) []*ServerView {
-	var list []*ServerView
-	for i := range views {
-		v := &views[i]
-		r, ok := s.Server(v.ID)
-		if ok && !r.Retired && v.Live && v.Free > reserve && !slices.Contains(exclude, v.ID) {
-			list = append(list, v)
-		}
+// A rank is made of bits, the weightiest first: for each level of failure domains whether it is shared, slow, distance from the tier, not preferred.
+const (
+	rankHosts = 1
+	rankTier  = 1
+	rankSlow  = 3
+	rankLevel = 4 // of the server itself, which is never shared; then host and so on
+)
+
+// rank is smaller for a better place. A host that is fuller than full is not chosen for locality.
+func (w *want) rank(v *ServerView, hosts []string, full float64) uint32 {
+	rank := uint32(w.away(int(min(v.Tier, tiers-1)))) << rankTier
+	if v.Slow {
+		rank |= 1 << rankSlow
 	}
-	return list
+	i := -1
+	if len(hosts) > 0 {
+		i = slices.Index(hosts, v.Host)
+	}
+	if i < 0 || i == len(w.hosts) && float64(v.Total)-float64(v.Free) > full*float64(v.Total) {
+		rank |= rankHosts
+	}
+	return rank
 }
 
-// cost is smaller for the server that should be taken: -ln(u)/weight for a uniform u from the seed and the
-// server, in integers so that it is the same on every machine.
-func cost(v *ServerView, seed uint64) uint64 {
-	u := mix(seed ^ mix(uint64(v.ID)))
-	weight := max(v.Free>>20, 1)
-	return negLog(u) / weight
+// beside makes the ranks what they are when x has a replica.
+func (w *want) beside(list []candidate, x *ServerView) {
+	for i := range list {
+		c := &list[i]
+		if c.v.Host == x.Host {
+			c.rank |= rankHosts
+		}
+		for level := state.Host; level <= w.level; level++ {
+			if c.v.together(x, level) {
+				c.rank |= 1 << (rankLevel + uint(level-state.Disk))
+			}
+		}
+	}
+}
+
+// together reports whether two servers are in one failure domain.
+func (v *ServerView) together(o *ServerView, level state.Domain) bool {
+	switch level {
+	case state.Disk:
+		return v.ID == o.ID
+	case state.Host:
+		return v.Host == o.Host
+	case state.Rack:
+		return v.Rack == o.Rack
+	}
+	return v.within(level) == o.within(level)
+}
+
+// draw returns one of the candidates of the lowest rank, each as likely as its weight is; -1 if there are none.
+func draw(list []candidate, random uint64) int {
+	rank, sum := ^uint32(0), uint64(0)
+	for i := range list {
+		switch c := &list[i]; {
+		case c.rank < rank:
+			rank, sum = c.rank, c.weight
+		case c.rank == rank:
+			sum += c.weight
+		}
+	}
+	at, _ := bits.Mul64(random, sum) // below sum, and as even as sum is small against 2^64
+	for i := range list {
+		if list[i].rank != rank {
+			continue
+		}
+		if at < list[i].weight {
+			return i
+		}
+		at -= list[i].weight
+	}
+	return -1
 }
 
 // mix is the finalizer of SplitMix64 (Steele, Lea and Flood, 2014).
@@ -82,23 +152,20 @@ func mix(x uint64) uint64 {
 	return x ^ x>>31
 }
 
-// negLog returns -log2(u/2^64) in units of 2^-56: the leading zeros and, by repeated squaring, 32 bits after the point.
-func negLog(u uint64) uint64 {
-	if u == 0 {
-		u = 1
+// soleWriter returns the host of the one session that has the file open, if it writes.
+func soleWriter(s *state.State, ino id.Ino) string {
+	var only state.Lease
+	n := 0
+	s.Leases(ino, func(l state.Lease) bool {
+		only = l
+		n++
+		return n < 2
+	})
+	if n != 1 || only.Want != msg.Want_WANT_WRITE {
+		return ""
 	}
-	z := bits.LeadingZeros64(u)
-	m := u << z // in [1, 2) as a fixed-point number with 63 bits
-	var frac uint64
-	for range 32 {
-		hi, _ := bits.Mul64(m, m) // in [1, 4) with 62 bits
-		frac <<= 1
-		if hi>>63 != 0 {
-			frac |= 1
-			m = hi
-		} else {
-			m = hi << 1
-		}
+	if x, ok := s.Session(only.Session); ok && !x.Fenced {
+		return x.Host
 	}
-	return uint64(z+1)<<56 - frac<<24
+	return ""
 }

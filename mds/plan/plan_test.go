@@ -37,7 +37,7 @@ func join(s *state.State, c uint64, server uint32, epoch uint64) {
 func TestPlace(t *testing.T) {
 	s, views := cluster(6, 2)
 	for seed := range uint64(500) {
-		got := Place(s, views, seed, 3)
+		got := Place(s, views, 2, seed, 3)
 		hosts := map[string]bool{}
 		for _, v := range got {
 			hosts[views[v-1].Host] = true
@@ -45,16 +45,16 @@ func TestPlace(t *testing.T) {
 		if len(got) != 3 || len(hosts) != 3 {
 			t.Fatalf("seed %d: %v on %d hosts", seed, got, len(hosts))
 		}
-		if again := Place(s, views, seed, 3); !slices.Equal(got, again) {
+		if again := Place(s, views, 2, seed, 3); !slices.Equal(got, again) {
 			t.Fatalf("seed %d: %v, then %v", seed, got, again)
 		}
-		if more := Place(s, views, seed, 5, 1); len(more) != 5 || slices.Contains(more, 1) {
+		if more := Place(s, views, 2, seed, 5, 1); len(more) != 5 || slices.Contains(more, 1) {
 			t.Fatalf("seed %d: %v without cs1", seed, more)
 		}
 	}
 	views[0].Live, views[1].Free = false, 1<<20
 	s.Apply(&event.Event{Body: &event.Event_ServerRetire{ServerRetire: &event.ServerRetire{Id: 3}}})
-	if got := Place(s, views, 7, 9); len(got) != 3 || slices.Contains(got, 1) || slices.Contains(got, 2) || slices.Contains(got, 3) {
+	if got := Place(s, views, 2, 7, 9); len(got) != 3 || slices.Contains(got, 1) || slices.Contains(got, 2) || slices.Contains(got, 3) {
 		t.Errorf("got %v, want cs4, cs5, cs6 in some order", got)
 	}
 }
@@ -66,7 +66,7 @@ func TestPlaceWeight(t *testing.T) {
 	n := 0
 	const tries = 20000
 	for seed := range uint64(tries) {
-		if Place(s, views, seed, 1)[0] == 2 {
+		if Place(s, views, 2, seed, 1)[0] == 2 {
 			n++
 		}
 	}

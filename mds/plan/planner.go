@@ -8,7 +8,6 @@ import (
 
 	"varve/internal/chunk"
 	"varve/internal/id"
-	"varve/internal/wire/msg"
 	"varve/mds/state"
 )
 
@@ -80,7 +79,7 @@ type Planner struct {
 	cursor   id.ChunkID // the last chunk that the sweep has looked at
 	surplus  id.ChunkID // where the next look at chunks with too many replicas begins
 	degraded degradedAt
-	costs    map[id.ServerID]uint64
+	work     map[id.ServerID]work
 	moves    map[id.ChunkID]move
 	writers  map[id.Ino]writer
 }
@@ -106,7 +105,7 @@ type writer struct {
 
 // NewPlanner returns a planner that has looked at nothing yet.
 func NewPlanner() *Planner {
-	return &Planner{costs: map[id.ServerID]uint64{}, moves: map[id.ChunkID]move{}, writers: map[id.Ino]writer{}}
+	return &Planner{work: map[id.ServerID]work{}, moves: map[id.ChunkID]move{}, writers: map[id.Ino]writer{}}
 }
 
 // round is one call of Next.
@@ -135,7 +134,7 @@ func (p *Planner) Next(in Input) Plan {
 		in.Budget.Sweep = defaultSweep
 	}
 	r := &round{Planner: p, in: in, limit: in.Budget.limits(), warned: map[string]*Warning{}, done: map[id.ChunkID]bool{}}
-	r.f = newFleet(in.State, in.Servers, r.limit, p.costs)
+	r.f = newFleet(in.State, in.Servers, r.limit, p.work)
 	r.underWay()
 	r.restore()
 	r.tidy()
@@ -155,10 +154,11 @@ func (p *Planner) Next(in Input) Plan {
 
 // remember keeps what servers have had to do, so that the next call goes on from there.
 func (p *Planner) remember(f *fleet) {
-	clear(p.costs)
+	clear(p.work)
 	for _, x := range f.all {
 		if x.Live {
-			p.costs[x.ID] = x.cost - min(x.cost, uint64(x.Load)*chunk.Size)
+			under := uint64(x.Load) * chunk.Size // is counted anew
+			p.work[x.ID] = x.work.since(work{under, under})
 		}
 	}
 }
@@ -182,6 +182,9 @@ func (r *round) underWay() {
 
 // full reports whether the budget is used up.
 func (r *round) full() bool { return len(r.out) >= r.limit.Actions }
+
+// busy reports whether nothing more can be copied in this call.
+func (r *round) busy() bool { return r.full() || !r.f.idle() && len(r.f.stale) == 0 }
 
 // fits reports whether so many bytes more are in the budget.
 func (r *round) fits(bytes uint64) bool {
@@ -223,24 +226,7 @@ func (r *round) warn(c *state.Chunk, format string, args ...any) {
 }
 
 // writing returns the host that alone writes the file.
-func (r *round) writing(ino id.Ino) (host string) {
-	var only id.SessionID
-	n := 0
-	r.in.State.Leases(ino, func(l state.Lease) bool {
-		n++
-		if only = l.Session; l.Want != msg.Want_WANT_WRITE {
-			n++
-		}
-		return n < 2
-	})
-	if n != 1 {
-		return ""
-	}
-	if x, ok := r.in.State.Session(only); ok && !x.Fenced {
-		return x.Host
-	}
-	return ""
-}
+func (r *round) writing(ino id.Ino) string { return soleWriter(r.in.State, ino) }
 
 // settled returns the host that alone writes the file and has done so for a while, if there are chunk servers on it.
 func (r *round) settled(ino id.Ino) string {

@@ -555,7 +555,7 @@ func TestDeterministic(t *testing.T) {
 		w.server(fmt.Sprint("h", i/2), fmt.Sprint("r", i/4), uint32(i%2), 100)
 	}
 	for range 200 {
-		w.chunk(3, w.random(1 + w.rand.IntN(3))...)
+		w.chunk(3, w.random(1+w.rand.IntN(3))...)
 	}
 	w.policy(state.Policy{Norm: 3, Min: 2, Tier: 1, Domain: state.Rack})
 	other := NewPlanner()

@@ -137,3 +137,16 @@ func (p *planner) rank(v *ServerView, c id.ChunkID, hosts map[string]bool) []int
 	}
 	return []int{fresh, shared, p.load[v.ID]}
 }
+
+// candidates returns the views of live members that keep reserve bytes free and are not excluded.
+func candidates(s *state.State, views []ServerView, reserve uint64, exclude []id.ServerID) []*ServerView {
+	var list []*ServerView
+	for i := range views {
+		v := &views[i]
+		r, ok := s.Server(v.ID)
+		if ok && r.TakesData() && v.Live && v.Free > reserve && !slices.Contains(exclude, v.ID) {
+			list = append(list, v)
+		}
+	}
+	return list
+}

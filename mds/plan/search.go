@@ -73,7 +73,7 @@ func (f *fleet) apart(x *server, m *members, level state.Domain) bool {
 // oldCopy returns the server with an old copy that has had least to do.
 func (f *fleet) oldCopy(a *ask) (best *server) {
 	for _, x := range f.stale {
-		if !f.busy(x) && !a.m.has(x) && x != a.not && (best == nil || x.cost < best.cost) && x.Stale(a.chunk) {
+		if !f.busy(x) && !a.m.has(x) && x != a.not && (best == nil || x.work.written < best.work.written) && x.Stale(a.chunk) {
 			best = x
 		}
 	}
@@ -96,7 +96,8 @@ func (f *fleet) preferred(a *ask) *server {
 // on returns the server of a host that has had least to do and is right in all else.
 func (f *fleet) on(host string, a *ask) (best *server) {
 	for _, x := range f.byHost[host] {
-		if x.takes && x.room > 0 && x != a.not && !x.Slow && !f.busy(x) && a.w.away(x.tier()) == 0 && f.apart(x, a.m, a.w.level) && (best == nil || x.cost < best.cost) {
+		if x.takes && x.room > 0 && x != a.not && !x.Slow && !f.busy(x) && a.w.away(x.tier()) == 0 && f.apart(x, a.m, a.w.level) &&
+			(best == nil || x.work.written < best.work.written) {
 			best = x
 		}
 	}
@@ -117,7 +118,7 @@ func less(a, b *server) bool {
 	if a.Slow != b.Slow {
 		return b.Slow
 	}
-	return a.cost < b.cost
+	return a.work.read < b.work.read
 }
 
 // live counts the in-sync replicas on live servers.

@@ -16,7 +16,7 @@ func (r *round) restore() {
 	left := r.limit.Scan
 	half := max(left/2, 1)
 	r.in.State.Degraded(func(c *state.Chunk) bool {
-		if left <= half && r.limit.Scan > 1 || r.full() {
+		if left <= half && r.limit.Scan > 1 || r.busy() {
 			return false
 		}
 		left--
@@ -24,7 +24,7 @@ func (r *round) restore() {
 	})
 	next := degradedAt{}
 	r.in.State.DegradedFrom(r.degraded.sync, r.degraded.chunk, func(c *state.Chunk) bool {
-		if left <= 0 || r.full() {
+		if left <= 0 || r.busy() {
 			next = degradedAt{c.InSync(), c.ID}
 			return false
 		}
@@ -180,7 +180,7 @@ func (r *round) sweep() bool {
 	for turns := 0; turns < 2 && left > 0; turns++ {
 		ended := true
 		r.in.State.AllChunks(r.cursor, func(c *state.Chunk) bool {
-			if left == 0 || r.full() {
+			if left == 0 || r.busy() {
 				ended = false
 				return false
 			}
