@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -27,6 +28,10 @@ type attrJSON struct {
 	Ino      uint64      `json:"ino"`
 	Replicas string      `json:"replicas"`      // in effect, NORM:MIN
 	Own      string      `json:"own,omitempty"` // set on the path itself
+	Tier     string      `json:"tier"`          // 0 to 3, or any
+	Domain   string      `json:"failure_domain"`
+	Prefer   []string    `json:"prefer"` // hosts
+	Set      []string    `json:"set"`    // which of all these are set on the path itself
 	Chunks   []chunkJSON `json:"chunks"`
 }
 
@@ -125,15 +130,16 @@ func (m *admin) policy(ctx context.Context, ino id.Ino) (*msg.PolicyReply, error
 	return reply.GetPolicy(), nil
 }
 
-func (m *admin) setPolicy(ctx context.Context, ino id.Ino, p *msg.Policy) error {
+func (m *admin) setPolicy(ctx context.Context, ino id.Ino, attrs *attrs) error {
 	cred := &msg.Cred{Uid: uint32(os.Geteuid()), Gid: uint32(os.Getegid())}
-	_, err := m.meta(ctx, &msg.MetaRequest{Cred: cred, Op: &msg.MetaRequest_SetPolicy{SetPolicy: &msg.SetPolicy{Ino: uint64(ino), Policy: p}}})
+	_, err := m.meta(ctx, &msg.MetaRequest{Cred: cred, Op: &msg.MetaRequest_SetPolicy{SetPolicy: &msg.SetPolicy{
+		Ino: uint64(ino), Policy: &attrs.policy, Fields: attrs.fields}}})
 	return err
 }
 
 func (a *app) getAttrCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "get-attr PATH", Short: "Show how a file or directory of a mount is replicated, and where its chunks are", Args: exactArgs("PATH"),
+		Use: "get-attr PATH", Short: "Show how a file or directory of a mount is replicated and placed, and where its chunks are", Args: exactArgs("PATH"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			at, err := findMounted(args[0])
 			if err != nil {
@@ -154,9 +160,13 @@ func (a *app) getAttrCommand() *cobra.Command {
 }
 
 func newAttrJSON(at *mounted, p *msg.PolicyReply) *attrJSON {
-	out := &attrJSON{Path: at.path, Ino: uint64(at.ino), Replicas: replicasText(p.Effective), Chunks: []chunkJSON{}}
+	out := &attrJSON{Path: at.path, Ino: uint64(at.ino), Replicas: replicasText(p.Effective), Tier: tierText(p.Effective), Domain: domainText(p.Effective),
+		Prefer: policyOf(p.Effective).Prefers(), Set: attrsOf(p.Own).names(), Chunks: []chunkJSON{}}
 	if p.Own.GetNorm() != 0 || p.Own.GetMin() != 0 {
 		out.Own = replicasText(p.Own)
+	}
+	if out.Prefer == nil {
+		out.Prefer = []string{}
 	}
 	for _, c := range p.Chunks {
 		one := chunkJSON{Index: c.Index, ID: id.ChunkID(c.Id).String(), Epoch: c.Epoch}
@@ -172,11 +182,21 @@ func (a *app) printAttr(v *attrJSON) error {
 	if a.json {
 		return a.printJSON(v)
 	}
-	from := "inherited"
-	if v.Own != "" {
-		from = "set here: " + v.Own
+	from := func(name string) string {
+		if name == attrReplicas && v.Own != "" {
+			return "set here: " + v.Own
+		}
+		if slices.Contains(v.Set, name) {
+			return "set here"
+		}
+		return "inherited"
 	}
-	fmt.Fprintf(a.out, "%s\ninode     %d\nreplicas  %s (%s)\n", v.Path, v.Ino, v.Replicas, from)
+	prefer := strings.Join(v.Prefer, ",")
+	if prefer == "" {
+		prefer = state.PreferNone
+	}
+	fmt.Fprintf(a.out, "%s\ninode           %d\nreplicas        %s (%s)\ntier            %s (%s)\nfailure-domain  %s (%s)\nprefer          %s (%s)\n", v.Path, v.Ino,
+		v.Replicas, from(attrReplicas), v.Tier, from(attrTier), v.Domain, from(attrDomain), prefer, from(attrPrefer))
 	if len(v.Chunks) == 0 {
 		return nil
 	}
@@ -195,52 +215,25 @@ func (a *app) printAttr(v *attrJSON) error {
 	return a.table(rows)
 }
 
-func replicasText(p *msg.Policy) string {
-	part := func(n uint32) string {
-		if n == 0 {
-			return "-"
-		}
-		return strconv.FormatUint(uint64(n), 10)
-	}
-	return part(p.GetNorm()) + ":" + part(p.GetMin())
-}
-
-// parseReplicas reads NORM[:MIN]; without MIN it is one less than NORM, at least 1.
-func parseReplicas(given string) (*msg.Policy, error) {
-	s := given
-	if _, _, ok := strings.Cut(s, ":"); !ok {
-		if n, err := strconv.ParseUint(s, 10, 8); err == nil && n > 0 {
-			s = fmt.Sprintf("%d:%d", n, max(n-1, 1))
-		}
-	}
-	p, ok := state.ParsePolicy(s)
-	if !ok {
-		return nil, usagef("replicas %q: want NORM[:MIN] with 1 <= MIN <= NORM <= %d, such as 3:2", given, state.MaxReplicas)
-	}
-	return &msg.Policy{Norm: p.Norm, Min: p.Min}, nil
-}
-
-// parseAttr reads NAME=VALUE as set-attr takes it.
-func parseAttr(s string) (*msg.Policy, error) {
-	name, value, ok := strings.Cut(s, "=")
-	switch {
-	case !ok:
-		return nil, usagef("%q: want NAME=VALUE, such as replicas=3:2", s)
-	case name == "replicas":
-		return parseReplicas(value)
-	case name == "tier" || name == "prefer" || name == "failure-domain" || name == "history":
-		return nil, usagef("attribute %q comes with a later release; this one knows replicas=NORM[:MIN]", name)
-	}
-	return nil, usagef("attribute %q is unknown; this release knows replicas=NORM[:MIN]", name)
-}
-
 func (a *app) setAttrCommand() *cobra.Command {
 	var recursive bool
 	cmd := &cobra.Command{
-		Use: "set-attr PATH replicas=NORM[:MIN]", Short: "Say how many replicas a file, or what is below a directory, should and must have",
-		Args: exactArgs("PATH", "replicas=NORM[:MIN]"),
+		Use: "set-attr PATH NAME=VALUE...", Short: "Say how a file, or what is below a directory, is replicated and placed",
+		Long: "Set attributes of a file or directory. What is below a directory inherits them, each by itself, unless it has its own. Data that is there already is\n" +
+			"moved in the background.\n\n" +
+			"  replicas=NORM[:MIN]     how many replicas there should be, and must be for a write to go on, such as 3:2\n" +
+			"  tier=0..3|any           the tier of chunk servers it is kept on; while they are full, on the next one\n" +
+			"  failure-domain=LEVEL    what no two replicas share: disk, host (at first), rack, row or room\n" +
+			"  prefer=HOST[,HOST]|none hosts that should have a replica\n\n" +
+			"NAME=inherit takes an attribute back.",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) < 2 {
+				return exactArgs("PATH", "NAME=VALUE")(cmd, args)
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			p, err := parseAttr(args[1])
+			set, err := parseAttrs(args[1:])
 			if err != nil {
 				return err
 			}
@@ -248,31 +241,20 @@ func (a *app) setAttrCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			st, err := at.cluster.status(cmd.Context())
-			if err != nil {
+			if err := at.cluster.canHave(cmd.Context(), set); err != nil {
 				return err
-			}
-			servers := 0
-			for _, s := range st.Servers {
-				if s.State != stateRetired {
-					servers++
-				}
-			}
-			if int(p.Min) > servers {
-				return refusedf("replicas %s needs at least %d chunk servers and cluster %s has %d, so every write would wait; choose a lower MIN, or add servers with make-cs first",
-					replicasText(p), p.Min, at.cluster.name, servers)
 			}
 			m, err := at.cluster.dialLeader(cmd.Context())
 			if err != nil {
 				return err
 			}
 			defer m.close()
-			changed, err := m.setPolicyTree(cmd.Context(), at, p, recursive)
+			changed, err := m.setPolicyTree(cmd.Context(), at, set, recursive)
 			if err != nil {
 				return err
 			}
 			if a.json {
-				return a.printJSON(map[string]any{"path": at.path, "ino": at.ino, "replicas": replicasText(p), "changed": changed})
+				return a.printJSON(set.json(at, changed))
 			}
 			return nil
 		},
@@ -281,10 +263,32 @@ func (a *app) setAttrCommand() *cobra.Command {
 	return cmd
 }
 
-// setPolicyTree sets the policy on a path. recursive: what is below it inherits from now on. It returns how many inodes
+// canHave refuses what would have every write wait.
+func (d *clusterDir) canHave(ctx context.Context, set *attrs) error {
+	if set.policy.Min == 0 {
+		return nil
+	}
+	st, err := d.status(ctx)
+	if err != nil {
+		return err
+	}
+	servers := 0
+	for _, s := range st.Servers {
+		if s.State != stateRetired {
+			servers++
+		}
+	}
+	if int(set.policy.Min) > servers {
+		return refusedf("replicas %s needs at least %d chunk servers and cluster %s has %d, so every write would wait; choose a lower MIN, or add servers with make-cs first",
+			replicasText(&set.policy), set.policy.Min, d.name, servers)
+	}
+	return nil
+}
+
+// setPolicyTree sets attributes on a path. recursive: what is below it inherits them from now on. It returns how many inodes
 // were changed.
-func (m *admin) setPolicyTree(ctx context.Context, at *mounted, p *msg.Policy, recursive bool) (changed int, err error) {
-	if err := m.setPolicy(ctx, at.ino, p); err != nil {
+func (m *admin) setPolicyTree(ctx context.Context, at *mounted, set *attrs, recursive bool) (changed int, err error) {
+	if err := m.setPolicy(ctx, at.ino, set); err != nil {
 		return 0, fmt.Errorf("%s: %w", at.path, err)
 	}
 	if !recursive {
@@ -309,11 +313,11 @@ func (m *admin) setPolicyTree(ctx context.Context, at *mounted, p *msg.Policy, r
 			return nil // another filesystem mounted below, or the start itself
 		}
 		now, err := m.policy(ctx, id.Ino(st.Ino))
-		if errors.Is(err, fserr.NotExist) || err == nil && now.Own.GetNorm() == 0 && now.Own.GetMin() == 0 {
+		if errors.Is(err, fserr.NotExist) || err == nil && attrsOf(now.Own).fields&set.fields == 0 {
 			return nil
 		}
 		if err == nil {
-			err = m.setPolicy(ctx, id.Ino(st.Ino), &msg.Policy{})
+			err = m.setPolicy(ctx, id.Ino(st.Ino), &attrs{fields: set.fields})
 			changed++
 		}
 		if err != nil {

@@ -108,6 +108,17 @@ func (e *explainer) path(ctx context.Context, path string) error {
 func (e *explainer) policy(ino id.Ino) {
 	p := e.now.Policy(ino)
 	e.fact("replicas", "%d, writes need %d", p.Norm, p.Min)
+	if p.Tier == 0 && p.Domain == 0 && p.Prefer == "" {
+		return
+	}
+	where := fmt.Sprintf("no two on one %v", p.Level())
+	if tier, ok := p.OnTier(); ok {
+		where += fmt.Sprintf(", on tier %d", tier)
+	}
+	if hosts := p.Prefers(); len(hosts) > 0 {
+		where += ", one on each of " + strings.Join(hosts, " ")
+	}
+	e.fact("placed", "%s", where)
 }
 
 // maxExplained is how many chunks of a file are shown one by one.

@@ -220,7 +220,7 @@ func inUse(err error) error {
 }
 
 func (a *app) makeCSCommand() *cobra.Command {
-	var dir, addr, host, rack, journal string
+	var dir, addr, host, rack, row, room, journal string
 	var tier uint32
 	var memory sizeFlag
 	var journalMB int64
@@ -253,7 +253,7 @@ func (a *app) makeCSCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			server, err := makeCS(cmd.Context(), d, cs.Options{Dir: dir, Addr: listen, Host: host, Rack: rack, Tier: tier, Memory: int64(memory),
+			server, err := makeCS(cmd.Context(), d, cs.Options{Dir: dir, Addr: listen, Host: host, Rack: rackPath(room, row, rack), Tier: tier, Memory: int64(memory),
 				Journal: journal, JournalBytes: journalMB << 20})
 			if err != nil {
 				return err
@@ -270,11 +270,24 @@ func (a *app) makeCSCommand() *cobra.Command {
 	f.Uint32VarP(&tier, "tier", "t", 0, "class of the disk, 0 to 3")
 	f.StringVarP(&addr, "addr", "a", "", "IP[:PORT] at which clients and servers reach it (default: the IP that reaches the metadata servers, any port)")
 	f.StringVar(&host, "host", "", "name of the host, for placement (default: its hostname)")
-	f.StringVar(&rack, "rack", "", "name of the rack, for placement")
+	f.StringVar(&rack, "rack", "", "name of the rack, for placement, or RACK in a row and room as ROW/RACK or ROOM/ROW/RACK")
+	f.StringVar(&row, "row", "", "name of the row of racks, for placement")
+	f.StringVar(&room, "room", "", "name of the room, for placement")
 	memory.flag(cmd)
 	f.StringVarP(&journal, "journal", "j", "", "directory on a faster disk for a write journal")
 	f.Int64VarP(&journalMB, "journal-size", "s", 0, fmt.Sprintf("size of the write journal in MB, %d to %d", minJournalMB, maxJournalMB))
 	return cmd
+}
+
+// rackPath is where a rack is, as the planners read it.
+func rackPath(room, row, rack string) string {
+	switch {
+	case room != "":
+		return room + "/" + row + "/" + rack
+	case row != "":
+		return row + "/" + rack
+	}
+	return rack
 }
 
 // Bounds of -s.
