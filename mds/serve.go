@@ -66,6 +66,8 @@ func (s *Server) Serve(ctx context.Context, c *wire.Conn, f *wire.Frame) {
 		s.serveAdmin(ctx, c, f)
 	case wire.FenceSession, wire.LeaseShow, wire.LeaseTake:
 		s.serveLeases(ctx, c, p, f)
+	case wire.WhatIf:
+		s.serveWhatIf(ctx, c, p, f)
 	default:
 		s.answer(c, f, fserr.NotSupported, nil)
 	}

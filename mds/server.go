@@ -52,6 +52,7 @@ type Server struct {
 	lead    atomic.Pointer[leadership] // nil while another leads, or nobody
 	clients clients
 	pieces  checkpointPieces
+	whatIf  chan struct{} // holds one: whose forecast is being made
 	peers   peerStates
 
 	ctx          context.Context // ends when the server is to stop
@@ -100,6 +101,7 @@ func Open(o Options) (*Server, error) {
 	s := &Server{
 		o: o, identity: d, log: o.Logger.With("mds", d.server().String()), raftID: raftID(d.server()), unlock: unlock,
 		ctx: ctx, cancel: cancel, ended: make(chan struct{}), raftEnded: make(chan struct{}), begun: make(chan struct{}),
+		whatIf: make(chan struct{}, 1),
 	}
 	s.clients.conns = make(map[id.SessionID]*wire.Conn)
 	if err := s.start(); err != nil {

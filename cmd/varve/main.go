@@ -129,7 +129,7 @@ func (a *app) root() *cobra.Command {
 		a.makeMDSCommand(), a.rmMDSCommand(), a.makeCSCommand(), a.rmCSCommand(), a.mdsCommand(), a.csCommand(),
 		a.mountCommand(), a.umountCommand(),
 		a.statCommand(), a.listServicesCommand(), a.getConfigCommand(), a.setConfigCommand(), a.getAttrCommand(), a.setAttrCommand(),
-		a.leaseCommand(), a.fenceCommand(),
+		a.leaseCommand(), a.fenceCommand(), a.whatIfCommand(),
 		a.journalCommand(), a.explainCommand(), a.perfCommand(), a.versionCommand(),
 	)
 	root.AddCommand(a.modeCommands()...)

@@ -57,7 +57,7 @@ func TestNextClasses(t *testing.T) {
 
 // TestRepairRandom: whatever is lost, chunks become whole, apart, and then nothing is done any more.
 func TestRepairRandom(t *testing.T) {
-	seeds(t, 12, func(w *world) {
+	seeds(t, 6, func(w *world) {
 		w.lazy = w.rand.IntN(2) == 0
 		racks := 4 + w.rand.IntN(3)
 		for i := range racks * 4 {
@@ -362,7 +362,7 @@ func (w *world) whole2(t *testing.T, sync int) {
 
 // TestRebalance: fill levels come within the band, with no more moves than it takes, and then all is quiet, whatever the sizes of the disks.
 func TestRebalance(t *testing.T) {
-	seeds(t, 12, func(w *world) {
+	seeds(t, 6, func(w *world) {
 		w.lazy = w.rand.IntN(2) == 0
 		n := 6 + w.rand.IntN(8)
 		for i := range n {

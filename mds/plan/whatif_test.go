@@ -7,6 +7,7 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"syscall"
 	"testing"
 	"time"
 
@@ -131,6 +132,15 @@ func large(t testing.TB, racks, chunks int) (*state.State, []ServerView) {
 	return s, views
 }
 
+// cpuTime returns what the process has used.
+func cpuTime(t *testing.T) time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
 // maxPlanning is what planning for a lost rack of 1,000 servers with 10 million chunks may take.
 const maxPlanning = 10 * time.Second
 
@@ -140,7 +150,7 @@ const simServerRate = 625e6
 // TestLostRack: the loss of a rack is planned quickly, and every survivor has an equal share. VARVE_PLAN_CHUNKS says how many chunks
 // there are, such as 10000000, which takes 3 GB and a minute; then there are 1,000 servers.
 func TestLostRack(t *testing.T) {
-	racks, chunks := 5, 60_000
+	racks, chunks := 5, 30_000
 	if v := os.Getenv("VARVE_PLAN_CHUNKS"); v != "" {
 		var err error
 		if chunks, err = strconv.Atoi(v); err != nil {
@@ -162,7 +172,7 @@ func TestLostRack(t *testing.T) {
 		}
 	}
 	steps := uint64(0)
-	start := time.Now()
+	start, cpu := time.Now(), cpuTime(t)
 	f, err := WhatIf(s, views, lost, WhatIfOptions{ServerRate: simServerRate, Each: func(c *state.Chunk, a Action) {
 		steps++
 		r, ok := c.Find(a.Target)
@@ -175,12 +185,12 @@ func TestLostRack(t *testing.T) {
 			}
 		}
 	}})
-	took := time.Since(start)
+	took, worked := time.Since(start), cpuTime(t)-cpu
 	if err != nil || f.Gone.Chunks != 0 || f.Homeless != 0 || f.Shared != 0 || f.Moves != f.Hit || steps != f.Moves {
 		t.Fatalf("%v: %+v", err, f)
 	}
-	if took > maxPlanning {
-		t.Errorf("planned in %v, at most %v", took, maxPlanning)
+	if worked > maxPlanning { // what others do on this machine does not count
+		t.Errorf("planned in %v of CPU, at most %v", worked, maxPlanning)
 	}
 	check := func(what string, of func(Share) uint64) {
 		low, high, sum := ^uint64(0), uint64(0), uint64(0)
@@ -197,7 +207,7 @@ func TestLostRack(t *testing.T) {
 	check("replicas read", func(x Share) uint64 { return x.Reads })
 	check("both", func(x Share) uint64 { return x.Chunks + x.Reads })
 	limit := takes(f.MoveBytes/uint64(len(f.Survivors)), simServerRate)
-	t.Logf("%d of %d chunks hit, planned in %v; rebuilt in %v at %.0f MB/s a server, %v if all had the same", f.Hit, f.Chunks, took.Round(time.Millisecond),
+	t.Logf("%d of %d chunks hit, planned in %v, %v of CPU; rebuilt in %v at %.0f MB/s a server, %v if all had the same", f.Hit, f.Chunks, took.Round(time.Millisecond), worked.Round(time.Millisecond),
 		f.ETA.Round(time.Second), simServerRate/1e6, limit.Round(time.Second))
 
 	// Step by step, as the leader asks: a call takes a moment.

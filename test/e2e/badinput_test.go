@@ -198,6 +198,12 @@ func TestBadInputCommands(t *testing.T) {
 		{2, "not on a varve mount", "set-attr /etc/passwd replicas=2"},
 		{1, "findmnt", "set-attr " + m + "/missing replicas=2"},
 		{2, "missing", "set-attr " + m + "/f"},
+		{2, "0 to 3", "set-attr " + m + "/f tier=4"},
+		{2, "rack", "set-attr " + m + "/f failure-domain=planet"},
+		{2, "missing", "-c " + n + " whatif lose"},
+		{2, "names nothing", "-c " + n + " whatif lose rack="},
+		{1, "host elsewhere", "-c " + n + " whatif lose elsewhere"},
+		{4, "would be lost", "-c " + n + " whatif lose cs1 cs2 cs3"},
 		{2, "does not know", "nonsense"},
 		{2, "--help", "stat --nonsense"},
 		{2, "which cluster", "stat"},
@@ -258,7 +264,8 @@ func TestBadInputCommands(t *testing.T) {
 			t.Errorf("a refused command left %s", name)
 		}
 	}
-	for _, args := range []string{"stat", "list-services", "get-attr " + m + "/f", "set-attr " + m + "/f replicas=2:1", "journal verify",
+	for _, args := range []string{"stat", "list-services", "whatif lose cs1", "get-attr " + m + "/f",
+		"set-attr " + m + "/f replicas=2:1 tier=any failure-domain=disk prefer=none", "journal verify",
 		"journal replay", "journal cat --from 1 --to 1", "version", "dev status --dir " + c.dir} {
 		out, err := c.varve(20*time.Second, append([]string{"--json", "-c", n}, strings.Fields(args)...)...)
 		if err != nil || !json.Valid([]byte(out)) {
