@@ -244,17 +244,17 @@ func TestNamesFill(t *testing.T) {
 // TestNamesOptions: what makes no sense is refused with the words that say why.
 func TestNamesOptions(t *testing.T) {
 	for want, o := range map[string]Options{
-		"each once":          {Target: "null", Metadata: "stat,stat"},
-		"chmod":              {Target: "null", Metadata: "chmod:3"},
-		"weight":             {Target: "null", Metadata: "stat:0"},
-		"twice as many":      {Target: "null", Metadata: "stat", Files: 10, QD: 8},
-		"wants mount:DIR":    {Target: "file:/tmp/x", Metadata: "stat"},
-		"no pattern":         {Target: "null", Metadata: "stat", RW: Read},
-		"system calls":       {Target: "null", Metadata: "stat", Engine: URing},
-		"has no data":        {Target: "mds:127.0.0.1:1"},
-		"number of files":    {Target: "null", Files: 3},
-		"keeps nothing":      {Target: "null", Metadata: "stat", Verify: true},
-		"mds:IP:PORT[/PATH]": {Target: "mds:", Metadata: "stat"},
+		"each once":                {Target: "null", Metadata: "stat,stat"},
+		"chmod":                    {Target: "null", Metadata: "chmod:3"},
+		"weight":                   {Target: "null", Metadata: "stat:0"},
+		"twice as many":            {Target: "null", Metadata: "stat", Files: 10, QD: 8},
+		"wants mount:DIR":          {Target: "file:/tmp/x", Metadata: "stat"},
+		"no pattern":               {Target: "null", Metadata: "stat", RW: Read},
+		"system calls":             {Target: "null", Metadata: "stat", Engine: URing},
+		"has no data":              {Target: "mds:127.0.0.1:1"},
+		"number of files":          {Target: "null", Files: 3},
+		"keeps nothing":            {Target: "null", Metadata: "stat", Verify: true},
+		"mds:IP:PORT[,...][/PATH]": {Target: "mds:", Metadata: "stat"},
 	} {
 		if err := o.Validate(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: %v, want one with %q", o, err, want)

@@ -36,17 +36,18 @@ func dialClient(ctx context.Context, cluster id.Cluster, addrs []string, cached 
 	})
 }
 
-// dialMDS connects a job to the cluster that a metadata server belongs to, without a cache: each operation is a request to the leader.
-func dialMDS(ctx context.Context, addr string) (*client.Client, error) {
-	a, err := client.DialAdmin(ctx, id.Cluster{}, []string{addr})
+// dialMDS connects a job to the cluster that metadata servers belong to, one of which must answer, without a cache: each operation is a request to the leader.
+func dialMDS(ctx context.Context, list string) (*client.Client, error) {
+	addrs := strings.Split(list, ",")
+	a, err := client.DialAdmin(ctx, id.Cluster{}, addrs)
 	if err != nil {
 		return nil, err
 	}
 	defer a.Close()
 	if _, err := a.Members(ctx); err != nil { // a chunk server refuses
-		return nil, fmt.Errorf("%s: %w; is it a metadata server?", addr, err)
+		return nil, fmt.Errorf("%s: %w; is it a metadata server?", a.Addr(), err)
 	}
-	return dialClient(ctx, a.Cluster, []string{addr}, false)
+	return dialClient(ctx, a.Cluster, addrs, false)
 }
 
 // openClientDir opens or makes a directory below another.

@@ -59,7 +59,7 @@ const (
 // Options of a run. The zero value works: it measures the generator alone.
 type Options struct {
 	// Target is mount:DIR, file:PATH (a file or block device), cluster:NAME/PATH (a directory of a cluster, without a mount), cs:ADDR (a
-	// chunk server), mds:ADDR[/PATH] (the metadata servers), nbd:URI (an export of an NBD server), or null, which does nothing; default null.
+	// chunk server), mds:ADDR[,ADDR...][/PATH] (the metadata servers), nbd:URI (an export of an NBD server), or null, which does nothing; default null.
 	Target string `json:"target"`
 	// Cluster says where the cluster of such a target is: UUID@ADDR[,ADDR...], the addresses of metadata servers.
 	Cluster string `json:"cluster,omitempty"`

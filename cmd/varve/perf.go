@@ -55,7 +55,7 @@ func (a *app) perfRunCommand() *cobra.Command {
 	}
 	fl, o := cmd.Flags(), &f.o
 	fl.StringVar(&o.Target, "target", "", "mount:DIR, file:PATH, cluster:NAME/PATH (a directory, without a mount), cs:IP:PORT (a chunk server), "+
-		"mds:IP:PORT[/PATH] (metadata without a mount, with --meta), nbd:URI (an NBD server: nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH) "+
+		"mds:IP:PORT[,...][/PATH] (metadata without a mount, with --meta), nbd:URI (an NBD server: nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH) "+
 		"or null (the generator alone)")
 	f.loadFlags(cmd, 30*time.Second, "2g", 2)
 	fl.DurationVar(&f.budget, "budget", 0, "look for the highest rate at which this latency holds, with a run of --for at each rate")
@@ -107,7 +107,7 @@ var dataFlags = []string{"rw", "mix", "bs", "size", "dist", "direct", "engine"}
 func (f *perfFlags) options(cmd *cobra.Command) (perf.Options, error) {
 	o := f.o
 	if o.Target == "" {
-		return o, errors.New("which target? Give --target mount:DIR, file:PATH, cluster:NAME/PATH, cs:IP:PORT, mds:IP:PORT[/PATH], nbd:URI or null")
+		return o, errors.New("which target? Give --target mount:DIR, file:PATH, cluster:NAME/PATH, cs:IP:PORT, mds:IP:PORT[,...][/PATH], nbd:URI or null")
 	}
 	if o.Metadata != "" {
 		for _, name := range dataFlags {
