@@ -16,6 +16,8 @@ const (
 	maxBadListed = store.MaxBad
 	// badChunksTold bounds the chunks with bad blocks in a heartbeat; the others follow when these are mended.
 	badChunksTold = 32
+	// badBlocksTold bounds the bad blocks in a heartbeat, of those chunks.
+	badBlocksTold = 256
 )
 
 // busyOf returns what the store asks to know whether guests are served. The server it points to is set when it is there.
@@ -94,14 +96,38 @@ func (s *Server) addStore(h *msg.Heartbeat) {
 	if u, err := s.store.Usage(); err == nil {
 		h.Allocated, h.Reserved, h.BadBlocks = u.Allocated, u.Reserved, uint64(u.Bad)
 	}
-	for _, c := range s.store.BadChunks(badChunksTold) {
+	chunks := s.store.BadChunks(badChunksTold)
+	for _, c := range chunks {
 		h.BadChunks = append(h.BadChunks, uint64(c))
+	}
+	if len(chunks) > 0 {
+		h.Bad = s.badOf(chunks)
 	}
 	st := s.store.ScrubStat()
 	h.Scrubbed, h.ScrubPermille = unixNano(st.Passed), permille(st.Done)
 	if err := s.store.Failure(); err != nil {
 		h.Reason = err.Error()
 	}
+}
+
+// badOf says which blocks of the chunks are bad, of each chunk at least one.
+func (s *Server) badOf(chunks []id.ChunkID) (out []*msg.BadBlock) {
+	_, list := s.store.BadBlocks(maxBadListed)
+	left := badBlocksTold
+	for _, c := range chunks {
+		listed := false
+		for _, b := range list {
+			if b.Chunk == c && (left > 0 || !listed) {
+				out = append(out, &msg.BadBlock{Chunk: uint64(c), Block: b.Block, Cause: b.Cause.String(), Since: b.Since.UnixNano()})
+				listed = true
+				left--
+			}
+		}
+		if !listed {
+			out = append(out, &msg.BadBlock{Chunk: uint64(c), Cause: "header"})
+		}
+	}
+	return out
 }
 
 // Readmit lets a directory be used again whose disk was retired, or which was moved. It is for an administrator who knows better. It

@@ -48,6 +48,7 @@ type leadership struct {
 	servers  map[id.ServerID]*chunkServer
 	unknown  map[copyKey]time.Duration    // reported chunks that the state does not know, since when
 	unclean  map[id.ChunkID]*uncleanChunk // chunks with unclean in-sync replicas
+	badTold  map[badBlock]struct{}        // bad blocks that there are events about
 	mended   map[copyKey]time.Duration    // bootNow, when a replica was made to join for its bad blocks
 	busy     map[id.ChunkID]struct{}      // rebuilds under way
 	retry    map[id.ChunkID]backoff       // rebuilds that failed
@@ -84,7 +85,7 @@ func newLeadership(s *Server) (*leadership, error) {
 		s: s, term: s.raft.CurrentTerm(), since: bootNow(),
 		inflight: make(map[requestKey]chan struct{}), sessions: make(map[id.SessionID]*session), fences: make(map[id.SessionID]*fence),
 		servers: make(map[id.ServerID]*chunkServer), unknown: make(map[copyKey]time.Duration),
-		unclean: make(map[id.ChunkID]*uncleanChunk), mended: make(map[copyKey]time.Duration), busy: make(map[id.ChunkID]struct{}), retry: make(map[id.ChunkID]backoff),
+		unclean: make(map[id.ChunkID]*uncleanChunk), mended: make(map[copyKey]time.Duration), badTold: make(map[badBlock]struct{}), busy: make(map[id.ChunkID]struct{}), retry: make(map[id.ChunkID]backoff),
 		short: make(map[id.ChunkID]time.Duration), jobs: make(map[id.ChunkID]*job), warnings: make(map[string]time.Duration), pacing: newPacing(),
 		planner: plan.NewPlanner(), locks: make(map[id.Ino]chan struct{}),
 	}

@@ -18,8 +18,9 @@ const (
 )
 
 // mendBad has replicas with bad blocks join again, so that the blocks are written anew from another replica: the rebuild finds that
-// they differ. One at a time, since a joining replica does not count.
+// they differ. There is an event about the blocks first. One at a time, since a joining replica does not count.
 func (l *leadership) mendBad(st *state.State, now time.Duration) {
+	l.tellBad(st)
 	if int(st.Counts().Joining) >= maxMending {
 		return
 	}

@@ -8,6 +8,8 @@ import (
 	"varve/internal/id"
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
+	"varve/journal"
+	"varve/mds/event"
 )
 
 func (k *testChunks) tell(more func(*msg.Heartbeat)) {
@@ -56,6 +58,65 @@ func TestBadBlocksAreMended(t *testing.T) {
 	time.Sleep(200 * time.Millisecond) // several looks of the planner
 	if got := layout()[1]; got.Epoch != chunks[1].Epoch {
 		t.Errorf("a chunk without another live replica was touched: %v", got)
+	}
+}
+
+// Bad blocks that a server tells of are an event, before the replica joins again, and once, however often it tells of them; also where
+// nothing can be mended.
+func TestBadBlocksAreAnEvent(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	cs := []*testChunks{newChunks(c), newChunks(c), newChunks(c)}
+	a := newClient(c)
+	ino := a.create("f", true).Attr.Ino
+	chunks := a.must(a.change(&msg.AllocChunk{Ino: ino, Count: 2})).GetLayout().Chunks
+	told := func() (out []*event.Event) {
+		b, _, err := c.leader().journal.ReadRaw(1, 1<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = journal.DecodeRaw(b, func(r journal.Record) error {
+			ev := new(event.Event)
+			err := ev.UnmarshalVT(r.Payload)
+			if ev.GetBadBlocks() != nil || ev.GetReplicaJoin() != nil {
+				out = append(out, ev)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	cs[1].tell(func(h *msg.Heartbeat) {
+		h.BadChunks, h.BadBlocks = []uint64{chunks[0].Id}, 3
+		h.Bad = []*msg.BadBlock{{Chunk: chunks[0].Id, Block: 9, Cause: "checksum", Since: 5}, {Chunk: chunks[0].Id, Block: 7, Cause: "checksum", Since: 5},
+			{Chunk: chunks[0].Id, Block: 3, Cause: "read error", Since: 6}, {Chunk: 1 << 40, Block: 1, Cause: "checksum", Since: 6}}
+	})
+	c.eventually("the replica to be rebuilt", func() bool { return cs[1].bad() == 0 && c.leader().status().Degraded == 0 })
+	got := told()
+	if len(got) < 3 || got[0].GetBadBlocks() == nil || got[1].GetBadBlocks() == nil || got[2].GetReplicaJoin() == nil {
+		t.Fatalf("events %v: want two about bad blocks, then joins", got)
+	}
+	for i, want := range []*event.BadBlocks{{Blocks: []uint32{7, 9}, Cause: "checksum"}, {Blocks: []uint32{3}, Cause: "read error"}} {
+		b := got[i].GetBadBlocks()
+		if b.GetChunk() != chunks[0].Id || id.ServerID(b.GetServer()) != cs[1].id || !slices.Equal(b.GetBlocks(), want.Blocks) || b.GetCause() != want.Cause ||
+			got[i].GetCause().GetReason() == "" {
+			t.Errorf("event %d: %v, want %v", i, got[i], want)
+		}
+	}
+	cs[0].halt()
+	cs[2].halt()
+	cs[1].tell(func(h *msg.Heartbeat) {
+		h.BadChunks = []uint64{chunks[1].Id}
+		h.Bad = []*msg.BadBlock{{Chunk: chunks[1].Id, Cause: "header"}}
+	})
+	bad := func() []*event.Event {
+		return slices.DeleteFunc(told(), func(ev *event.Event) bool { return ev.GetBadBlocks() == nil })
+	}
+	c.eventually("an event about a replica that nobody can mend", func() bool { return len(bad()) > 2 })
+	time.Sleep(200 * time.Millisecond) // several looks of the planner
+	if got = bad(); len(got) != 3 || len(got[2].GetBadBlocks().GetBlocks()) != 0 || got[2].GetBadBlocks().GetCause() != "header" {
+		t.Errorf("events %v", got)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -69,6 +70,9 @@ func TestBitRot(t *testing.T) {
 	}
 	t.Logf("%d bits of one replica flipped under load: %d reads through the mount, %d blocks verified, none wrong", flips, res.Read.Count, res.Verify.Checked)
 
+	if out := c.must(30*time.Second, "-c", c.name(), "journal", "cat", "--type", "bad-blocks"); !strings.Contains(out, "cs") || !strings.Contains(out, "has bad blocks in") {
+		t.Errorf("bad blocks are no events:\n%s", out)
+	}
 	old := c.kill("cs1")
 	for _, path := range files {
 		for _, at := range []int64{rng.Int64N(2) * 4096, 8192 + rng.Int64N(16)*4096} { // a slot of the header, a page of the table
