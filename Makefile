@@ -59,6 +59,7 @@ soak: ## long runs: a million random operations on one and two mounts, ten minut
 	VARVE_E2E=1 VARVE_SOAK=$(or $(FOR),10m) go test -count=1 -v -timeout 2h -run TestKill ./test/e2e
 	VARVE_E2E=1 VARVE_SOAK=$(or $(FOR),10m) go test -count=1 -v -timeout 2h -run 'TestLinearizable|TestProcesses' ./test/lin
 	VARVE_E2E=1 VARVE_SOAK=$(or $(FOR),10m) go test -count=1 -v -timeout 2h ./test/storm
+	VARVE_RELAY_LONG=1 go test -count=1 -v -run TestRelayOver ./internal/client
 	VARVE_E2E=1 VARVE_KILLS=$(or $(KILLS),1000) VARVE_SEEDS=3000 go test -count=1 -v -timeout 3h ./test/crash
 
 dev: ## an embedded cluster on this machine, mounted on ./varve-mnt; Ctrl-C stops it

@@ -5,13 +5,16 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+
+	"varve/internal/client"
 )
 
 // mountOptions are what -o says.
 type mountOptions struct {
 	readOnly  bool
-	transport string // auto or dev
-	noLocal   bool   // read from chunk servers on this host over the network too
+	transport string       // auto or dev
+	noLocal   bool         // read from chunk servers on this host over the network too
+	relay     client.Relay // whether large writes may go through one replica
 }
 
 // mountIgnored are the options of mount(8) and fstab(5) that mean nothing to a varve mount, or that it always has.
@@ -41,11 +44,17 @@ func parseMountOptions(args []string) (mountOptions, error) {
 				return o, usagef("mount option %q: want local=on or local=off", word)
 			}
 			o.noLocal = value == "off"
+		case name == "relay":
+			relay, ok := map[string]client.Relay{"auto": client.RelayAuto, "off": client.RelayNever, "on": client.RelayAlways}[value]
+			if !ok {
+				return o, usagef("mount option %q: want relay=auto, relay=on or relay=off", word)
+			}
+			o.relay = relay
 		case mountLater[name] != "":
 			return o, usagef("mount option %q: %s comes with a later release; leave it out", name, mountLater[name])
 		case !hasValue && slices.Contains(mountIgnored, name), strings.HasPrefix(name, "x-"), name == "comment":
 		default:
-			return o, usagef("mount option %q is unknown: want ro, transport=auto|dev, local=on|off, or one of %s", word, strings.Join(mountIgnored, " "))
+			return o, usagef("mount option %q is unknown: want ro, transport=auto|dev, local=on|off, relay=auto|on|off, or one of %s", word, strings.Join(mountIgnored, " "))
 		}
 	}
 	return o, nil

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"varve/internal/client"
 )
 
 func TestParseBootstrap(t *testing.T) {
@@ -83,6 +85,8 @@ func TestMountOptions(t *testing.T) {
 		{in: "transport=", fault: "auto or dev"},
 		{in: "transport=tcp", fault: "auto or dev"},
 		{in: "local=off", want: mountOptions{transport: "auto", noLocal: true}},
+		{in: "relay=on,relay=off", want: mountOptions{transport: "auto", relay: client.RelayNever}},
+		{in: "relay=maybe", fault: "relay=auto"},
 		{in: "local=on,ro", want: mountOptions{transport: "auto", readOnly: true}},
 		{in: "local", fault: "local=on or local=off"},
 		{in: "local=far", fault: "local=on or local=off"},

@@ -31,6 +31,8 @@ type Client struct {
 	localReads localCounts
 	met        latency.Recorder // how long reads, writes and flushes took
 	disk       localDisk
+	uplink     uplink
+	start      time.Time
 
 	ctx    context.Context // ends when Close gives up waiting
 	cancel context.CancelFunc
@@ -59,7 +61,7 @@ func Dial(ctx context.Context, o Options) (*Client, error) {
 	if err := o.validate(); err != nil {
 		return nil, fmt.Errorf("client options: %w", err)
 	}
-	c := &Client{o: o, log: o.Logger, local: localAddrs(), changed: make(chan struct{}), addrs: append([]string(nil), o.Addrs...)}
+	c := &Client{o: o, log: o.Logger, local: localAddrs(), changed: make(chan struct{}), addrs: append([]string(nil), o.Addrs...), start: time.Now()}
 	c.cache.init(o.CacheEntries)
 	c.disk.log = o.Logger
 	c.ctx, c.cancel = context.WithCancel(context.Background())
@@ -79,6 +81,9 @@ func Dial(ctx context.Context, o Options) (*Client, error) {
 	go c.tick()
 	return c, nil
 }
+
+// sinceStart is the time on the monotonic clock since the client was made.
+func (c *Client) sinceStart() time.Duration { return time.Since(c.start) }
 
 // SetNotifier sets who is told of invalidations; nil for nobody.
 func (c *Client) SetNotifier(n Notifier) {
@@ -143,6 +148,9 @@ func (c *Client) Close() error {
 	c.mu.Unlock()
 	c.wg.Wait()
 	c.disk.close()
+	if n, on := c.uplink.count(); n > 0 {
+		c.log.Info("large writes went through one replica, which sent them on", "writes", n, "preferred", on)
+	}
 	if st := c.LocalStats(); st.Reads > 0 {
 		c.log.Info("was read from servers on this host without the network", "reads", st.Reads, "bytes", st.Bytes, "changing", st.Changing,
 			"lapsed", st.Lapsed, "revoked", st.Revoked, "damaged", st.Damaged, "failed", st.Failed)

@@ -31,6 +31,10 @@ type dataOp struct {
 	recalls   uint64   // inode.layoutRecalls when it was
 	at        location // where it was; its replicas are not kept
 
+	relay  relayed
+	owed   [maxReplicas]id.ServerID // see owe
+	ticket ticket                   // of the uplink, for a large write under an exclusive lease
+
 	req      wire.DataRequest
 	frame    wire.Frame
 	body     []byte
@@ -42,6 +46,20 @@ type dataOp struct {
 	started  time.Time // when it was sent last
 	troubles []trouble
 }
+
+// relayed says whether a write under an exclusive lease goes through one replica, which sends it on.
+//
+// A write keeps to one way until all replicas have it: when a relay could not reach a replica, what it has sent may still be under way there, and
+// only the relay's next connection to it waits for that. Another write of the same blocks begins after that one has ended. If the relay
+// itself is dropped, the epoch is raised, and what it still has under way is refused. Only an answer that says that the relay has
+// neither done nor sent anything lets the write go the other way.
+type relayed uint8
+
+const (
+	undecided relayed = iota
+	inParallel
+	byRelay
+)
 
 // target is one replica in one attempt.
 type target struct {
@@ -82,6 +100,8 @@ func newDataOp(in *inode, typ wire.Type, piece chunk.Piece, data []byte) *dataOp
 	op.in, op.typ, op.piece, op.data = in, typ, piece, data
 	op.lane = int(piece.Offset>>20) + int(piece.Index)
 	op.sent, op.appending, op.n, op.at = false, false, 0, location{}
+	op.relay, op.ticket = undecided, ticket{}
+	clear(op.owed[:])
 	op.troubles = op.troubles[:0]
 	return op
 }
@@ -126,7 +146,7 @@ func (op *dataOp) run(ctx context.Context) error {
 		}
 		if op.appending && mode != msg.Mode_EXCLUSIVE_WRITE {
 			in.layoutMu.RUnlock()
-			return errMoved
+			return op.abandon(ctx)
 		}
 		loc, known := in.lookup(op.piece.Index)
 		switch {
@@ -157,6 +177,7 @@ func (op *dataOp) run(ctx context.Context) error {
 		}
 		op.attempt(loc, mode)
 		if op.allOK() {
+			op.measure()
 			op.at = location{index: loc.index, chunk: loc.chunk, epoch: loc.epoch, lost: loc.lost}
 			if op.typ != wire.Flush {
 				in.wrote(op, mode)
@@ -204,7 +225,13 @@ func (op *dataOp) attempt(loc *location, mode msg.Mode) {
 	op.n = min(len(loc.replicas), maxReplicas)
 	op.req = wire.DataRequest{Chunk: loc.chunk, Session: in.s.id, Offset: op.piece.Offset, Length: op.piece.Length, Sums: op.req.Sums[:0]}
 	timeout := c.o.WriteTimeout
+	if !ordered && op.typ == wire.Write && op.n > 1 && op.relays(loc) {
+		ordered = true
+	}
 	if ordered {
+		if !op.payUp(loc) {
+			return
+		}
 		for i, r := range loc.replicas[1:op.n] {
 			op.req.Forward[i] = r.server
 		}
@@ -226,6 +253,8 @@ func (op *dataOp) attempt(loc *location, mode msg.Mode) {
 		t.conn, t.err = t.srv.conn(op.lane)
 		if t.err != nil {
 			t.what, reachable = unreachable, false
+		} else {
+			op.pay(t.r.server)
 		}
 	}
 	if !reachable {
@@ -252,6 +281,7 @@ func (op *dataOp) attempt(loc *location, mode msg.Mode) {
 				if t.call != nil && t.conn.Abandon(t.call) {
 					t.call, t.what = nil, slow
 					t.srv.met.Add(timeout)
+					op.owe(t.r.server)
 					t.conn.Close() // the next Hello on this lane waits until the server has ended the request
 					left--
 				}
@@ -259,6 +289,35 @@ func (op *dataOp) attempt(loc *location, mode msg.Mode) {
 		}
 	}
 	op.timer.Stop()
+}
+
+// relays decides, once, how a write under an exclusive lease goes. The relay is the replica that orders shared writes, so that what it
+// has under way at others is ended by the next that goes through it, whatever the lease is by then. One on this host would send on over
+// the same uplink, so there is nothing to gain.
+func (op *dataOp) relays(loc *location) bool {
+	if op.relay == undecided {
+		op.relay = inParallel
+		s := op.in.s
+		switch how := s.c.o.Relay; {
+		case len(op.data) < relayMin || how == RelayNever:
+		case how == RelayAlways:
+			op.relay = byRelay
+		case s.servers.server(&loc.replicas[0]).local.Load():
+		default:
+			if op.ticket = s.c.uplink.begin(s.c.sinceStart()); op.ticket.relayed {
+				op.relay = byRelay
+			}
+		}
+	}
+	return op.relay == byRelay
+}
+
+// measure tells the uplink of a large write that all replicas have.
+func (op *dataOp) measure() {
+	if op.ticket.window != 0 {
+		c := op.in.s.c
+		c.uplink.end(c.sinceStart(), op.ticket, len(op.data))
+	}
 }
 
 // take notes the answer of one replica.
@@ -274,6 +333,7 @@ func (op *dataOp) take(call *wire.Call) {
 		}
 		if call.Err != nil {
 			t.what, t.err = broken, call.Err
+			op.owe(t.r.server)
 			return
 		}
 		t.what, t.code = answered, call.Reply.Code

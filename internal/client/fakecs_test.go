@@ -46,7 +46,7 @@ type fakeChunk struct {
 func (s *fakeCS) start() {
 	addr := s.addr
 	if addr == "" {
-		addr = "127.0.0.1:0"
+		addr = s.w.host + ":0"
 	}
 	s.l = listenAgain(s.w.t, addr)
 	s.mu.Lock()

@@ -23,6 +23,7 @@ var testCluster = id.Cluster{1, 2, 3}
 // world is a cluster in memory: one metadata state behind several addresses, and chunk servers, all over loopback.
 type world struct {
 	t       *testing.T
+	host    string
 	servers []*fakeMDS
 	cs      map[id.ServerID]*fakeCS
 
@@ -70,7 +71,12 @@ type fakeMDS struct {
 }
 
 func newWorld(t *testing.T, metas, chunkServers, norm, min int) *world {
-	w := &world{t: t, cs: map[id.ServerID]*fakeCS{}, sessions: map[uint64]*fakeSession{}, nonces: map[string]uint64{},
+	return newWorldAt(t, "127.0.0.1", metas, chunkServers, norm, min)
+}
+
+// newWorldAt is newWorld at another address of this host.
+func newWorldAt(t *testing.T, host string, metas, chunkServers, norm, min int) *world {
+	w := &world{t: t, host: host, cs: map[id.ServerID]*fakeCS{}, sessions: map[uint64]*fakeSession{}, nonces: map[string]uint64{},
 		inodes: map[uint64]*fakeInode{}, names: map[string]uint64{}, norm: norm, min: min, next: 100, locks: map[uint64]uint64{}}
 	for i := range metas {
 		m := &fakeMDS{w: w, n: i}
@@ -98,7 +104,7 @@ func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)
 func (m *fakeMDS) start() {
 	addr := m.addr
 	if addr == "" {
-		addr = "127.0.0.1:0"
+		addr = m.w.host + ":0"
 	}
 	m.l = listenAgain(m.w.t, addr)
 	m.addr = m.l.Addr().String()

@@ -139,6 +139,10 @@ func (op *dataOp) mend(ctx context.Context, loc *location) (pause bool, err erro
 	if in.s.ctx.Err() != nil {
 		return false, fserr.Stale
 	}
+	if full > 0 && op.relay == byRelay && op.n == 1 {
+		op.relay = inParallel // the relay has no room, and has sent nothing on: the others may have
+		return false, nil
+	}
 	if full == op.n { // nobody has carried it out: under a shared-write lease the first would have been first
 		return false, fmt.Errorf("chunk %v: %w", loc.chunk, fserr.NoSpace)
 	}
@@ -197,7 +201,7 @@ func (op *dataOp) undo(ctx context.Context, loc *location, full id.ServerID) boo
 	defer old.Release()
 	back := newDataOp(in, wire.Write, piece, old.Data)
 	defer back.free()
-	back.lane = op.lane
+	back.lane, back.relay = op.lane, inParallel
 	rest := *cur
 	rest.replicas = nil
 	for _, r := range cur.replicas {

@@ -58,11 +58,22 @@ type Options struct {
 	IdleLeases int // leases kept of files that are not open; default 4096
 	// CacheEntries bounds the attributes and names that are kept under lease, together; default 500,000, at some 200 bytes each.
 	CacheEntries int
-	NoLocal      bool // read from chunk servers on this host over the network too
-	NoCache      bool // answer no lookup or stat from what was granted: ask the leader each time
+	NoLocal      bool  // read from chunk servers on this host over the network too
+	Relay        Relay // whether large writes may go through one replica; default: as is faster
+	NoCache      bool  // answer no lookup or stat from what was granted: ask the leader each time
 }
 
 const maxLanes = 16
+
+// Relay says which way large writes of a file that nobody else writes go: to all replicas at once, or to one that sends them on.
+type Relay uint8
+
+// The ways.
+const (
+	RelayAuto   Relay = iota // the one that was measured to be faster
+	RelayNever               // in parallel
+	RelayAlways              // relayed
+)
 
 func (o *Options) defaults() {
 	set := func(d *time.Duration, v time.Duration) {
@@ -123,6 +134,9 @@ func (o *Options) validate() error {
 	}
 	if o.Lanes < 1 || o.Lanes > maxLanes {
 		errs = append(errs, fmt.Errorf("option Lanes is %d, want 1 to %d", o.Lanes, maxLanes))
+	}
+	if o.Relay > RelayAlways {
+		errs = append(errs, fmt.Errorf("option Relay is %d, want %d to %d", o.Relay, RelayAuto, RelayAlways))
 	}
 	if o.IdleLeases < 0 {
 		errs = append(errs, fmt.Errorf("option IdleLeases is %d, want 0 or more", o.IdleLeases))
