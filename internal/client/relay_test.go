@@ -25,7 +25,12 @@ import (
 
 func relayAlways(o *Options) { o.Relay = RelayAlways }
 
-// equalOn reports which of the servers do not have want at the beginning of the file.
+func (w *world) relayedBy(s id.ServerID) (n int) {
+	w.cs[s].set(func() { n = w.cs[s].ordered })
+	return n
+}
+
+// unequal reports which of the servers do not have want at the beginning of the file.
 func (w *world) unequal(f *File, want []byte, servers ...id.ServerID) (bad []id.ServerID) {
 	for _, s := range servers {
 		if !bytes.Equal(w.cs[s].content(f.Ino(), 0, len(want)), want) {
@@ -43,12 +48,12 @@ func TestRelayedWrite(t *testing.T) {
 	f := create(t, c, "a")
 	write(t, f, fill(4096, 1), 0)
 	first := w.replicas(f.Ino(), 0)[0]
-	if n := w.cs[first].ordered; n != 0 {
+	if n := w.relayedBy(first); n != 0 {
 		t.Fatalf("%d small writes were relayed", n)
 	}
 	want := fill(300<<10, 2)
 	write(t, f, want, 0)
-	if n := w.cs[first].ordered; n != 1 {
+	if n := w.relayedBy(first); n != 1 {
 		t.Fatalf("%d of one large write were relayed", n)
 	}
 	if bad := w.unequal(f, want, 1, 2, 3); bad != nil {
