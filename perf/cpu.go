@@ -53,6 +53,11 @@ func readCPU() cpuClock {
 			continue
 		}
 		name := stat.Comm
+		if name == "exe" { // started as /proc/self/exe
+			if path, err := p.Executable(); err == nil {
+				name = filepath.Base(path)
+			}
+		}
 		if p.PID == os.Getpid() {
 			name = generatorName
 		} else if !slices.Contains(cpuNames, name) {

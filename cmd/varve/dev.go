@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -117,6 +118,9 @@ func (a *app) devUp(ctx context.Context, f *devFlags) (err error) {
 	if err != nil {
 		return err
 	}
+	if !c.Procs {
+		makeRoom(len(c.CS))
+	}
 	defer func() { err = errors.Join(err, p.stopAll()) }()
 	started, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
@@ -132,6 +136,16 @@ func (a *app) devUp(ctx context.Context, f *devFlags) (err error) {
 		return nil
 	case err := <-p.failed:
 		return err
+	}
+}
+
+// makeRoom lets Go run as many goroutines at once as there are processors for, though the threads of so many chunk servers wait in the kernel: each keeps
+// what it runs on from the others until the runtime looks after it, which takes 20 µs to 10 ms. Servers that have a process of their own have fewer
+// such threads than processors.
+func makeRoom(servers int) {
+	if os.Getenv("GOMAXPROCS") == "" {
+		n := runtime.GOMAXPROCS(0)
+		runtime.GOMAXPROCS(n + servers*max(n/2, 1) + 1) // and the mount's own ring
 	}
 }
 
