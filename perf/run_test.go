@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -326,6 +327,26 @@ func TestAllocs(t *testing.T) {
 	}
 	if n := testing.AllocsPerRun(1000, once); n != 0 {
 		t.Errorf("%v allocations an operation", n)
+	}
+}
+
+// BenchmarkOperation is the generator's own work for one operation, without any engine.
+func BenchmarkOperation(b *testing.B) {
+	for _, o := range []*Options{{RW: RandRead}, {RW: RandWrite}, {RW: RandWrite, BlockSize: 1 << 20}, {RW: RandWrite, Verify: true}, {RW: RandRead, Dist: "zipf:0.99"}} {
+		o.setDefaults()
+		b.Run(fmt.Sprintf("rw=%s/bs=%d/dist=%s/verify=%v", o.RW, o.BlockSize, o.Dist, o.Verify), func(b *testing.B) {
+			l := &load{o: o, ctx: b.Context(), start: time.Now()}
+			j, r := newJob(o, 0, &file{fd: -1}, newPool(1), 1), &recorder{series: new(series), flights: make([]flight, 1)}
+			j.until = time.Hour
+			p := make([]byte, o.BlockSize)
+			j.ready(p, 0)
+			b.ReportAllocs()
+			for b.Loop() {
+				x, _ := j.next()
+				j.prepare(x, p)
+				l.finish(j, r, outcome{op: x, ended: l.now()}, p)
+			}
+		})
 	}
 }
 

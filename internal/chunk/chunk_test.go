@@ -1,6 +1,9 @@
 package chunk
 
-import "testing"
+import (
+	"fmt"
+	"testing"
+)
 
 func TestIsZero(t *testing.T) {
 	for _, n := range []int{0, 1, 7, 512, BlockSize - 1, BlockSize, BlockSize + 1, 3*BlockSize + 5} {
@@ -26,5 +29,30 @@ func BenchmarkIsZero(b *testing.B) {
 	b.SetBytes(int64(len(p)))
 	for b.Loop() {
 		IsZero(p)
+	}
+}
+
+func BenchmarkSums(b *testing.B) {
+	for _, size := range []int{BlockSize, 1 << 20} {
+		p := make([]byte, size)
+		for i := range p {
+			p[i] = byte(i * 7)
+		}
+		sums := AppendSums(nil, 0, p)
+		b.Run(fmt.Sprintf("op=make/size=%d", size), func(b *testing.B) {
+			b.SetBytes(int64(size))
+			b.ReportAllocs()
+			for b.Loop() {
+				sums = AppendSums(sums[:0], 0, p)
+			}
+		})
+		b.Run(fmt.Sprintf("op=verify/size=%d", size), func(b *testing.B) {
+			b.SetBytes(int64(size))
+			for b.Loop() {
+				if i := VerifySums(sums, 0, p); i >= 0 {
+					b.Fatal(i)
+				}
+			}
+		})
 	}
 }
