@@ -437,9 +437,9 @@ func (s *State) setNorm(ino id.Ino, norm uint32) {
 		return true
 	})
 	for _, old := range list {
-		r := old.set.Value()
+		r := *old.set
 		r.norm = norm
-		s.replaceChunk(old, old.with(old.Epoch(), &r))
+		s.replaceChunk(old, s.with(old, old.Epoch(), r))
 	}
 }
 

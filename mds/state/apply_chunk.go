@@ -1,8 +1,6 @@
 package state
 
 import (
-	"unique"
-
 	"varve/internal/chunk"
 	"varve/internal/id"
 	"varve/mds/event"
@@ -100,7 +98,7 @@ func (s *State) discard(server id.ServerID, c id.ChunkID) {
 
 // account keeps what is derived from chunks, for one that comes (1) or goes (-1).
 func (s *State) account(c *Chunk, n int) {
-	r := c.set.Value()
+	r := c.set
 	sync, all := r.inSync(), r.len()
 	s.joining += n * (all - sync)
 	if sync > int(r.norm) {
@@ -141,30 +139,12 @@ func (s *State) chunkAlloc(b *event.ChunkAlloc) {
 			}
 			r.add(id.ServerID(v), false)
 		}
-		c := &Chunk{ID: id.ChunkID(e.Id), Ino: n.Ino, at: e.Epoch<<indexBits | uint64(e.Index), set: s.handle(r)}
+		c := &Chunk{ID: id.ChunkID(e.Id), Ino: n.Ino, at: e.Epoch<<indexBits | uint64(e.Index), set: s.sets.find(r)}
 		s.addChunk(c)
 		s.lastChunk = max(s.lastChunk, c.ID)
 		n.count++
 	}
 	s.putInode(&n)
-}
-
-// sharedSets are the replica sets that chunks were given last, with their handles: to make one costs several times as much as to look here.
-type sharedSets [64]struct {
-	set    replicaSet
-	handle unique.Handle[replicaSet]
-}
-
-// handle returns unique.Make(r).
-func (s *State) handle(r replicaSet) unique.Handle[replicaSet] {
-	if s.shared == nil {
-		s.shared = new(sharedSets)
-	}
-	e := &s.shared[(r.servers[0]+5*r.servers[1]+23*r.servers[2]+r.norm)%uint32(len(s.shared))]
-	if e.set != r || r.norm == 0 {
-		e.set, e.handle = r, unique.Make(r)
-	}
-	return e.handle
 }
 
 func (s *State) replicaDrop(b *event.ReplicaDrop) {
@@ -173,13 +153,13 @@ func (s *State) replicaDrop(b *event.ReplicaDrop) {
 		if !ok {
 			s.misfit("replica drop: inode %d has no chunk %d", b.Ino, e.Index)
 		}
-		r := old.set.Value()
+		r := *old.set
 		x, ok := r.find(id.ServerID(b.Server))
 		if !ok || !x.Joining && r.inSync() == 1 {
 			s.misfit("replica drop: %d from chunk %v, which has %d in sync, %v", b.Server, old.ID, r.inSync(), r.servers)
 		}
 		r.remove(x.Server)
-		s.replaceChunk(old, old.with(s.nextEpoch(old, e.Epoch, "replica drop"), &r))
+		s.replaceChunk(old, s.with(old, s.nextEpoch(old, e.Epoch, "replica drop"), r))
 	}
 }
 
@@ -203,35 +183,35 @@ func (s *State) mustChunk(c uint64, what string) *Chunk {
 func (s *State) replicaJoin(b *event.ReplicaJoin) {
 	old, server := s.mustChunk(b.Chunk, "replica join"), id.ServerID(b.Server)
 	s.mustServer(server)
-	r := old.set.Value()
+	r := *old.set
 	r.remove(server)
 	if r.inSync() == 0 || r.len() == MaxReplicas {
 		s.misfit("replica join: %v to chunk %v: %v", server, old.ID, r.servers)
 	}
 	r.add(server, true)
-	s.replaceChunk(old, old.with(s.nextEpoch(old, b.Epoch, "replica join"), &r))
+	s.replaceChunk(old, s.with(old, s.nextEpoch(old, b.Epoch, "replica join"), r))
 }
 
 func (s *State) replicaSync(b *event.ReplicaSync) {
 	old, server := s.mustChunk(b.Chunk, "replica sync"), id.ServerID(b.Server)
-	r := old.set.Value()
+	r := *old.set
 	x, ok := r.find(server)
 	if !ok || !x.Joining || uint64(old.Epoch()) != b.Epoch {
 		s.misfit("replica sync: %v at epoch %d: chunk %v has epoch %v, %v", server, b.Epoch, old.ID, old.Epoch(), r.servers)
 	}
 	r.remove(server)
 	r.add(server, false)
-	s.replaceChunk(old, old.with(old.Epoch(), &r))
+	s.replaceChunk(old, s.with(old, old.Epoch(), r))
 }
 
 func (s *State) replicaAccept(b *event.ReplicaAccept) {
 	old, server := s.mustChunk(b.Chunk, "replica accept"), id.ServerID(b.Server)
-	r := old.set.Value()
+	r := *old.set
 	if x, ok := r.find(server); !ok || x.Joining {
 		s.misfit("replica accept: %v is not in sync with chunk %v: %v", server, old.ID, r.servers)
 	}
 	epoch := s.nextEpoch(old, b.Epoch, "replica accept")
-	s.replaceChunk(old, old.with(epoch, &r))
+	s.replaceChunk(old, s.with(old, epoch, r))
 	s.putNote(note{what: noteLost, key: uint64(old.ID), value: uint64(epoch)})
 }
 
@@ -246,9 +226,9 @@ func (s *State) dropServer(server id.ServerID) {
 		return true
 	})
 	for _, old := range list {
-		r := old.set.Value()
+		r := *old.set
 		r.remove(server)
-		s.replaceChunk(old, old.with(s.nextEpoch(old, uint64(old.Epoch())+1, "server lost"), &r))
+		s.replaceChunk(old, s.with(old, s.nextEpoch(old, uint64(old.Epoch())+1, "server lost"), r))
 	}
 }
 

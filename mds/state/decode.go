@@ -9,7 +9,6 @@ import (
 	"hash/crc32"
 	"io"
 	"math"
-	"unique"
 
 	"varve/internal/id"
 	"varve/internal/wire/msg"
@@ -370,7 +369,7 @@ func (d *decoder) chunk() {
 	if d.bad != "" {
 		return
 	}
-	c := &Chunk{ID: k, Ino: ino, at: at, set: unique.Make(r)}
+	c := &Chunk{ID: k, Ino: ino, at: at, set: d.s.sets.find(r)}
 	if d.runs.chunks.next(d, c, lessAt); d.bad != "" {
 		return
 	}

@@ -174,7 +174,7 @@ func sumDentry(b []byte, d *Dentry) []byte {
 
 func sumChunk(b []byte, c *Chunk) []byte {
 	b = append(b[:0], make([]byte, 32+4*MaxReplicas)...)
-	r := c.set.Value()
+	r := c.set
 	le := binary.LittleEndian
 	le.PutUint64(b[0:], kindChunk|uint64(r.norm)<<32|(c.at&indexMask)<<40)
 	le.PutUint64(b[8:], uint64(c.Ino))

@@ -2,7 +2,6 @@ package state
 
 import (
 	"slices"
-	"unique"
 
 	"varve/internal/chunk"
 	"varve/internal/id"
@@ -193,8 +192,8 @@ const MaxReplicas = 5
 type Chunk struct {
 	ID  id.ChunkID
 	Ino id.Ino
-	at  uint64 // epoch << indexBits | index in the file
-	set unique.Handle[replicaSet]
+	at  uint64      // epoch << indexBits | index in the file
+	set *replicaSet // is not changed
 }
 
 const (
@@ -223,49 +222,49 @@ func (c *Chunk) Index() uint32 { return uint32(c.at & indexMask) }
 func (c *Chunk) Epoch() id.Epoch { return id.Epoch(c.at >> indexBits) }
 
 // Norm returns how many in-sync replicas it should have.
-func (c *Chunk) Norm() int { return int(c.set.Value().norm) }
+func (c *Chunk) Norm() int { return int(c.set.norm) }
 
 // Len returns the number of replicas, joining ones included.
 func (c *Chunk) Len() int {
-	r := c.set.Value()
+	r := c.set
 	return r.len()
 }
 
 // Replica returns the i-th replica, i < Len. In-sync ones come first, in an order that does not change
 // while they stay; the first orders shared writes.
 func (c *Chunk) Replica(i int) Replica {
-	r := c.set.Value()
+	r := c.set
 	return r.at(i)
 }
 
 // Find returns the replica on the server.
 func (c *Chunk) Find(server id.ServerID) (Replica, bool) {
-	r := c.set.Value()
+	r := c.set
 	return r.find(server)
 }
 
 // InSync returns the number of in-sync replicas.
 func (c *Chunk) InSync() int {
-	r := c.set.Value()
+	r := c.set
 	return r.inSync()
 }
 
 // Joining returns the number of joining replicas.
 func (c *Chunk) Joining() int {
-	r := c.set.Value()
+	r := c.set
 	return r.len() - r.inSync()
 }
 
 // Degraded reports whether the planner has work with it.
 func (c *Chunk) Degraded() bool {
-	r := c.set.Value()
+	r := c.set
 	n := r.inSync()
 	return n < int(r.norm) || n < r.len()
 }
 
 // with returns a copy of c with the epoch and the set.
-func (c *Chunk) with(epoch id.Epoch, r *replicaSet) *Chunk {
-	return &Chunk{ID: c.ID, Ino: c.Ino, at: uint64(epoch)<<indexBits | c.at&indexMask, set: unique.Make(*r)}
+func (s *State) with(c *Chunk, epoch id.Epoch, r replicaSet) *Chunk {
+	return &Chunk{ID: c.ID, Ino: c.Ino, at: uint64(epoch)<<indexBits | c.at&indexMask, set: s.sets.find(r)}
 }
 
 func (r *replicaSet) len() int {

@@ -111,7 +111,7 @@ type State struct {
 	total     total // of the digest, without the cluster's record
 	known     *[knownSums]knownSum
 	suspended bool // total is not kept
-	shared    *sharedSets
+	sets      sets
 	scratch   []byte   // where change.go encodes records
 	freed     []*Chunk // room for those that one event frees
 
@@ -170,7 +170,7 @@ func (s *State) Clone() *State {
 	c.unsettled, c.punching, c.degraded = s.unsettled.Clone(), s.punching.Clone(), s.degraded.Clone()
 	c.surplus = s.surplus.Clone()
 	s.owner, c.owner = new(owned), new(owned)
-	c.scratch, c.freed, c.known, c.shared = nil, nil, nil, nil // s goes on writing there
+	c.scratch, c.freed, c.known, c.sets = nil, nil, nil, sets{} // s goes on writing there
 	return &c
 }
 
@@ -263,9 +263,12 @@ func (s *State) AllChunks(after id.ChunkID, fn func(*Chunk) bool) {
 // ChunksOf calls fn for each chunk with a replica on the server, by id. It looks at every chunk there
 // is (no index by server is kept, for its memory), so it is for rare work and clones.
 func (s *State) ChunksOf(server id.ServerID, fn func(*Chunk) bool) {
+	want := uint32(server)
 	s.byID.Ascend(0, func(c *Chunk) bool {
-		if _, ok := c.Find(server); ok {
-			return fn(c)
+		for _, v := range c.set.servers {
+			if v&^joiningBit == want && v != 0 {
+				return fn(c)
+			}
 		}
 		return true
 	})
