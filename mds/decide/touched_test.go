@@ -21,7 +21,7 @@ func TestTouchedKnowsEveryEvent(t *testing.T) {
 	none := map[protoreflect.Name]bool{
 		"cluster_init": true, "session_open": true, "session_forgotten": true, "lock_set": true,
 		"session_close": true, // an inode that goes with its last holder has no name
-		"replica_drop":  true, "replica_join": true, "replica_sync": true, "server_lost": true, "purged": true, "punch_done": true, "settled": true,
+		"replica_drop":  true, "replica_join": true, "replica_sync": true, "server_lost": true, "replica_accept": true, "bad_blocks": true, "purged": true, "punch_done": true, "settled": true,
 		"server_add": true, "server_update": true, "server_retire": true, "server_mode": true, "meta_add": true, "meta_remove": true, "meta_update": true,
 		"config_set": true, "digest": true,
 	}
