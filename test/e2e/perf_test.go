@@ -2,6 +2,10 @@ package e2e
 
 import (
 	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -81,5 +85,49 @@ func TestPerfTargets(t *testing.T) {
 	}
 	if out, err := c.varve(30*time.Second, "perf", "run", "--target", servers+"/varve-perf-names.mds.0", "--meta", "stat", "--files", "64", "--for", "200ms"); err != nil {
 		t.Errorf("%v: %s", err, out)
+	}
+}
+
+// TestCloneWays: files are cloned by sharing where the filesystem does that, and by copying where not, and the result says by which.
+func TestCloneWays(t *testing.T) {
+	need(t, "mkfs.xfs", "mkfs.ext4", "mount")
+	for fs, want := range map[string]string{"xfs": "FICLONE", "ext4": "copy_file_range"} {
+		t.Run("fs="+fs, func(t *testing.T) {
+			dir := t.TempDir()
+			image, mnt := filepath.Join(dir, "image"), filepath.Join(dir, "mnt")
+			f, err := os.Create(image)
+			if err == nil {
+				err = errors.Join(f.Truncate(1<<30), f.Close(), os.Mkdir(mnt, 0o700))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			force := map[string]string{"xfs": "-f", "ext4": "-F"}[fs]
+			if out, err := exec.Command("mkfs."+fs, "-q", force, image).CombinedOutput(); err != nil {
+				t.Fatalf("mkfs: %v\n%s", err, out)
+			}
+			if out, err := exec.Command("mount", "-o", "loop", image, mnt).CombinedOutput(); err != nil {
+				t.Skipf("no %s here: mount: %v\n%s", fs, err, out)
+			}
+			defer func() {
+				if out, err := exec.Command("umount", mnt).CombinedOutput(); err != nil {
+					t.Errorf("umount: %v\n%s", err, out)
+					_ = exec.Command("umount", "-l", mnt).Run()
+				}
+			}()
+			golden := perf.Options{Target: "mount:" + mnt, Label: "golden", RW: perf.Write, BlockSize: 1 << 20, Size: 16 << 20}
+			if res, err := perf.Run(t.Context(), golden); err != nil || !res.OK() {
+				t.Fatalf("%v: %+v", err, res)
+			}
+			res, err := perf.Run(t.Context(), perf.Options{Target: "mount:" + mnt, Label: "vm", CloneOf: "golden", Jobs: 4, Verify: true})
+			if err != nil || !res.OK() || res.ClonedBy != want || res.Total.Count != 4 || res.Verify.Checked != 4*4096 {
+				t.Fatalf("%v: %+v", err, res)
+			}
+			work := perf.Options{Target: "mount:" + mnt, Label: "vm", RW: perf.RandRW, Jobs: 4, QD: 4, Size: 16 << 20, Verify: true}
+			if res, err := perf.Run(t.Context(), work); err != nil || !res.OK() { // what one clone writes, no other has
+				t.Fatalf("%v: %+v", err, res)
+			}
+			t.Logf("%s: clones of 16 MiB by %s took %v at most", fs, res.ClonedBy, res.Total.Latency.Max)
+		})
 	}
 }
