@@ -8,6 +8,6 @@
 // them with ErrClosed. What a server answers is checked before memory is taken for it: nothing that it says makes the client allocate more than
 // was asked for.
 //
-// Why not a library: those that are kept well drive the kernel's device, or are C (libnbd); none is a client in user space with many
-// requests under way and structured replies.
+// Why not a library: most drive the kernel's device, and libnbd is C. github.com/digitalocean/go-nbd is a client in user space; it returns each read in memory of its
+// own, where a load generator wants it in the caller's, believes what a reply says of its place, and shares no framing with a server.
 package nbd
