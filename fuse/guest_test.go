@@ -35,6 +35,7 @@ func init() {
 		{"ofd", true, (*guest).ofd}, {"posix", true, (*guest).posix}, {"attr", true, (*guest).attr}, {"parallel", true, (*guest).parallel},
 		{"posix-other", false, (*guest).posixOther}, {"stall", false, (*guest).stall}, {"mapped", false, (*guest).mapped},
 		{"mount-as-user", false, (*guest).mountAsUser}, {"make", false, (*guest).make}, {"write-as-user", false, (*guest).writeAsUser},
+		{"capture", false, (*guest).capture},
 	}
 }
 
