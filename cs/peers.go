@@ -134,7 +134,7 @@ func (p *peers) report() (out []*msg.PeerLatency) {
 	for server, r := range p.met {
 		if counts := r.Take(); counts != nil {
 			out = append(out, &msg.PeerLatency{Server: uint32(server), Requests: uint32(latency.Count(counts)),
-				MedianUs: uint32(latency.Quantile(counts, 0.5).Microseconds())})
+				P90Us: uint32(latency.Quantile(counts, 0.9).Microseconds())})
 		}
 	}
 	return out

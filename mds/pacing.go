@@ -46,7 +46,7 @@ type job struct {
 // met adds up what was waited for one server.
 type met struct {
 	requests uint64
-	waited   time.Duration // median times requests
+	waited   time.Duration // p90 times requests
 }
 
 // pacing is what decides how fast repair goes and who is slow: what was told since the last look, and what came of it.
@@ -96,7 +96,7 @@ func (p *pacing) notePeers(list []*msg.PeerLatency) {
 			continue
 		}
 		m.requests += uint64(x.Requests)
-		m.waited += time.Duration(x.Requests) * min(time.Duration(x.MedianUs)*time.Microsecond, time.Minute)
+		m.waited += time.Duration(x.Requests) * min(time.Duration(x.P90Us)*time.Microsecond, time.Minute)
 		p.met[server] = m
 	}
 }
@@ -174,7 +174,7 @@ func (l *leadership) look() {
 	var list []throttle.Met
 	for server, m := range p.met {
 		if m.requests > 0 {
-			list = append(list, throttle.Met{Server: server, Requests: m.requests, Median: m.waited / time.Duration(m.requests)})
+			list = append(list, throttle.Met{Server: server, Requests: m.requests, P90: m.waited / time.Duration(m.requests)})
 		}
 	}
 	clear(p.met)

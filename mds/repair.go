@@ -499,6 +499,11 @@ func (l *leadership) giveUp(server id.ServerID, why string) error {
 	err = l.propose(&event.Event{Body: &event.Event_ServerLost{ServerLost: &event.ServerLost{Server: uint32(server)}}},
 		why)
 	if err == nil {
+		l.mu.Lock()
+		if c := l.servers[server]; c != nil && c.conn != nil {
+			c.conn.Close() // a process that only stood still registers again, and reports what it is left with
+		}
+		l.mu.Unlock()
 		l.s.log.Info("chunk server given up", "cs", server, "replicas", held, "cause", why)
 	}
 	return err

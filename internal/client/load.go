@@ -16,7 +16,7 @@ func (s *session) loadReport() *msg.LoadReport {
 	for _, srv := range p.all {
 		if counts := srv.met.Take(); counts != nil {
 			r.Peers = append(r.Peers, &msg.PeerLatency{Server: uint32(srv.id), Requests: uint32(latency.Count(counts)),
-				MedianUs: uint32(latency.Quantile(counts, 0.5).Microseconds())})
+				P90Us: uint32(latency.Quantile(counts, 0.9).Microseconds())})
 		}
 	}
 	return r

@@ -15,7 +15,7 @@ const (
 	slowAfter  = 4
 	// calmAfter looks in a row must not have been late.
 	calmAfter = 15
-	// leastMet is how many requests there must be in a look for their median to be worth something.
+	// leastMet is how many requests there must be in a look for their p90 to be worth something.
 	leastMet = 5
 	// lateFloor is what is never late, however fast the others are.
 	lateFloor = 30 * time.Millisecond
@@ -27,7 +27,7 @@ const (
 type Met struct {
 	Server   id.ServerID
 	Requests uint64
-	Median   time.Duration
+	P90      time.Duration // nine of ten waited no longer
 }
 
 // Watch finds slow servers. The zero value has met nothing yet.
@@ -76,8 +76,8 @@ func (w *Watch) Step(members []id.ServerID, met []Met, factor int) (changed []id
 		}
 		m, ok := seen[server]
 		others := median(members, seen, server)
-		late := ok && factor > 0 && others > 0 && m.Median > max(lateFloor, others*time.Duration(factor))
-		x.note(ok, late, m.Median)
+		late := ok && factor > 0 && others > 0 && m.P90 > max(lateFloor, others*time.Duration(factor))
+		x.note(ok, late, m.P90)
 		switch {
 		case x.slow == "":
 		case factor <= 0 || x.calm >= calmAfter:
@@ -93,7 +93,7 @@ func (w *Watch) Step(members []id.ServerID, met []Met, factor int) (changed []id
 		}
 		slow++
 		r := w.all[x]
-		r.slow, r.calm = fmt.Sprintf("it takes %v to answer, others %v", r.worst, median(members, seen, x)), 0
+		r.slow, r.calm = fmt.Sprintf("nine of ten requests take up to %v, those to others %v", r.worst, median(members, seen, x)), 0
 		changed = append(changed, x)
 	}
 	slices.Sort(changed)
@@ -134,12 +134,12 @@ func (w *Watch) candidates(members []id.ServerID) []id.ServerID {
 	return out
 }
 
-// median returns what the members but one take, 0 if fewer than two of them were met.
+// median returns the median p90 of the members but one, 0 if fewer than two of them were met.
 func median(members []id.ServerID, seen map[id.ServerID]Met, but id.ServerID) time.Duration {
 	var all []time.Duration
 	for _, server := range members {
 		if m, ok := seen[server]; ok && server != but {
-			all = append(all, m.Median)
+			all = append(all, m.P90)
 		}
 	}
 	if len(all) < 2 {

@@ -27,6 +27,9 @@ func Compare(st *msg.StatusReply, norm int) (chunks, blocks int, err error) {
 	lists, errs := make([][]copyOf, len(st.Servers)), make([]error, len(st.Servers))
 	var wg sync.WaitGroup
 	for i, s := range st.Servers {
+		if s.State == "retired" { // it was removed, and does not answer
+			continue
+		}
 		wg.Go(func() { lists[i], errs[i] = verifyServer(st.Cluster, s) })
 	}
 	wg.Wait()

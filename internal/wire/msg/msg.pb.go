@@ -5400,7 +5400,7 @@ type PeerLatency struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Server        uint32                 `protobuf:"varint,1,opt,name=server,proto3" json:"server,omitempty"`
 	Requests      uint32                 `protobuf:"varint,2,opt,name=requests,proto3" json:"requests,omitempty"`
-	MedianUs      uint32                 `protobuf:"varint,3,opt,name=median_us,json=medianUs,proto3" json:"median_us,omitempty"`
+	P90Us         uint32                 `protobuf:"varint,3,opt,name=p90_us,json=p90Us,proto3" json:"p90_us,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5449,9 +5449,9 @@ func (x *PeerLatency) GetRequests() uint32 {
 	return 0
 }
 
-func (x *PeerLatency) GetMedianUs() uint32 {
+func (x *PeerLatency) GetP90Us() uint32 {
 	if x != nil {
-		return x.MedianUs
+		return x.P90Us
 	}
 	return 0
 }
@@ -10704,11 +10704,11 @@ const file_msg_proto_rawDesc = "" +
 	"\fheartbeat_us\x18\x05 \x01(\rR\vheartbeatUs\x12,\n" +
 	"\x05peers\x18\x06 \x03(\v2\x16.varve.msg.PeerLatencyR\x05peers\x126\n" +
 	"\brebuilds\x18\a \x03(\v2\x1a.varve.msg.RebuildProgressR\brebuilds\x12\x1a\n" +
-	"\brepaired\x18\b \x01(\x04R\brepaired\"^\n" +
+	"\brepaired\x18\b \x01(\x04R\brepaired\"X\n" +
 	"\vPeerLatency\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\rR\x06server\x12\x1a\n" +
-	"\brequests\x18\x02 \x01(\rR\brequests\x12\x1b\n" +
-	"\tmedian_us\x18\x03 \x01(\rR\bmedianUs\"S\n" +
+	"\brequests\x18\x02 \x01(\rR\brequests\x12\x15\n" +
+	"\x06p90_us\x18\x03 \x01(\rR\x05p90Us\"S\n" +
 	"\x0fRebuildProgress\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\x04R\x05chunk\x12\x16\n" +
 	"\x06copied\x18\x02 \x01(\x04R\x06copied\x12\x12\n" +

@@ -4719,8 +4719,8 @@ func (m *PeerLatency) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
 	}
-	if m.MedianUs != 0 {
-		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.MedianUs))
+	if m.P90Us != 0 {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.P90Us))
 		i--
 		dAtA[i] = 0x18
 	}
@@ -11007,8 +11007,8 @@ func (m *PeerLatency) SizeVT() (n int) {
 	if m.Requests != 0 {
 		n += 1 + protohelpers.SizeOfVarint(uint64(m.Requests))
 	}
-	if m.MedianUs != 0 {
-		n += 1 + protohelpers.SizeOfVarint(uint64(m.MedianUs))
+	if m.P90Us != 0 {
+		n += 1 + protohelpers.SizeOfVarint(uint64(m.P90Us))
 	}
 	n += len(m.unknownFields)
 	return n
@@ -24011,9 +24011,9 @@ func (m *PeerLatency) UnmarshalVT(dAtA []byte) error {
 			}
 		case 3:
 			if wireType != 0 {
-				return fmt.Errorf("proto: wrong wireType = %d for field MedianUs", wireType)
+				return fmt.Errorf("proto: wrong wireType = %d for field P90Us", wireType)
 			}
-			m.MedianUs = 0
+			m.P90Us = 0
 			for shift := uint(0); ; shift += 7 {
 				if shift >= 64 {
 					return protohelpers.ErrIntOverflow
@@ -24023,7 +24023,7 @@ func (m *PeerLatency) UnmarshalVT(dAtA []byte) error {
 				}
 				b := dAtA[iNdEx]
 				iNdEx++
-				m.MedianUs |= uint32(b&0x7F) << shift
+				m.P90Us |= uint32(b&0x7F) << shift
 				if b < 0x80 {
 					break
 				}
