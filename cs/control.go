@@ -2,6 +2,7 @@ package cs
 
 import (
 	"context"
+	"time"
 
 	"varve/internal/fserr"
 	"varve/internal/id"
@@ -24,7 +25,7 @@ func (h *control) Serve(ctx context.Context, c *wire.Conn, req *wire.Frame) {
 		}))
 	case wire.ChunkDelete:
 		answer(s, c, req, new(msg.ChunkDelete), each(func(m *msg.ChunkDelete) error {
-			return eachChunk(m.Chunks, s.store.Delete)
+			return eachChunk(m.Chunks, s.deletePaced())
 		}))
 	case wire.ChunkAccept:
 		answer(s, c, req, new(msg.ChunkAccept), each(func(m *msg.ChunkAccept) error {
@@ -73,6 +74,33 @@ func eachChunk(chunks []uint64, f func(id.ChunkID) error) error {
 		}
 	}
 	return first
+}
+
+const (
+	// deleteRest is how many times as long as a deletion took the next one waits while guests are served.
+	deleteRest = 3
+	// deleteRestMost bounds that wait, and deletePace how long deletions of one request are paced: its answer is waited for.
+	deleteRestMost = 50 * time.Millisecond
+	deletePace     = 10 * time.Second
+)
+
+// deletePaced returns a function that deletes one chunk after the other. To delete a file keeps the disk and the filesystem's journal
+// busy, so while guests are served most of the time is theirs.
+func (s *Server) deletePaced() func(id.ChunkID) error {
+	begun := time.Now()
+	return func(c id.ChunkID) error {
+		start := time.Now()
+		err := s.store.Delete(c)
+		took := time.Since(start)
+		if s.lease.inflight.Load() == 0 || time.Since(begun) > deletePace {
+			return err
+		}
+		select {
+		case <-time.After(min(deleteRest*took, deleteRestMost)):
+		case <-s.ctx.Done():
+		}
+		return err
+	}
 }
 
 // acceptEach is eachChunk for those that come with epochs, or without.

@@ -140,7 +140,7 @@ func (l *leadership) heartbeat(ctx context.Context, conn *wire.Conn, p *peer, re
 	c.beat = &msg.Heartbeat{Total: req.Total, Free: req.Free, Chunks: req.Chunks, Ops: req.Ops, LatencyUs: req.LatencyUs, State: req.State,
 		Memory: req.Memory, Resident: req.Resident, DataPath: req.DataPath, Allocated: req.Allocated, Reserved: req.Reserved,
 		BadBlocks: req.BadBlocks, BadChunks: slices.Clone(req.BadChunks), Scrubbed: req.Scrubbed, ScrubPermille: req.ScrubPermille, Reason: req.Reason,
-		Journal: req.Journal, Load: req.Load, Bad: cloneBad(req.Bad), Freeing: req.Freeing}
+		Journal: req.Journal, Load: req.Load, Bad: cloneBad(req.Bad)}
 	l.noteServerLoad(c, req.Load)
 	server, rate := c.id, l.rateFor(c.id)
 	l.mu.Unlock()
@@ -257,16 +257,6 @@ func (l *leadership) server(st *state.State, server id.ServerID) (string, bool) 
 		return "", false
 	}
 	return x.Addr, l.isLive(server)
-}
-
-func (l *leadership) space() (total, free uint64) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, c := range l.servers {
-		total += c.beat.Total
-		free += c.beat.Free
-	}
-	return total, free
 }
 
 // views is what the planners see of the members.

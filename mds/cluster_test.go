@@ -334,6 +334,8 @@ func (k *testClient) read(op any) *msg.MetaRequest {
 		r.Op = &msg.MetaRequest_Lock{Lock: op}
 	case *msg.SetPolicy:
 		r.Op = &msg.MetaRequest_SetPolicy{SetPolicy: op}
+	case *msg.StatFS:
+		r.Op = &msg.MetaRequest_StatFs{StatFs: op}
 	case *msg.ReadDir:
 		r.Op = &msg.MetaRequest_ReadDir{ReadDir: op}
 	default:

@@ -275,10 +275,10 @@ func (l *leadership) env(st *state.State, skip ...id.ServerID) *decide.Env {
 		NextIno:   func() id.Ino { return id.Ino(l.nextIno.Add(1) - 1) },
 		NextChunk: func() id.ChunkID { return id.ChunkID(l.nextChunk.Add(1) - 1) },
 		Servers:   func(c id.ServerID) (string, bool) { return l.server(st, c) },
-		Space:     l.space,
+		Space:     func(norm int) (total, free uint64) { return l.space(st, norm) },
 		Place: func(ino id.Ino, index uint32, norm int) []id.ServerID {
 			seed := uint64(ino)<<20 ^ uint64(index) ^ l.seed.Add(1)<<40
-			return plan.Place(st, l.views(st), ino, seed, norm, skip...)
+			return plan.Place(st, withMargin(st, l.views(st)), ino, seed, norm, skip...)
 		},
 	}
 }

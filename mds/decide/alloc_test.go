@@ -24,7 +24,7 @@ func TestAllocWithoutServers(t *testing.T) {
 	}
 	place := w.env.Place
 	w.env.Place = func(id.Ino, uint32, int) []id.ServerID { return nil }
-	w.env.Space = func() (uint64, uint64) { return 0, 0 }
+	w.env.Space = func(int) (uint64, uint64) { return 0, 0 }
 	for v := range id.ServerID(4) {
 		w.dead[v+1] = true
 	}

@@ -216,10 +216,9 @@ func (d *decider) access(op *msg.Access) Outcome {
 }
 
 func (d *decider) statFS() Outcome {
-	total, free := d.env.Space()
-	norm := uint64(d.s.Policy(id.Root).Norm)
+	total, free := d.env.Space(int(d.s.Policy(id.Root).Norm))
 	return d.answer(nil, &msg.MetaReply{Result: &msg.MetaReply_StatFs{StatFs: &msg.StatFSReply{
-		Total: total / norm, Free: free / norm, Files: uint64(d.s.Counts().Inodes), NameMax: maxName,
+		Total: total, Free: free, Files: uint64(d.s.Counts().Inodes), NameMax: maxName,
 	}}})
 }
 

@@ -45,7 +45,7 @@ type Env struct {
 	// are no more, none if there is none.
 	Place   func(ino id.Ino, index uint32, norm int) []id.ServerID
 	Servers func(id.ServerID) (addr string, live bool)
-	Space   func() (total, free uint64) // raw bytes on all servers, before replication
+	Space   func(norm int) (total, free uint64) // bytes that files with so many replicas may take up
 }
 
 // Outcome is what Decide makes of a request.

@@ -42,7 +42,7 @@ func newWorld() *world {
 			return out
 		},
 		Servers: func(v id.ServerID) (string, bool) { return fmt.Sprintf("host%d:1", v), !w.dead[v] },
-		Space:   func() (uint64, uint64) { return 1 << 40, 1 << 39 },
+		Space:   func(norm int) (uint64, uint64) { return 1 << 40 / uint64(norm), 1 << 39 / uint64(norm) },
 	}
 	w.apply(&event.Event{Body: &event.Event_ClusterInit{ClusterInit: &event.ClusterInit{Uuid: make([]byte, 16), Name: "c", Perm: 0o755}}})
 	for i := range 4 {

@@ -32,6 +32,8 @@ const (
 	RepairServerRebuilds = "repair.rebuilds.server"
 	// SlowFactor is how many times what the others take makes a chunk server slow.
 	SlowFactor = "slow.factor"
+	// FillMargin is the part of each chunk server's disk that no new chunk may use, in percent.
+	FillMargin = "mds.alloc.fill_margin"
 	// JournalAge is how long a metadata server keeps events in its journal.
 	JournalAge = "journal.retention.age"
 	// JournalBytes is how much room the journal of one metadata server may take up.
@@ -53,6 +55,8 @@ var table = []Setting{
 		check: func(v string) error { _, err := Age(v); return err }},
 	{Key: JournalBytes, Help: "drop the oldest events when a server's journal takes up more, such as 50G; 0 or empty sets no limit",
 		check: checkBytes},
+	{Key: FillMargin, Default: "1", Help: "percent of each disk that is kept for the chunks that are there: below it new ones get no space, such as 5",
+		check: func(v string) error { _, err := Percent(v); return err }},
 	{Key: RepairGrace, Default: "1m", Help: "give up the replicas of a chunk server that is away for longer, such as 10m",
 		check: checkGrace},
 	{Key: RepairLastGrace, Default: "15s", Help: "give up its replicas sooner where a chunk has one live replica left, such as 30s",
@@ -154,6 +158,21 @@ func checkCount(v string, least, most int) error {
 		err = fmt.Errorf("number %q: want %d to %d", v, least, most)
 	}
 	return err
+}
+
+// FillMarginPercent is what FillMargin is where nothing was set.
+const FillMarginPercent = 1
+
+// maxPercent is the largest margin.
+const maxPercent = 90
+
+// Percent reads a number of percent.
+func Percent(v string) (int, error) {
+	n, err := strconv.ParseUint(v, 10, 8)
+	if err != nil || n > maxPercent {
+		return 0, fmt.Errorf("percent %q: want a whole number from 0 to %d", v, maxPercent)
+	}
+	return int(n), nil
 }
 
 func checkBytes(v string) error {

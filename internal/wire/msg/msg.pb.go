@@ -5112,8 +5112,7 @@ type Heartbeat struct {
 	DataPath      string                 `protobuf:"bytes,17,opt,name=data_path,json=dataPath,proto3" json:"data_path,omitempty"` // how requests are served: io_uring or plain, and why
 	Journal       *SSDJournal            `protobuf:"bytes,18,opt,name=journal,proto3" json:"journal,omitempty"`                   // none: there is no write journal on an SSD
 	Load          *LoadReport            `protobuf:"bytes,19,opt,name=load,proto3" json:"load,omitempty"`
-	Bad           []*BadBlock            `protobuf:"bytes,20,rep,name=bad,proto3" json:"bad,omitempty"` // some of the quarantined blocks, the newest first
-	Freeing       uint64                 `protobuf:"varint,21,opt,name=freeing,proto3" json:"freeing,omitempty"`
+	Bad           []*BadBlock            `protobuf:"bytes,20,rep,name=bad,proto3" json:"bad,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5286,13 +5285,6 @@ func (x *Heartbeat) GetBad() []*BadBlock {
 		return x.Bad
 	}
 	return nil
-}
-
-func (x *Heartbeat) GetFreeing() uint64 {
-	if x != nil {
-		return x.Freeing
-	}
-	return 0
 }
 
 // What a process has met since it told of it last. latencies: of guests' requests, how many in each bucket of internal/latency.
@@ -10668,7 +10660,7 @@ const file_msg_proto_rawDesc = "" +
 	"\x05power\x18\x05 \x01(\bR\x05power\"B\n" +
 	"\x10ChunkReportReply\x12\x16\n" +
 	"\x06accept\x18\x01 \x03(\x04R\x06accept\x12\x16\n" +
-	"\x06remove\x18\x02 \x03(\x04R\x06remove\"\xed\x04\n" +
+	"\x06remove\x18\x02 \x03(\x04R\x06remove\"\xd3\x04\n" +
 	"\tHeartbeat\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\rR\x06server\x12\x14\n" +
 	"\x05total\x18\x02 \x01(\x04R\x05total\x12\x12\n" +
@@ -10693,8 +10685,7 @@ const file_msg_proto_rawDesc = "" +
 	"\tdata_path\x18\x11 \x01(\tR\bdataPath\x12/\n" +
 	"\ajournal\x18\x12 \x01(\v2\x15.varve.msg.SSDJournalR\ajournal\x12)\n" +
 	"\x04load\x18\x13 \x01(\v2\x15.varve.msg.LoadReportR\x04load\x12%\n" +
-	"\x03bad\x18\x14 \x03(\v2\x13.varve.msg.BadBlockR\x03bad\x12\x18\n" +
-	"\afreeing\x18\x15 \x01(\x04R\afreeing\"\xb7\x02\n" +
+	"\x03bad\x18\x14 \x03(\v2\x13.varve.msg.BadBlockR\x03bad\"\xb7\x02\n" +
 	"\n" +
 	"LoadReport\x12\x1c\n" +
 	"\tlatencies\x18\x01 \x03(\rR\tlatencies\x12\x18\n" +

@@ -4429,13 +4429,6 @@ func (m *Heartbeat) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
 	}
-	if m.Freeing != 0 {
-		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.Freeing))
-		i--
-		dAtA[i] = 0x1
-		i--
-		dAtA[i] = 0xa8
-	}
 	if len(m.Bad) > 0 {
 		for iNdEx := len(m.Bad) - 1; iNdEx >= 0; iNdEx-- {
 			size, err := m.Bad[iNdEx].MarshalToSizedBufferVT(dAtA[:i])
@@ -10943,9 +10936,6 @@ func (m *Heartbeat) SizeVT() (n int) {
 			l = e.SizeVT()
 			n += 2 + l + protohelpers.SizeOfVarint(uint64(l))
 		}
-	}
-	if m.Freeing != 0 {
-		n += 2 + protohelpers.SizeOfVarint(uint64(m.Freeing))
 	}
 	n += len(m.unknownFields)
 	return n
@@ -23611,25 +23601,6 @@ func (m *Heartbeat) UnmarshalVT(dAtA []byte) error {
 				return err
 			}
 			iNdEx = postIndex
-		case 21:
-			if wireType != 0 {
-				return fmt.Errorf("proto: wrong wireType = %d for field Freeing", wireType)
-			}
-			m.Freeing = 0
-			for shift := uint(0); ; shift += 7 {
-				if shift >= 64 {
-					return protohelpers.ErrIntOverflow
-				}
-				if iNdEx >= l {
-					return io.ErrUnexpectedEOF
-				}
-				b := dAtA[iNdEx]
-				iNdEx++
-				m.Freeing |= uint64(b&0x7F) << shift
-				if b < 0x80 {
-					break
-				}
-			}
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])
