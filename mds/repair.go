@@ -156,7 +156,7 @@ func (l *leadership) planNext(st *state.State, now time.Duration, sweep int) {
 	joins, tidy = max(joins, 0), max(tidy, 0)
 	out := l.planner.Next(plan.Input{
 		State: st, Servers: l.views(st), Now: now,
-		Budget: plan.Budget{Actions: joins + tidy, PerServer: perServer, Reserve: repairReserve, Sweep: sweep},
+		Budget: plan.Budget{Actions: joins + tidy, Joins: orNone(joins), PerServer: perServer, Reserve: repairReserve, Sweep: sweep},
 		Hold:   func(c *state.Chunk) plan.Hold { return l.hold(st, c, now, away) },
 	})
 	l.warn(out, now)
@@ -169,6 +169,14 @@ func (l *leadership) planNext(st *state.State, now time.Duration, sweep int) {
 			*left--
 		}
 	}
+}
+
+// orNone returns n, or, since 0 would be no limit for the planner, what says none.
+func orNone(n int) int {
+	if n == 0 {
+		return -1
+	}
+	return n
 }
 
 // start begins an action, unless the chunk is being worked on.

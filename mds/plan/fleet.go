@@ -50,13 +50,13 @@ type fleet struct {
 	stale  []*server // live ones with old copies
 	pool   [2 * pools]pool
 	mean   [tiers]float64 // of the fill levels
-	limit  Limits
+	most   int            // rebuilds of a server
 	wants  wants
 }
 
 // newFleet prepares for planning. before is what servers have had to do until now.
-func newFleet(s *state.State, views []ServerView, limit Limits, before map[id.ServerID]work) *fleet {
-	f := &fleet{s: s, byID: make(map[id.ServerID]*server, len(views)), byHost: map[string][]*server{}, limit: limit}
+func newFleet(s *state.State, views []ServerView, most int, reserve uint64, before map[id.ServerID]work) *fleet {
+	f := &fleet{s: s, byID: make(map[id.ServerID]*server, len(views)), byHost: map[string][]*server{}, most: most}
 	f.wants.init(s)
 	given := make(map[id.ServerID]*ServerView, len(views))
 	least := work{math.MaxUint64, math.MaxUint64}
@@ -80,7 +80,7 @@ func newFleet(s *state.State, views []ServerView, limit Limits, before map[id.Se
 		x.at, x.load = where.find(&x.ServerView), x.Load
 		x.takes = x.Live && r.TakesData() && !x.Standby && !x.Draining
 		x.leaves = r.Leaving() || x.Draining
-		x.room = int64(min(x.Free, math.MaxInt64)) - int64(x.Coming) - int64(limit.Reserve)
+		x.room = int64(min(x.Free, math.MaxInt64)) - int64(x.Coming) - int64(reserve)
 		for p := range x.pos {
 			x.pos[p] = -1
 		}
@@ -183,12 +183,16 @@ func (x *server) fill() float64 {
 	return x.used() / float64(x.Total)
 }
 
+// leastWork is what a rebuild counts for at least, in bytes: it has messages and events however small the chunk is.
+const leastWork = 1 << 20
+
 // charge notes that bytes are to be copied from one server to another.
 func (f *fleet) charge(from, to *server, bytes uint64) {
+	counts := max(bytes, leastWork)
 	from.load++
-	from.work.read += bytes
+	from.work.read += counts
 	to.load++
-	to.work.written += bytes * 256 / to.weight
+	to.work.written += counts * 256 / to.weight
 	to.room -= int64(bytes)
 	to.in += int64(bytes)
 	f.moved(from)
@@ -219,7 +223,7 @@ func (f *fleet) moved(x *server) {
 }
 
 // busy reports whether the server may begin no more rebuilds now.
-func (f *fleet) busy(x *server) bool { return x.load >= f.limit.PerServer }
+func (f *fleet) busy(x *server) bool { return x.load >= f.most }
 
 // idle reports whether there is a server that may begin a rebuild.
 func (f *fleet) idle() bool { return len(f.pool[tiers].heap)+len(f.pool[pools+tiers].heap) > 0 }

@@ -1,9 +1,6 @@
 package plan
 
-import (
-	"varve/internal/chunk"
-	"varve/internal/id"
-)
+import "varve/internal/id"
 
 // ServerView is what the leader knows about a chunk server.
 type ServerView struct {
@@ -26,14 +23,6 @@ type ServerView struct {
 
 	// Stale reports whether the server said that it has an old copy of the chunk; nil: none.
 	Stale func(id.ChunkID) bool
-}
-
-// Limits bound what Repair starts.
-type Limits struct {
-	Actions   int    // steps returned; default 16
-	PerServer int    // rebuilds from or to one server, those under way (Load) included; default 2
-	Reserve   uint64 // bytes that a server keeps free; default one chunk
-	Scan      int    // degraded chunks looked at; default 4096
 }
 
 // Kind is what an Action does.
@@ -120,20 +109,4 @@ func (r Reason) String() string {
 		return reasonWords[r]
 	}
 	return "unknown reason"
-}
-
-func (l Limits) orDefault() Limits {
-	if l.Actions == 0 {
-		l.Actions = 16
-	}
-	if l.PerServer == 0 {
-		l.PerServer = 2
-	}
-	if l.Reserve == 0 {
-		l.Reserve = chunk.Size
-	}
-	if l.Scan == 0 {
-		l.Scan = 4096
-	}
-	return l
 }

@@ -77,45 +77,51 @@ func TestPlaceWeight(t *testing.T) {
 
 func TestRepair(t *testing.T) {
 	for name, tc := range map[string]struct {
-		setup func(s *state.State, v []ServerView)
-		limit Limits
-		want  string
+		setup  func(s *state.State, v []ServerView)
+		budget Budget
+		want   string
 	}{
-		"whole": {func(s *state.State, v []ServerView) { alloc(s, 1, 1, 2, 3) }, Limits{}, "[]"},
+		"whole": {func(s *state.State, v []ServerView) { alloc(s, 1, 1, 2, 3) }, Budget{}, "[]"},
 		"fewest first": {func(s *state.State, v []ServerView) { alloc(s, 1, 1, 2); alloc(s, 2, 1) },
-			Limits{}, "[join 2 to cs2 from cs1 join 1 to cs3 from cs1]"},
+			Budget{}, "[join 2 to cs2 from cs1 join 1 to cs3 from cs2]"},
 		"old copy first": {func(s *state.State, v []ServerView) {
 			alloc(s, 1, 1, 2)
 			v[3].Stale = func(c id.ChunkID) bool { return c == 1 }
-		}, Limits{}, "[join 1 to cs4 from cs1]"},
-		"most space": {func(s *state.State, v []ServerView) { alloc(s, 1, 1, 2); v[3].Free++ }, Limits{}, "[join 1 to cs4 from cs1]"},
+		}, Budget{}, "[join 1 to cs4 from cs1]"},
+		"most space": {func(s *state.State, v []ServerView) { alloc(s, 1, 1, 2); v[3].Free++ }, Budget{}, "[join 1 to cs4 from cs1]"},
 		"least load": {func(s *state.State, v []ServerView) { alloc(s, 1, 1, 2); v[2].Load, v[0].Load = 1, 1 },
-			Limits{}, "[join 1 to cs4 from cs2]"},
+			Budget{}, "[join 1 to cs4 from cs2]"},
 		"joining again": {func(s *state.State, v []ServerView) { alloc(s, 1, 1, 2); join(s, 1, 3, 2) },
-			Limits{}, "[join 1 to cs3 from cs1]"},
+			Budget{}, "[join 1 to cs3 from cs1]"},
 		"joining away": {func(s *state.State, v []ServerView) { alloc(s, 1, 1, 2); join(s, 1, 3, 2); v[2].Live = false },
-			Limits{}, "[]"},
+			Budget{}, "[]"},
 		"joining lost": {func(s *state.State, v []ServerView) {
 			alloc(s, 1, 1, 2)
 			join(s, 1, 3, 2)
 			v[2].Live, v[2].Lost = false, true
-		}, Limits{}, "[drop 1 to cs3 from cs0]"},
-		"no source": {func(s *state.State, v []ServerView) { alloc(s, 1, 1); v[0].Live = false }, Limits{}, "[]"},
-		"no room":   {func(s *state.State, v []ServerView) { alloc(s, 1, 1); v[0].Load = 2 }, Limits{}, "[]"},
-		"busy":      {func(s *state.State, v []ServerView) { alloc(s, 99, 1) }, Limits{}, "[]"},
+		}, Budget{}, "[drop 1 to cs3 from cs0]"},
+		"no source": {func(s *state.State, v []ServerView) { alloc(s, 1, 1); v[0].Live = false }, Budget{}, "[]"},
+		"no room":   {func(s *state.State, v []ServerView) { alloc(s, 1, 1); v[0].Load = 2 }, Budget{}, "[]"},
+		"busy":      {func(s *state.State, v []ServerView) { alloc(s, 99, 1) }, Budget{}, "[]"},
 		"bounded": {func(s *state.State, v []ServerView) { alloc(s, 1, 1, 2); alloc(s, 2, 1, 2); alloc(s, 3, 1, 2) },
-			Limits{Actions: 2}, "[join 1 to cs3 from cs1 join 2 to cs4 from cs2]"},
+			Budget{Actions: 2}, "[join 1 to cs3 from cs1 join 2 to cs4 from cs2]"},
 		"other host": {func(s *state.State, v []ServerView) {
 			alloc(s, 1, 1, 2)
 			s.Apply(&event.Event{Body: &event.Event_ServerUpdate{ServerUpdate: &event.ServerUpdate{Id: 3, Host: "h0"}}})
 			v[2].Host = "h0"
-		}, Limits{}, "[join 1 to cs4 from cs1]"},
+		}, Budget{}, "[join 1 to cs4 from cs1]"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, views := cluster(4, 1)
 			tc.setup(s, views)
 			var got []string
-			for _, a := range Repair(s, views, tc.limit, func(c id.ChunkID) bool { return c == 99 }) {
+			hold := func(c *state.Chunk) Hold {
+				if c.ID == 99 {
+					return HoldAll
+				}
+				return HoldNone
+			}
+			for _, a := range NewPlanner().Next(Input{State: s, Servers: views, Budget: tc.budget, Hold: hold}).Actions {
 				got = append(got, fmt.Sprintf("%s %d to %v from %v", []string{"", "join", "drop"}[a.Kind], a.Chunk, a.Target, a.Source))
 			}
 			if fmt.Sprint(got) != tc.want {

@@ -23,6 +23,7 @@ const (
 // Budget bounds what one call returns and looks at.
 type Budget struct {
 	Actions      int    // steps; default 16
+	Joins        int    // of them, that copy something; negative: none; default all
 	Bytes        uint64 // that they copy; the first one may be larger; default no limit
 	PerServer    int    // rebuilds from or to one server, those under way (ServerView.Load) included; default 2
 	Reserve      uint64 // bytes that a server keeps free; default one chunk
@@ -31,14 +32,25 @@ type Budget struct {
 	NoBackground bool   // nothing less pressing than Tidy
 }
 
-const (
-	defaultSweep = 65536
-	// improveShare is the part of the actions that may be of the class Improve.
-	improveShare = 4
-)
+// improveShare is the part of the joins that may be of the class Improve, but one always may.
+const improveShare = 4
 
-func (b Budget) limits() Limits {
-	return Limits{Actions: b.Actions, PerServer: b.PerServer, Reserve: b.Reserve, Scan: b.Scan}.orDefault()
+func (b Budget) orDefault() Budget {
+	for _, x := range []struct {
+		v   *int
+		def int
+	}{{&b.Actions, 16}, {&b.PerServer, 2}, {&b.Scan, 4096}, {&b.Sweep, 65536}} {
+		if *x.v == 0 {
+			*x.v = x.def
+		}
+	}
+	if b.Joins == 0 || b.Joins > b.Actions {
+		b.Joins = b.Actions
+	}
+	if b.Reserve == 0 {
+		b.Reserve = chunk.Size
+	}
+	return b
 }
 
 // Input is what a call of Next works from.
@@ -113,8 +125,9 @@ type round struct {
 	*Planner
 	f        *fleet
 	in       Input
-	limit    Limits
+	limit    Budget
 	out      []Action
+	joins    int
 	bytes    uint64
 	improves int
 	tries    int
@@ -130,11 +143,8 @@ func (p *Planner) Next(in Input) Plan {
 	if in.Bytes == nil {
 		in.Bytes = func(c *state.Chunk) uint64 { return insideFile(in.State, c) }
 	}
-	if in.Budget.Sweep == 0 {
-		in.Budget.Sweep = defaultSweep
-	}
-	r := &round{Planner: p, in: in, limit: in.Budget.limits(), warned: map[string]*Warning{}, done: map[id.ChunkID]bool{}}
-	r.f = newFleet(in.State, in.Servers, r.limit, p.work)
+	r := &round{Planner: p, in: in, limit: in.Budget.orDefault(), warned: map[string]*Warning{}, done: map[id.ChunkID]bool{}}
+	r.f = newFleet(in.State, in.Servers, r.limit.PerServer, r.limit.Reserve, p.work)
 	r.underWay()
 	r.restore()
 	r.tidy()
@@ -184,11 +194,16 @@ func (r *round) underWay() {
 func (r *round) full() bool { return len(r.out) >= r.limit.Actions }
 
 // busy reports whether nothing more can be copied in this call.
-func (r *round) busy() bool { return r.full() || !r.f.idle() && len(r.f.stale) == 0 }
+func (r *round) busy() bool {
+	return r.full() || r.joins >= r.limit.Joins || !r.f.idle() && len(r.f.stale) == 0
+}
+
+// mayImprove reports whether another step of the class Improve is in the budget.
+func (r *round) mayImprove() bool { return r.improves < max(r.limit.Joins/improveShare, 1) }
 
 // fits reports whether so many bytes more are in the budget.
 func (r *round) fits(bytes uint64) bool {
-	return r.in.Budget.Bytes == 0 || len(r.out) == 0 || r.bytes+bytes <= r.in.Budget.Bytes
+	return r.limit.Bytes == 0 || r.joins == 0 || r.bytes+bytes <= r.limit.Bytes
 }
 
 func (r *round) add(a Action) {
@@ -199,9 +214,10 @@ func (r *round) add(a Action) {
 // join plans that target gets a copy from source.
 func (r *round) join(c *state.Chunk, target, source *server, class Class, reason Reason, from *server) bool {
 	a := Action{Chunk: c.ID, Kind: Join, Target: target.ID, Source: source.ID, Class: class, Reason: reason, Bytes: r.in.Bytes(c)}
-	if !r.fits(a.Bytes) {
+	if !r.fits(a.Bytes) || r.joins >= r.limit.Joins {
 		return false
 	}
+	r.joins++
 	if from != nil {
 		a.From = from.ID
 		from.in -= int64(a.Bytes)

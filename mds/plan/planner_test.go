@@ -470,7 +470,17 @@ func TestBudget(t *testing.T) {
 	if len(out) < 7 {
 		t.Errorf("%d actions for 8 servers with 2 rebuilds each", len(out))
 	}
-	b.NoBackground = true
+	// Without copies there is still what is in the way.
+	x := w.chunk(1, 1, 2)
+	b.Joins = -1
+	if out := w.p.Next(Input{State: w.s, Servers: w.views, Budget: b}).Actions; len(out) != 1 || out[0].Chunk != x || out[0].Kind != Remove {
+		t.Errorf("without joins: %+v", out)
+	}
+	b.Joins = 3
+	if out := w.p.Next(Input{State: w.s, Servers: w.views, Budget: b}).Actions; len(out) != 4 {
+		t.Errorf("with 3 joins: %+v", out)
+	}
+	b.Joins, b.NoBackground = 0, true
 	w.view(1).Draining = true
 	for _, a := range w.p.Next(Input{State: w.s, Servers: w.views, Budget: b}).Actions {
 		if a.Class > Tidy {

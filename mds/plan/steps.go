@@ -8,7 +8,8 @@ import (
 // also from where the last call ended.
 func (r *round) restore() {
 	look := func(c *state.Chunk) bool {
-		if !r.done[c.ID] && r.in.Hold(c) != HoldAll {
+		// When nothing more can be copied, only what is joining is of interest: it may have to go.
+		if !r.done[c.ID] && (c.Joining() > 0 || !r.busy()) && r.in.Hold(c) != HoldAll {
 			r.chunk(c)
 		}
 		return true
@@ -16,7 +17,7 @@ func (r *round) restore() {
 	left := r.limit.Scan
 	half := max(left/2, 1)
 	r.in.State.Degraded(func(c *state.Chunk) bool {
-		if left <= half && r.limit.Scan > 1 || r.busy() {
+		if left <= half && r.limit.Scan > 1 || r.full() {
 			return false
 		}
 		left--
@@ -24,7 +25,7 @@ func (r *round) restore() {
 	})
 	next := degradedAt{}
 	r.in.State.DegradedFrom(r.degraded.sync, r.degraded.chunk, func(c *state.Chunk) bool {
-		if left <= 0 || r.busy() {
+		if left <= 0 || r.full() {
 			next = degradedAt{c.InSync(), c.ID}
 			return false
 		}
@@ -171,7 +172,7 @@ const roomToReturn = 0.1
 // sweep looks at chunks that have as many replicas as they should, for ones that should be elsewhere. It reports whether
 // it came to the last one.
 func (r *round) sweep() bool {
-	left := r.in.Budget.Sweep
+	left := r.limit.Sweep
 	if n := r.in.State.Counts().Chunks; left > n {
 		left = n
 	}
@@ -245,7 +246,7 @@ func (r *round) improve(c *state.Chunk, even [tiers]bool) {
 	if before != 0 && r.better(c, &m, w, host, before, source) {
 		return
 	}
-	if uneven && r.tries < maxTries && r.improves < max(r.limit.Actions/improveShare, 1) {
+	if uneven && r.tries < maxTries && r.mayImprove() {
 		r.level(c, &m, w, host, before, source)
 	}
 }
@@ -270,7 +271,7 @@ func (r *round) better(c *state.Chunk, m *members, w *want, host string, before 
 	}
 	class, reason := why(before, best)
 	if class == Improve {
-		if r.improves >= max(r.limit.Actions/improveShare, 1) {
+		if !r.mayImprove() {
 			return false
 		}
 		r.improves++

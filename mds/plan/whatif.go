@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"varve/internal/chunk"
 	"varve/internal/id"
 	"varve/mds/state"
 )
@@ -90,6 +91,9 @@ func WhatIf(s *state.State, views []ServerView, lost []id.ServerID, o WhatIfOpti
 	if o.Bytes == nil {
 		o.Bytes = func(c *state.Chunk) uint64 { return insideFile(s, c) }
 	}
+	if o.Reserve == 0 {
+		o.Reserve = chunk.Size
+	}
 	views = slices.Clone(views)
 	for i := range views {
 		v := &views[i]
@@ -98,7 +102,7 @@ func WhatIf(s *state.State, views []ServerView, lost []id.ServerID, o WhatIfOpti
 			v.Live, v.Lost = false, true
 		}
 	}
-	w := &forecast{f: newFleet(s, views, Limits{PerServer: math.MaxInt, Reserve: o.Reserve}.orDefault(), nil), o: o,
+	w := &forecast{f: newFleet(s, views, math.MaxInt, o.Reserve, nil), o: o,
 		lost: map[*server]int{}, share: map[*server]int{}, files: map[id.Ino]*FileLoss{}}
 	for _, x := range w.f.all {
 		if slices.Contains(lost, x.ID) {
