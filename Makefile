@@ -39,7 +39,7 @@ unit: ## unit tests with the race detector
 e2e: ## the end-to-end suite: real processes, real mounts, real guests (as root)
 	@if [ ! -d test/e2e ]; then echo "end to end: no suite in this tree"; \
 	elif [ "$$(id -u)" != 0 ]; then echo "end to end: skipped, it mounts and so needs root"; \
-	else VARVE_E2E=1 go test -count=1 -p 1 -v -timeout $(E2E_TIMEOUT) ./test/e2e/... ./test/lin ./test/crash ./test/storm; fi
+	else VARVE_E2E=1 go test -count=1 -p 1 -v -timeout $(E2E_TIMEOUT) ./test/e2e/... ./test/lin ./test/links ./test/crash ./test/storm; fi
 
 bench: ## a cluster beside what it is made of and its limits, and its metadata, with ratios; into build/bench (as root; BENCH_ARGS="--rounds 3 --for 5s --part limits")
 	go run ./bench --for 1s --size 256m --entries 20000 --out build/bench $(BENCH_ARGS)
@@ -59,6 +59,7 @@ soak: ## long runs: a million random operations on one and two mounts, ten minut
 	VARVE_E2E=1 VARVE_SOAK=$(or $(FOR),10m) go test -count=1 -v -timeout 2h -run TestKill ./test/e2e
 	VARVE_E2E=1 VARVE_SOAK=$(or $(FOR),10m) go test -count=1 -v -timeout 2h -run 'TestLinearizable|TestProcesses' ./test/lin
 	VARVE_E2E=1 VARVE_SOAK=$(or $(FOR),10m) go test -count=1 -v -timeout 2h ./test/storm
+	VARVE_E2E=1 VARVE_SOAK=3m go test -count=1 -v -timeout 10m ./test/links
 	VARVE_RELAY_LONG=1 go test -count=1 -v -run TestRelayOver ./internal/client
 	VARVE_E2E=1 VARVE_KILLS=$(or $(KILLS),1000) VARVE_SEEDS=3000 go test -count=1 -v -timeout 3h ./test/crash
 
