@@ -189,9 +189,9 @@ func (a *question) ask(ctx context.Context) (*msg.MetaReply, error) {
 	}
 }
 
-// learn keeps what the answer to a question grants.
+// learn keeps what the answer to a question grants, unless nothing is ever answered from it.
 func (a *question) learn(reply *msg.MetaReply, err error, f *reading) {
-	if reply == nil || reply.Grant == nil || err != nil && fserr.Of(err) != fserr.NotExist {
+	if a.c.o.NoCache || reply == nil || reply.Grant == nil || err != nil && fserr.Of(err) != fserr.NotExist {
 		return
 	}
 	m := &a.c.cache

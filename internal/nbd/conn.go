@@ -74,28 +74,35 @@ func (n *Conn) Do(command Command, flags uint16, offset uint64, p []byte, length
 		k.p = p
 	}
 	r := Request{Flags: flags, Command: command, Offset: offset, Length: length}
-	n.mu.Lock()
-	err := n.err
-	if err == nil && len(n.calls) >= maxCalls {
-		err = fmt.Errorf("%d requests are under way", maxCalls)
-	}
+	cookie, err := n.enter(k)
 	if err != nil {
-		n.mu.Unlock()
 		return err
 	}
-	n.next++
-	r.Cookie = n.next
-	n.calls[r.Cookie] = k
-	n.mu.Unlock()
+	r.Cookie = cookie
 	if command == CmdRead {
 		p = nil
 	}
 	if err := n.send(&r, p); err != nil {
-		n.fail(fmt.Errorf("%w: %s: %w", ErrClosed, command, err))
+		n.fail(fmt.Errorf("%w: %s: %w", ErrClosed, command, err)) // the reader tells
 	}
-	err = <-k.ended // if the connection fails, too
+	err = <-k.ended
 	k.p = nil
 	return err
+}
+
+// enter puts a request into the table of those under way and returns its cookie.
+func (n *Conn) enter(k *call) (uint64, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.err != nil {
+		return 0, n.err
+	}
+	if len(n.calls) >= maxCalls {
+		return 0, fmt.Errorf("%d requests are under way", maxCalls)
+	}
+	n.next++
+	n.calls[n.next] = k
+	return n.next, nil
 }
 
 func (n *Conn) send(r *Request, p []byte) error {
@@ -119,7 +126,6 @@ func (n *Conn) fail(err error) {
 	if n.err == nil {
 		n.err = err
 	}
-	err = n.err
 	n.mu.Unlock()
 	n.conn.Close() // wakes the reader, which ends what is under way
 }
