@@ -50,6 +50,7 @@ const (
 type limitLayer struct {
 	name   string
 	target string   // of perf; "" for TCP
+	mount  string   // that it goes through
 	limits []string // layers below, of which the slowest is the limit
 	reads  bool     // is of reads only
 	pid    int      // that serves it beside the cluster's, 0: none
@@ -142,11 +143,11 @@ func (c *cluster) limitLayers(ctx context.Context, o options, size int64) (layer
 	return []limitLayer{
 		{name: layerDisk, target: "mount:" + local},
 		{name: layerTCP},
-		{name: layerNoop, target: "mount:" + empty, pid: pid},
+		{name: layerNoop, target: "mount:" + empty, mount: empty, pid: pid},
 		{name: layerCS, target: "cs:" + addr, limits: []string{layerDisk, layerTCP}, daemon: true},
 		{name: layerCore, target: "cluster:/", limits: []string{layerCS}, daemon: true},
-		{name: layerMount, target: "mount:" + far.dir, limits: []string{layerCore, layerNoop}, pid: far.pid, daemon: true},
-		{name: layerLocal, target: "mount:" + c.mounts[0], limits: []string{layerDisk, layerNoop}, reads: true, daemon: true},
+		{name: layerMount, target: "mount:" + far.dir, mount: far.dir, limits: []string{layerCore, layerNoop}, pid: far.pid, daemon: true},
+		{name: layerLocal, target: "mount:" + c.mounts[0], mount: c.mounts[0], limits: []string{layerDisk, layerNoop}, reads: true, daemon: true},
 	}, func() error { return errors.Join(endFar(), endNoop()) }, nil
 }
 
@@ -159,7 +160,12 @@ func (c *cluster) sampleLayer(ctx context.Context, o options, l limitLayer, r li
 		Target: l.target, Label: "limits", RW: r.rw, BlockSize: r.bs, QD: r.qd, Jobs: 1, Size: size, Duration: o.duration, Direct: true, Seed: uint64(time.Now().UnixNano()),
 	}
 	if strings.HasPrefix(l.target, "cluster:") {
-		po.Cluster, po.Label = where, "core" // the mounts hold a lease of their file
+		po.Cluster, po.Label, po.NoLocal = where, "core", true // the mounts hold a lease of their file
+	}
+	if l.mount != "" { // else it were the directory below
+		if err := isMounted(l.mount); err != nil {
+			return layerSample{}, err
+		}
 	}
 	used := func() (d time.Duration) {
 		if l.daemon {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -127,7 +128,7 @@ func (n *noop) Lock(context.Context, *msg.Lock) (*msg.LockReply, error) {
 // noopVerb makes this program serve such a mount: what serves a mount must not open files of it.
 const noopVerb = "serve-noop"
 
-// serveNoop mounts noop at a directory until ctx is done.
+// serveNoop mounts noop at a directory until ctx is done or the standard input ends.
 func serveNoop(ctx context.Context, args []string) error {
 	if len(args) != 3 {
 		return fmt.Errorf("%s wants DIR NAME SIZE; it is for bench itself", noopVerb)
@@ -140,6 +141,11 @@ func serveNoop(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	ctx, stop := context.WithCancel(ctx)
+	go func() {
+		defer stop()
+		_, _ = io.Copy(io.Discard, os.Stdin)
+	}()
 	<-ctx.Done()
 	return s.Unmount(10 * time.Second)
 }
@@ -155,11 +161,15 @@ func mountNoop(ctx context.Context, dir, name string, size int64) (pid int, end 
 	}
 	cmd := exec.Command(self, noopVerb, dir, name, strconv.FormatInt(size, 10))
 	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true} // Ctrl-C is for us
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for us
+	alive, err := cmd.StdinPipe()                         // which it sees the end of, however we end
+	if err != nil {
+		return 0, nil, err
+	}
 	if err := cmd.Start(); err != nil {
 		return 0, nil, err
 	}
-	end = func() error { return errors.Join(cmd.Process.Signal(syscall.SIGTERM), cmd.Wait()) }
+	end = func() error { return errors.Join(alive.Close(), cmd.Wait()) }
 	if err := mounted(ctx, dir); err != nil {
 		return 0, nil, errors.Join(err, end())
 	}
@@ -169,13 +179,25 @@ func mountNoop(ctx context.Context, dir, name string, size int64) (pid int, end 
 // mounted waits until something is mounted at a directory.
 func mounted(ctx context.Context, dir string) error {
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		here, herr := os.Stat(dir)
-		up, uerr := os.Stat(filepath.Dir(dir))
-		if herr == nil && uerr == nil && here.Sys().(*syscall.Stat_t).Dev != up.Sys().(*syscall.Stat_t).Dev {
+		err := isMounted(dir)
+		if err == nil {
 			return nil
 		}
 		if time.Now().After(deadline) || ctx.Err() != nil {
-			return fmt.Errorf("%s is not mounted: %w", dir, errors.Join(herr, uerr, ctx.Err()))
+			return errors.Join(err, ctx.Err())
 		}
 	}
+}
+
+// isMounted returns an error unless something is mounted at a directory.
+func isMounted(dir string) error {
+	here, herr := os.Stat(dir)
+	up, uerr := os.Stat(filepath.Dir(dir))
+	if err := errors.Join(herr, uerr); err != nil {
+		return fmt.Errorf("%s is not mounted: %w", dir, err)
+	}
+	if here.Sys().(*syscall.Stat_t).Dev == up.Sys().(*syscall.Stat_t).Dev {
+		return fmt.Errorf("%s is not mounted", dir)
+	}
+	return nil
 }

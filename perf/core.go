@@ -20,10 +20,10 @@ type core struct {
 }
 
 // openCore connects to the cluster that where names, UUID@ADDR[,ADDR...], and opens or makes the file in a directory of it.
-func openCore(ctx context.Context, where, path, name string) (*core, error) {
+func openCore(ctx context.Context, where, path, name string, change ...func(*client.Options)) (*core, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	c, err := dialCluster(ctx, where)
+	c, err := dialCluster(ctx, where, change...)
 	if err != nil {
 		return nil, err
 	}
@@ -35,13 +35,13 @@ func openCore(ctx context.Context, where, path, name string) (*core, error) {
 }
 
 // dialCluster connects a job to the cluster that where names.
-func dialCluster(ctx context.Context, where string) (*client.Client, error) {
+func dialCluster(ctx context.Context, where string, change ...func(*client.Options)) (*client.Client, error) {
 	uuid, addrs, ok := strings.Cut(where, "@")
 	cluster, err := id.ParseCluster(uuid)
 	if err != nil || !ok || addrs == "" {
 		return nil, fmt.Errorf("cluster %q: want UUID@ADDR[,ADDR...]: %w", where, errors.Join(err, fserr.Invalid))
 	}
-	return dialClient(ctx, cluster, strings.Split(addrs, ","), true)
+	return dialClient(ctx, cluster, strings.Split(addrs, ","), true, change...)
 }
 
 func makeFile(ctx context.Context, c *client.Client, path, name string) (*client.File, error) {

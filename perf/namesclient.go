@@ -27,13 +27,17 @@ type clientDir struct {
 
 var _ directory = (*clientDir)(nil)
 
-// dialClient connects a job to a cluster.
-func dialClient(ctx context.Context, cluster id.Cluster, addrs []string, cached bool) (*client.Client, error) {
+// dialClient connects a job to a cluster. change, if there is one, changes the client's options.
+func dialClient(ctx context.Context, cluster id.Cluster, addrs []string, cached bool, change ...func(*client.Options)) (*client.Client, error) {
 	host, _ := os.Hostname()
-	return client.Dial(ctx, client.Options{
+	o := client.Options{
 		Cluster: cluster, Addrs: addrs, Host: host, Mount: "varve perf", Logger: slog.New(slog.DiscardHandler),
 		StartTimeout: callTimeout, Timeout: settleTime, NoCache: !cached,
-	})
+	}
+	for _, f := range change {
+		f(&o)
+	}
+	return client.Dial(ctx, o)
 }
 
 // dialMDS connects a job to the cluster that metadata servers belong to, one of which must answer, without a cache: each operation is a request to the leader.

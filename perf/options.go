@@ -63,6 +63,8 @@ type Options struct {
 	Target string `json:"target"`
 	// Cluster says where the cluster of such a target is: UUID@ADDR[,ADDR...], the addresses of metadata servers.
 	Cluster string `json:"cluster,omitempty"`
+	// NoLocal has the client of such a target read over the network also from chunk servers on this host.
+	NoLocal bool `json:"no_local,omitempty"`
 	// Label is part of the names of the files below mount:DIR, so that several runs at once have their own: letters, digits and "-".
 	Label string `json:"label,omitempty"`
 	// Metadata makes the load one of operations on names instead of data: each job has a directory of its own, varve-perf-names.N, in which it does

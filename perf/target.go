@@ -89,7 +89,7 @@ func (t target) open(ctx context.Context, job int, o *Options, first *file) (*fi
 		return &file{fd: -1, chunks: c, path: t.path}, err
 	case t.core():
 		_, dir, _ := strings.Cut(t.path, "/")
-		c, err := openCore(ctx, o.Cluster, dir, o.fileName(job))
+		c, err := openCore(ctx, o.Cluster, dir, o.fileName(job), func(c *client.Options) { c.NoLocal = o.NoLocal })
 		return &file{fd: -1, core: c, path: "/" + filepath.Join(dir, o.fileName(job))}, err
 	}
 	if t.nbd() {

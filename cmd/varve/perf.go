@@ -91,6 +91,7 @@ func (f *perfFlags) loadFlags(cmd *cobra.Command, duration time.Duration, size s
 		"in percent such as hot:10:90")
 	fl.IntVar(&o.FsyncEvery, "fsync", 0, "fdatasync after as many writes of a job; 0: never")
 	fl.BoolVar(&o.Verify, "verify", false, "write blocks that say what they are, check those that are read, and read all back at the end")
+	fl.BoolVar(&o.NoLocal, "no-local", false, "with a target cluster:...: read over the network also from chunk servers on this host, as a mount with local=off does")
 	fl.BoolVar(&o.Repeat, "repeat", false, "write the same bytes again and again, instead of other ones each time")
 	fl.BoolVar(&o.Direct, "direct", false, "go past the page cache (O_DIRECT)")
 	fl.StringVar(&f.engine, "engine", string(perf.Auto), "auto, sync or uring")
