@@ -37,6 +37,9 @@ func (res *Result) WriteText(w io.Writer) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
+	if err := res.writeHosts(&b); err != nil {
+		return err
+	}
 	res.writeSteady(&b)
 	if res.ClonedBy != "" {
 		fmt.Fprintf(&b, "\ncloned by %s\n", res.ClonedBy)
@@ -86,10 +89,14 @@ func (o *Options) mix() string {
 }
 
 func (o *Options) jobs() string {
+	jobs := strconv.Itoa(o.Jobs) + " jobs"
 	if o.Jobs == 1 {
-		return "1 job"
+		jobs = "1 job"
 	}
-	return strconv.Itoa(o.Jobs) + " jobs"
+	if n := o.Share.Hosts; n > 1 {
+		return fmt.Sprintf("%s on each of %d hosts,", jobs, n)
+	}
+	return jobs
 }
 
 func (l Latency) cells() string {

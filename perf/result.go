@@ -40,6 +40,9 @@ type Result struct {
 	Series   []Second      `json:"series"`
 	// Removed are files that could not be reached by their names when the run ended: what was measured went to files that are no more.
 	Removed []string `json:"removed,omitempty"`
+	// Hosts is what each host did, if there were several, and Lost how many did not report to the end.
+	Hosts []HostResult `json:"hosts,omitempty"`
+	Lost  int          `json:"lost_hosts,omitempty"`
 	// Ramp is what began before Options.Ramp was over; it is in nothing above but Errors, Verify and Series.
 	Ramp   *RampResult   `json:"ramp,omitempty"`
 	Steady *SteadyResult `json:"steady,omitempty"`
@@ -194,7 +197,7 @@ func errorCounts(sum *recorder) (out []ErrorCount) {
 
 // OK reports whether the run did all it was told to, without an error or a wrong block. A cancelled run is not at fault.
 func (res *Result) OK() bool {
-	return len(res.Errors) == 0 && res.Stuck == 0 && len(res.Removed) == 0 && (res.Stopped == "" || res.Stopped == cancelled) &&
+	return len(res.Errors) == 0 && res.Stuck == 0 && len(res.Removed) == 0 && res.Lost == 0 && (res.Stopped == "" || res.Stopped == cancelled) &&
 		(res.Verify == nil || res.Verify.Faults() == 0)
 }
 

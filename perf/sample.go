@@ -158,16 +158,46 @@ func (s *Sample) Progress() Progress {
 	return p
 }
 
+// Add adds what another host did in the same second.
+func (s *Sample) Add(x *Sample) {
+	s.Measured.add(&x.Measured)
+	if x.Ramp != nil {
+		if s.Ramp == nil {
+			s.Ramp = new(SamplePart)
+		}
+		s.Ramp.add(x.Ramp)
+	}
+	s.Failures = addErrors(s.Failures, x.Failures)
+}
+
+func (p *SamplePart) add(x *SamplePart) {
+	p.Bytes += x.Bytes
+	p.Errors += x.Errors
+	p.Slowest = max(p.Slowest, x.Slowest)
+	if p.Counts == nil {
+		p.Counts, p.Latency = map[string]int64{}, map[string]Histogram{}
+	}
+	for k, n := range x.Counts {
+		p.Counts[k] += n
+	}
+	for k, h := range x.Latency {
+		sum := p.Latency[k].h
+		merge(&sum, h.h)
+		p.Latency[k] = Histogram{sum}
+	}
+}
+
 // Gather adds up samples of seconds and hosts. It belongs to one goroutine.
 type Gather struct {
-	o   Options
-	sum *recorder
+	o      Options
+	sum    *recorder
+	steady *steadyWatch
 }
 
 // NewGather returns one for loads of these options.
 func NewGather(o Options) *Gather {
 	o.setDefaults()
-	g := &Gather{o: o, sum: &recorder{series: new(series)}}
+	g := &Gather{o: o, sum: &recorder{series: new(series)}, steady: newSteadyWatch(&o)}
 	if o.Ramp > 0 {
 		g.sum.ramp, g.sum.before = o.Ramp, &recorder{series: new(series)}
 	}
@@ -203,8 +233,16 @@ func (r *recorder) addPart(i int, p *SamplePart) {
 	r.second(i).add(&s)
 }
 
+// Settled is told how many operations all hosts did in a second, each second once and in order, and reports whether the load has settled by its end. It
+// does not need the samples.
+func (g *Gather) Settled(second int, operations int64) bool {
+	return g.steady.add(time.Duration(second+1)*time.Second, operations)
+}
+
 // Result returns what all of them measured together, in a load that began at start and took so long with its ramp. What is not in samples is
 // not in it: errors, what was verified, CPU.
 func (g *Gather) Result(start time.Time, elapsed time.Duration) *Result {
-	return newResult(&g.o, start, elapsed, g.sum)
+	res := newResult(&g.o, start, elapsed, g.sum)
+	res.Steady = g.steady.result(g.sum)
+	return res
 }

@@ -26,12 +26,13 @@ type perfFlags struct {
 	budget     time.Duration
 	percentile float64
 	steady     bool
+	hosts      hostFlags
 	window     perf.Steady
 	sizes      float64
 }
 
 func (a *app) perfCommand() *cobra.Command {
-	return groupCommand("perf", "Generate load and measure it", a.perfRunCommand(), a.perfCaptureCommand(), a.perfReplayCommand(), a.perfTraceCommand(), a.perfLayersCommand(), a.perfListCommand(), a.perfShowCommand(), a.perfReportCommand(), a.perfCompareCommand())
+	return groupCommand("perf", "Generate load and measure it", a.perfRunCommand(), a.perfAgentCommand(), a.perfCaptureCommand(), a.perfReplayCommand(), a.perfTraceCommand(), a.perfLayersCommand(), a.perfListCommand(), a.perfShowCommand(), a.perfReportCommand(), a.perfCompareCommand())
 }
 
 func (a *app) perfRunCommand() *cobra.Command {
@@ -60,6 +61,7 @@ func (a *app) perfRunCommand() *cobra.Command {
 	f.loadFlags(cmd, 30*time.Second, "2g", 2)
 	fl.DurationVar(&f.budget, "budget", 0, "look for the highest rate at which this latency holds, with a run of --for at each rate")
 	fl.Float64Var(&f.percentile, "budget-percentile", 99, "with --budget: of how many of the operations, in percent")
+	f.hosts.add(cmd)
 	fl.BoolVar(&f.steady, "steady", false, "end when the load has settled, as SNIA's Performance Test Specification defines steady state, or after --for at the latest")
 	fl.IntVar(&f.window.Rounds, "steady-rounds", perf.SteadyRounds, "with --steady: how many rounds it must hold")
 	fl.DurationVar(&f.window.Round, "steady-round", perf.SteadyRound, "with --steady: how long a round is, in whole seconds")
@@ -148,11 +150,19 @@ func (a *app) perfRun(cmd *cobra.Command, f *perfFlags) error {
 			return err
 		}
 	}
+	if f.budget != 0 && f.hosts.hosts != "" {
+		return usagef("--budget looks for a rate on one host: leave --host out")
+	}
 	if f.budget != 0 {
 		return a.perfSearch(cmd, o, f)
 	}
 	progress, done := a.perfProgress(o.Ramp + o.Duration)
-	res, err := perf.RunWith(cmd.Context(), o, progress)
+	var res *perf.Result
+	if f.hosts.hosts != "" {
+		res, err = a.perfHosts(cmd, o, &f.hosts, progress)
+	} else {
+		res, err = perf.RunWith(cmd.Context(), o, progress)
+	}
 	done()
 	if err != nil {
 		return err

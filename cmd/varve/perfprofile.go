@@ -15,7 +15,7 @@ import (
 
 func (a *app) perfProfile(cmd *cobra.Command, f *perfFlags) error {
 	for _, name := range []string{"for", "rw", "meta", "files", "mix", "bs", "qd", "jobs", "size", "rate", "arrival", "dist", "fsync", "verify", "direct", "engine", "seed", "budget",
-		"ramp", "settle", "max-errors", "steady"} {
+		"ramp", "settle", "max-errors", "steady", "host"} {
 		if cmd.Flags().Changed(name) {
 			return usagef("--%s and --profile: the profile says that", name)
 		}
