@@ -141,13 +141,13 @@ func (s *Session) serveCapture(nc *net.UnixConn, stop <-chan struct{}) error {
 	return capture.Serve(nc, stop, begin, s.endCapture)
 }
 
-// settleTime is how long the end of a capture waits for operations under way.
-const settleTime = 200 * time.Millisecond
+// settleTime is how long the end of a capture waits for operations under way, but for waits for locks.
+const settleTime = time.Second
 
 // endCapture ends a capture once the operations that are under way have ended, or have not for a while: the caller of one may have had the answer
 // before its record is added.
 func (s *Session) endCapture() {
-	under := s.flights.all()
+	under := slices.DeleteFunc(s.flights.all(), func(f *flight) bool { return f.op == opSetlkw })
 	for limit := time.Now().Add(settleTime); len(under) > 0 && time.Now().Before(limit); time.Sleep(time.Millisecond) {
 		now := s.flights.all()
 		under = slices.DeleteFunc(under, func(f *flight) bool { return !slices.Contains(now, f) })

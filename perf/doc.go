@@ -9,6 +9,8 @@
 // for a second is charged for every operation due in that second (no coordinated omission; see Gil Tene's wrk2).
 // Laying files out, reading back and the generator's own work on the contents of blocks are not measured.
 //
+// Replay does the operations of a trace (perf/trace) once more, and compares what is measured with what was recorded (replay.go, replayplan.go).
+//
 // Verification. With Options.Verify every 512 bytes of a block say which run, job, block and write they belong to, under a
 // checksum (block.go). A block that is read is compared with what was acknowledged last, and named lost, old, torn, misplaced or
 // corrupt. After the run, all that it wrote is read back from the target, past the page cache where the kernel lets it.

@@ -23,7 +23,7 @@ func (a *app) perfCaptureCommand() *cobra.Command {
 		Use: "capture MOUNT", Short: "Record what is done on a running mount, to do it again with perf replay", Args: exactArgs("MOUNT"),
 		Long: "Record what is done on a running mount, to do it again with perf replay: which operation on which file, where, how much, when, for\n" +
 			"how long, by which process, and what came of it, but no data. The mount does not wait for the recording: what cannot be taken in time is\n" +
-			"dropped, and the count is printed. Ctrl-C ends it. It is for root and for the user whose process serves the mount, on its host.",
+			"dropped, and the count is printed. Ctrl-C ends it. It is for the user whose process serves the mount, on its host.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if length < 0 {
 				return usagef("--for %v: want 0 or more", length)
@@ -60,13 +60,12 @@ func (a *app) perfCapture(ctx context.Context, dir, out string, length time.Dura
 	if err != nil {
 		return err
 	}
-	defer names.Close()
 	s, err := capture.Dial(m.Minor)
 	if err != nil {
 		return fmt.Errorf("%s: %w", m.Dir, err)
 	}
 	defer s.Close()
-	f, err := os.Create(out)
+	f, err := os.OpenFile(out, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600) // it has names of files
 	if err != nil {
 		return err
 	}

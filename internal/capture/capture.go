@@ -32,17 +32,18 @@ func (w Wanted) keeps(p string) bool {
 	return ok && err == nil
 }
 
-// flushEvery bounds what is lost of a capture whose process is killed.
-const flushEvery = time.Second
-
 // Copy writes what a stream brings to w until it ends, and closes w. Operations of this process itself, which looks for names, are left out without
-// being counted. If the stream breaks off, the file is closed in order all the same and the error is returned with what it has.
+// being counted. What has come is written before more is waited for, so a process that is killed loses little. If the stream breaks off, the file is closed in order all the same and the error is returned with what it has.
 func Copy(w *Writer, s *Stream, n *Names, want Wanted) (Stats, error) {
 	self := uint32(os.Getpid())
 	var st Stats
 	var failed error
-	flushed := time.Now()
 	for {
+		if !s.ready() {
+			if err := w.Flush(); err != nil { // the disk is full: the rest of the stream is of no use
+				return st, err
+			}
+		}
 		r, err := s.Next()
 		if err == io.EOF {
 			break
@@ -60,10 +61,7 @@ func Copy(w *Writer, s *Stream, n *Names, want Wanted) (Stats, error) {
 		} else if err == nil {
 			st.LeftOut++
 		}
-		if now := time.Now(); err == nil && now.Sub(flushed) > flushEvery {
-			flushed, err = now, w.Flush()
-		}
-		if err != nil { // the disk is full: the rest of the stream is of no use
+		if err != nil {
 			return st, err
 		}
 	}

@@ -9,5 +9,6 @@
 // by any number of goroutines at once; a Writer, Reader, Stream and Names belong to one goroutine each, but that Stop may be called from another. A file
 // whose writer was killed can be read up to its last whole block; format.go has the bytes.
 //
-// Who may capture: root, and the user whose process serves the mount; names of sockets are abstract, so both sides look at the other's user.
+// Who may capture: the user whose process serves the mount, in its network namespace. Names of sockets are abstract, so anybody may take one; both sides
+// refuse a peer of another user than their own and root.
 package capture

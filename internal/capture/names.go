@@ -16,7 +16,6 @@ import (
 type Names struct {
 	dir   string
 	dev   uint64
-	mount int // open
 	known map[uint64]File
 	tries map[uint64]time.Time // of inodes that were not found: when to look again
 }
@@ -24,22 +23,14 @@ type Names struct {
 // againAfter is how long an inode without a name is not looked for again.
 const againAfter = time.Second
 
-// NewNames opens the root of a mount.
+// NewNames is for the mount at dir, a path without symbolic links. It holds nothing of it open, which would keep it from being unmounted.
 func NewNames(dir string) (*Names, error) {
-	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: dir, Err: err}
-	}
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		unix.Close(fd)
+	if err := unix.Stat(dir, &st); err != nil {
 		return nil, &fs.PathError{Op: "stat", Path: dir, Err: err}
 	}
-	return &Names{dir: dir, dev: st.Dev, mount: fd, known: map[uint64]File{}, tries: map[uint64]time.Time{}}, nil
+	return &Names{dir: dir, dev: st.Dev, known: map[uint64]File{}, tries: map[uint64]time.Time{}}, nil
 }
-
-// Close closes the mount.
-func (n *Names) Close() error { return unix.Close(n.mount) }
 
 // Find returns the file of an inode that a process was using; isNew when it was found by this call. ok is false if it has no name that can be found.
 func (n *Names) Find(inode uint64, pid uint32) (f File, isNew, ok bool) {
@@ -69,7 +60,12 @@ func (n *Names) byHandle(inode uint64) (File, bool) {
 	h := make([]byte, 12)
 	binary.NativeEndian.PutUint32(h, uint32(inode>>32))
 	binary.NativeEndian.PutUint32(h[4:], uint32(inode))
-	fd, err := unix.OpenByHandleAt(n.mount, unix.NewFileHandle(ino64gen, h), unix.O_PATH|unix.O_CLOEXEC)
+	root, err := unix.Open(n.dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return File{}, false
+	}
+	defer unix.Close(root)
+	fd, err := unix.OpenByHandleAt(root, unix.NewFileHandle(ino64gen, h), unix.O_PATH|unix.O_CLOEXEC)
 	if err != nil {
 		return File{}, false
 	}

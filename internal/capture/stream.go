@@ -196,7 +196,7 @@ func (s *Stream) greet() error {
 	kind, payload, err := s.receive()
 	switch {
 	case errors.Is(err, io.EOF), errors.Is(err, unix.ECONNRESET):
-		return fmt.Errorf("the mount hung up: it serves root and its own user only: %w", fserr.Access)
+		return fmt.Errorf("the mount hung up: it serves its own user and root only: %w", fserr.Access)
 	case err != nil:
 		return err
 	case kind == packetRefused:
@@ -248,6 +248,9 @@ func (s *Stream) Next() (Record, error) {
 	s.packet = s.packet[RecordSize:]
 	return r, err
 }
+
+// ready reports whether Next returns without waiting for the mount, as far as that can be seen.
+func (s *Stream) ready() bool { return len(s.packet) >= RecordSize || s.in.Buffered() > 0 }
 
 // Stop asks the mount to end the capture; Next returns what is left.
 func (s *Stream) Stop() error { return s.nc.CloseWrite() }

@@ -14,8 +14,8 @@ import (
 	"varve/internal/capture"
 )
 
-// maxOps bounds the operations of a trace: 1 GiB of memory.
-const maxOps = 1 << 24
+// maxOps bounds the operations of a trace: they take 640 MiB of memory, and their replay as much again.
+const maxOps = 1 << 23
 
 // errTooMany says so.
 var errTooMany = fmt.Errorf("more than %d operations: capture a shorter time, or fewer files (--path)", maxOps)

