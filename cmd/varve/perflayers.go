@@ -44,7 +44,9 @@ func (a *app) perfLayersCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "layers", Short: "Do the same load at every layer of a cluster, to see which layer costs what", Args: noArgs,
 		Long: "Do the same load on nothing, on a file of a local directory, on one chunk server (with --meta: the metadata servers), on the\n" +
-			"core client without a mount, and on a mount, in turns, and print what each reaches. Processes on other hosts are not in the CPU.",
+			"core client without a mount, and on a mount, in turns, and print what each reaches, and how much more it\n" +
+			"takes than the layer above it in the table. Processes on other hosts are not in the CPU; reads of the core client and of a mount go around\n" +
+			"the network to chunk servers on this host, unless --no-local and the mount's local=off say otherwise.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			f.o.Target = "null"
 			o, err := f.options(cmd)
@@ -68,14 +70,19 @@ func (a *app) perfLayersCommand() *cobra.Command {
 				return a.printJSON(out)
 			}
 			fmt.Fprintf(a.out, "%s, %v each, medians of %d\n\n", strings.Replace(o.Describe(), " on "+o.Target, "", 1), o.Duration, rounds)
-			rows := [][]string{{"layer", "target", "IOPS", "MiB/s", "mean", "p50", "p99", "CPU an operation", "of it daemons"}}
+			rows := [][]string{{"layer", "target", "IOPS", "MiB/s", "mean", "p50", "p99", "CPU an operation", "of it daemons", "p50 more", "CPU more"}}
+			var below *perf.LayerResult
 			for _, l := range out {
 				if l.Error != "" {
 					rows = append(rows, []string{l.Name, l.Target, l.Error})
 					continue
 				}
-				rows = append(rows, []string{l.Name, l.Target, fmt.Sprintf("%.0f", l.IOPS), fmt.Sprintf("%.1f", l.MiBs), perf.ShortDuration(l.Mean),
-					perf.ShortDuration(l.P50), perf.ShortDuration(l.P99), perf.ShortDuration(l.CPU), perf.ShortDuration(l.Daemons)})
+				row := []string{l.Name, l.Target, fmt.Sprintf("%.0f", l.IOPS), fmt.Sprintf("%.1f", l.MiBs), perf.ShortDuration(l.Mean),
+					perf.ShortDuration(l.P50), perf.ShortDuration(l.P99), perf.ShortDuration(l.CPU), perf.ShortDuration(l.Daemons)}
+				if below != nil {
+					row = append(row, signedDuration(l.P50-below.P50), signedDuration(l.CPU-below.CPU))
+				}
+				rows, below = append(rows, row), &l
 			}
 			return a.table(rows)
 		},
@@ -86,6 +93,14 @@ func (a *app) perfLayersCommand() *cobra.Command {
 	fl.IntVar(&rounds, "rounds", 3, "how often each layer runs")
 	f.loadFlags(cmd, 5*time.Second, "256m", 1)
 	return cmd
+}
+
+// signedDuration is a difference for people.
+func signedDuration(d time.Duration) string {
+	if d < 0 {
+		return "-" + perf.ShortDuration(-d)
+	}
+	return "+" + perf.ShortDuration(d)
 }
 
 // layers are those of the cluster that can be reached from here.
