@@ -168,9 +168,12 @@ func TestNBDQEMU(t *testing.T) {
 			t.Errorf("%+v, %+v", res, res.Verify)
 		}
 	}
-	time.AfterFunc(300*time.Millisecond, kill)
 	o = Options{Target: o.Target, RW: RandRead, Size: 4 << 20, QD: 8, Duration: time.Minute}
-	if res := mustRun(t, o); !strings.HasPrefix(res.Stopped, "target gone: ") || res.Total.Count == 0 {
+	res, err := RunWith(t.Context(), o, func(Progress) { go kill() }) // when it has worked for a second
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasPrefix(res.Stopped, "target gone: ") || res.Total.Count == 0 {
 		t.Errorf("%q after %d operations", res.Stopped, res.Total.Count)
 	}
 }

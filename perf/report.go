@@ -57,6 +57,7 @@ func (o Options) Describe() string {
 		return o.Replay
 	}
 	if o.Metadata != "" {
+		o.setDefaults()
 		mix, _ := o.Metadata.parse() // Validate has parsed it
 		fmt.Fprintf(&b, "%s on %s: depth %d, %s of %s files%s", mix, o.Target, o.QD, o.jobs(), humanize.Comma(int64(o.Files)), o.rate())
 		return b.String()
