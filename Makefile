@@ -61,6 +61,7 @@ soak: ## long runs: a million random operations on one and two mounts, ten minut
 	VARVE_E2E=1 VARVE_SOAK=$(or $(FOR),10m) go test -count=1 -v -timeout 2h ./test/storm
 	VARVE_E2E=1 VARVE_SOAK=3m go test -count=1 -v -timeout 10m ./test/links
 	VARVE_STALE=1m go test -count=1 -v -timeout 30m -run TestStaleReturn ./cs
+	VARVE_PLAN_CHUNKS=10000000 go test -count=1 -v -timeout 1h -run TestLostRack ./mds/plan
 	VARVE_RELAY_LONG=1 go test -count=1 -v -run TestRelayOver ./internal/client
 	VARVE_E2E=1 VARVE_KILLS=$(or $(KILLS),1000) VARVE_SEEDS=3000 go test -count=1 -v -timeout 3h ./test/crash
 

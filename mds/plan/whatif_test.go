@@ -214,11 +214,14 @@ func TestLostRack(t *testing.T) {
 	for _, k := range lost {
 		views[k-1].Live, views[k-1].Lost = false, true
 	}
-	start = time.Now()
+	start, cpu = time.Now(), cpuTime(t)
 	for _, k := range lost {
 		s.Apply(&event.Event{Body: &event.Event_ServerLost{ServerLost: &event.ServerLost{Server: uint32(k)}}})
 	}
-	t.Logf("%d servers given up in %v", len(lost), time.Since(start).Round(time.Millisecond))
+	t.Logf("%d servers given up in %v, %v of CPU", len(lost), time.Since(start).Round(time.Millisecond), (cpuTime(t) - cpu).Round(time.Millisecond))
+	start, cpu = time.Now(), cpuTime(t)
+	s.ChunksOf(lost[0], func(*state.Chunk) bool { t.Fatal("a server that was given up has chunks"); return false })
+	t.Logf("all chunks looked at for those of a server in %v, %v of CPU", time.Since(start).Round(time.Microsecond), (cpuTime(t) - cpu).Round(time.Microsecond))
 	p := NewPlanner()
 	const calls = 20
 	start = time.Now()
