@@ -100,6 +100,13 @@ func TestRepair(t *testing.T) {
 			join(s, 1, 3, 2)
 			v[2].Live, v[2].Lost = false, true
 		}, Budget{}, "[drop 1 to cs3 from cs0]"},
+		"joining on a drained server": {func(s *state.State, v []ServerView) {
+			alloc(s, 1, 1, 2)
+			join(s, 1, 3, 2)
+			v[2].Draining = true
+		}, Budget{}, "[drop 1 to cs3 from cs0]"},
+		"joining, not needed": {func(s *state.State, v []ServerView) { alloc(s, 1, 1, 2, 3); join(s, 1, 4, 2) },
+			Budget{}, "[drop 1 to cs4 from cs0]"},
 		"no source": {func(s *state.State, v []ServerView) { alloc(s, 1, 1); v[0].Live = false }, Budget{}, "[]"},
 		"no room":   {func(s *state.State, v []ServerView) { alloc(s, 1, 1); v[0].Load = 2 }, Budget{}, "[]"},
 		"busy":      {func(s *state.State, v []ServerView) { alloc(s, 99, 1) }, Budget{}, "[]"},

@@ -37,7 +37,7 @@ func (r *round) restore() {
 
 // chunk plans the next step for a degraded chunk, if there is one:
 //
-//   - a joining replica on a lost server is dropped, it only slows writes; so is one that is not needed;
+//   - a joining replica on a lost server is dropped, it only slows writes; so is one on a server that is being emptied, and one that is not needed;
 //   - one on a live server joins again, since nobody rebuilds it;
 //   - else a server joins. A chunk that has enough replicas with the joining ones waits for them.
 func (r *round) chunk(c *state.Chunk) {
@@ -47,9 +47,11 @@ func (r *round) chunk(c *state.Chunk) {
 	for i := m.sync; i < m.n; i++ {
 		x := m.s[i]
 		needed, why := r.needed(c, &m, i, w, class, reason)
-		if x.Lost || !needed.ok {
+		if x.Lost || x.leaves || !needed.ok {
 			if x.Lost {
 				why = JoiningLost
+			} else if x.leaves {
+				why = ServerDrained
 			}
 			r.add(Action{Chunk: c.ID, Kind: Drop, Target: x.ID, Class: Tidy, Reason: why, Bytes: r.in.Bytes(c)})
 			return
