@@ -114,7 +114,9 @@ const (
 	Old       FaultKind = "old"       // an earlier write is there instead of the last one that was acknowledged
 	Torn      FaultKind = "torn"      // parts of several writes
 	Misplaced FaultKind = "misplaced" // the contents of another place
-	Corrupt   FaultKind = "corrupt"   // bytes that no write wrote
+	// Duplicated: a write that is at its own place as well, or an earlier one that came back after a later one had been read.
+	Duplicated FaultKind = "duplicated"
+	Corrupt    FaultKind = "corrupt" // bytes that no write wrote
 )
 
 // want is what a block should hold: a write of this run from lo (the last acknowledged) to hi (the last begun). hi is 0 for a
@@ -126,8 +128,9 @@ type want struct {
 	lo, hi uint64
 }
 
-// check returns what is wrong with the block p, "" if it is what w wants, and the details for people.
-func check(p []byte, w want) (FaultKind, string) {
+// check returns what is wrong with the block p, "" if it is what w wants, and the details for people. found is what a Misplaced sector says of itself; else
+// the stamp of the first sector, zero if there is none or not all of them are of one write.
+func check(p []byte, w want) (kind FaultKind, detail string, found stamp) {
 	var first stamp
 	stamped, zeros := 0, 0
 	mixed := false
@@ -138,33 +141,36 @@ func check(p []byte, w want) (FaultKind, string) {
 			zeros++
 			continue
 		case !ok:
-			return Corrupt, fmt.Sprintf("sector %d is not what was ever written", i)
+			return Corrupt, fmt.Sprintf("sector %d is not what was ever written", i), stamp{}
 		case s.job != w.job || s.block != w.block || s.sector != i:
-			return Misplaced, fmt.Sprintf("sector %d holds sector %d of block %d of job %d (write %d)", i, s.sector, s.block, s.job, s.seq)
+			return Misplaced, fmt.Sprintf("sector %d holds sector %d of block %d of job %d (write %d)", i, s.sector, s.block, s.job, s.seq), s
 		}
 		if stamped++; stamped == 1 {
 			first = s
 		}
 		mixed = mixed || s.run != first.run || s.seq != first.seq
 		if mixed && (w.hi <= w.lo || s.run != w.run || s.seq < w.lo || s.seq > w.hi) {
-			return Torn, fmt.Sprintf("sector %d is of write %d, another of write %d", i, s.seq, first.seq)
+			return Torn, fmt.Sprintf("sector %d is of write %d, another of write %d", i, s.seq, first.seq), stamp{}
 		}
+	}
+	if !mixed && zeros == 0 {
+		found = first
 	}
 	switch {
 	case w.hi == 0 && (stamped == 0 || zeros == 0):
-		return "", ""
+		return "", "", found
 	case stamped == 0 && w.lo == 0:
-		return "", "" // the only write failed
+		return "", "", found // the only write failed
 	case stamped == 0:
-		return Lost, fmt.Sprintf("zeros instead of write %d", w.lo)
+		return Lost, fmt.Sprintf("zeros instead of write %d", w.lo), found
 	case zeros > 0 && (w.hi == 0 || w.lo > 0):
-		return Torn, fmt.Sprintf("%d sectors of zeros beside write %d", zeros, first.seq)
+		return Torn, fmt.Sprintf("%d sectors of zeros beside write %d", zeros, first.seq), found
 	case first.run != w.run && w.lo > 0:
-		return Old, fmt.Sprintf("a write of an earlier run instead of write %d", w.lo)
+		return Old, fmt.Sprintf("a write of an earlier run instead of write %d", w.lo), found
 	case first.run == w.run && first.seq < w.lo:
-		return Old, fmt.Sprintf("write %d instead of write %d", first.seq, w.lo)
+		return Old, fmt.Sprintf("write %d instead of write %d", first.seq, w.lo), found
 	case first.run == w.run && first.seq > w.hi:
-		return Corrupt, fmt.Sprintf("write %d, which was never begun", first.seq)
+		return Corrupt, fmt.Sprintf("write %d, which was never begun", first.seq), found
 	}
-	return "", ""
+	return "", "", found
 }

@@ -53,7 +53,7 @@ func TestCheck(t *testing.T) {
 		{"unknown and torn", mix(earlier, zeros), unknown, Torn},
 		{"unknown and foreign", words[:size], unknown, Corrupt},
 	} {
-		got, detail := check(c.p, c.w)
+		got, detail, _ := check(c.p, c.w)
 		if got != c.want || (got == "") != (detail == "") {
 			t.Errorf("%s: got %q (%s), want %q", c.name, got, detail, c.want)
 		}
@@ -84,7 +84,7 @@ func FuzzCheck(f *testing.F) {
 		}
 		check(p, want{run: 1, job: 2, block: 3, lo: lo, hi: hi})
 		newPool(2).seal(p, stamp{run: 1, job: 2, block: 3, seq: hi})
-		if kind, detail := check(p, want{run: 1, job: 2, block: 3, lo: lo, hi: hi}); kind != "" {
+		if kind, detail, _ := check(p, want{run: 1, job: 2, block: 3, lo: lo, hi: hi}); kind != "" {
 			t.Errorf("%s: %s", kind, detail)
 		}
 	})

@@ -4,8 +4,11 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
+
+	"varve/internal/disk"
 )
 
 // opKind is what an operation does.
@@ -55,6 +58,7 @@ type job struct {
 	pool   pool
 	run    uint64
 	blocks int64
+	all    []*job        // of this host
 	arrive *arrivals     // in open loop; nil in closed loop
 	placer placer        // of random patterns
 	names  *names        // of a load on names; it has no blocks then, and no placer
@@ -88,7 +92,7 @@ func newJob(o *Options, n int, f *file, p pool, run uint64) *job {
 	}
 	j.placer, _ = o.Dist.parse(j.blocks, o.Seed+uint64(j.n)) // Validate has parsed it
 	if o.Verify {
-		j.state = &state{blocks: make([]span, j.blocks), busy: map[int64]struct{}{}}
+		j.state = &state{blocks: make([]span, j.blocks), busy: map[int64]struct{}{}, faulty: map[int64]uint64{}}
 	}
 	return j
 }
@@ -227,24 +231,57 @@ func (j *job) inspect(o op, p []byte) *Fault {
 	return j.compare(o.block, p)
 }
 
+// compare returns what is wrong with a block, once for each write that should be there.
 func (j *job) compare(block int64, p []byte) *Fault {
 	j.mu.Lock()
 	s := j.state.blocks[block]
 	j.mu.Unlock()
-	kind, detail := check(p, want{run: j.run, job: uint32(j.n), block: block, lo: s.lo, hi: s.hi})
+	kind, detail, found := check(p, want{run: j.run, job: uint32(j.n), block: block, lo: s.lo, hi: s.hi})
+	switch {
+	case kind == "" && found.run != j.run:
+		return nil
+	case kind == Old && found.run == j.run && found.seq < s.seen:
+		kind, detail = Duplicated, fmt.Sprintf("%s; write %d had been read here, so that the older one was done again, or is from an old copy", detail, s.seen)
+	case kind == Misplaced && j.atHome(found):
+		kind, detail = Duplicated, detail+", which is at its own place as well"
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	if kind == "" {
+		seen := &j.state.blocks[block].seen
+		*seen = max(*seen, found.seq)
 		return nil
 	}
+	if at, known := j.state.faulty[block]; known && at == s.lo {
+		return nil // it was told
+	}
+	j.state.faulty[block] = s.lo
 	return &Fault{Kind: kind, Job: j.n, Block: block, Path: j.file.path, Offset: j.file.base + block*j.o.BlockSize, Detail: detail}
 }
 
-// span says which writes a block may hold: that of number lo, the last acknowledged, to that of hi, the last begun.
-type span struct{ lo, hi uint64 }
+// atHome reports whether the sector that s describes is also where it belongs.
+func (j *job) atHome(s stamp) bool {
+	i := slices.IndexFunc(j.all, func(x *job) bool { return uint32(x.n) == s.job })
+	if i < 0 || s.run != j.run || s.block < 0 || s.block >= j.all[i].blocks || int64(s.sector) >= j.o.BlockSize/sectorSize {
+		return false
+	}
+	p := disk.AlignedBuffer(int(j.o.BlockSize))
+	if err := j.all[i].file.transfer(opRead, p, s.block*j.o.BlockSize); err != nil {
+		return false
+	}
+	home, ok := readStamp(p[s.sector*sectorSize:][:sectorSize])
+	return ok && home == s
+}
+
+// span says which writes a block may hold: that of number lo, the last acknowledged, to that of hi, the last begun. seen is the latest that was
+// read from it.
+type span struct{ lo, hi, seen uint64 }
 
 // state is what the blocks of a job should hold. A nil state keeps nothing.
 type state struct {
 	blocks []span
 	busy   map[int64]struct{} // blocks of operations under way, at most QD
+	faulty map[int64]uint64   // blocks whose fault was told, and lo at that time
 }
 
 func (s *state) take(block int64) bool {

@@ -22,7 +22,7 @@ const (
 	maxBuffers   = 4 << 30          // bytes of jobs x depth x block size
 	maxBlockSize = 64 << 20         // bytes
 	maxDuration  = 24 * time.Hour   // bounds the time series
-	maxBlocks    = int64(1) << 28   // of a job under Verify, whose state costs 16 bytes each
+	maxBlocks    = int64(1) << 27   // of a job under Verify, whose state costs 24 bytes each
 	maxRate      = float64(1 << 30) // operations a second
 	maxFiles     = 1 << 24          // of a job, whose state costs some 40 bytes each
 )

@@ -172,7 +172,7 @@ func (res *Result) writeFaults(b *strings.Builder) {
 		b.WriteString(": all as they should be\n")
 		return
 	}
-	fmt.Fprintf(b, ": %d lost, %d old, %d torn, %d misplaced, %d corrupt\n", v.Lost, v.Old, v.Torn, v.Misplaced, v.Corrupt)
+	fmt.Fprintf(b, ": %d lost, %d old, %d torn, %d misplaced, %d duplicated, %d corrupt\n", v.Lost, v.Old, v.Torn, v.Misplaced, v.Duplicated, v.Corrupt)
 	for _, f := range v.First {
 		fmt.Fprintf(b, "  %s\n", f)
 	}

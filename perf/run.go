@@ -134,6 +134,9 @@ func openAll(ctx context.Context, o Options, t target, w *watch) (*Load, error) 
 		first = f
 		l.jobs = append(l.jobs, newJob(&l.o, n, f, words, run))
 	}
+	for _, j := range l.jobs {
+		j.all = l.jobs
+	}
 	if err := layOutAll(ctx, &l.o, l.jobs, w); err != nil {
 		return nil, errors.Join(err, closeAll(l.jobs, w))
 	}

@@ -15,13 +15,15 @@ const maxFaults = 16
 type VerifyResult struct {
 	Checked int64 `json:"checked"` // blocks compared: those read in the run, and those read back after it
 	// ReadBack says whether what was written was read back after the run: done, or why not.
-	ReadBack  string  `json:"read_back,omitempty"`
-	Lost      int64   `json:"lost"`
-	Old       int64   `json:"old"`
-	Torn      int64   `json:"torn"`
-	Misplaced int64   `json:"misplaced"`
-	Corrupt   int64   `json:"corrupt"`
-	First     []Fault `json:"first,omitempty"` // the first faults, at most 16
+	ReadBack  string `json:"read_back,omitempty"`
+	Lost      int64  `json:"lost"`
+	Old       int64  `json:"old"`
+	Torn      int64  `json:"torn"`
+	Misplaced int64  `json:"misplaced"`
+	// Duplicated are blocks with a write that is also at its own place, or that came back after a later one had been read.
+	Duplicated int64   `json:"duplicated"`
+	Corrupt    int64   `json:"corrupt"`
+	First      []Fault `json:"first,omitempty"` // the first faults, at most 16
 }
 
 // Fault is a block that does not hold what it should.
@@ -39,7 +41,9 @@ func (f Fault) String() string {
 }
 
 // Faults is the number of blocks that do not hold what they should.
-func (v *VerifyResult) Faults() int64 { return v.Lost + v.Old + v.Torn + v.Misplaced + v.Corrupt }
+func (v *VerifyResult) Faults() int64 {
+	return v.Lost + v.Old + v.Torn + v.Misplaced + v.Duplicated + v.Corrupt
+}
 
 func (v *VerifyResult) add(f *Fault) {
 	if f == nil {
@@ -61,13 +65,15 @@ func (v *VerifyResult) counter(k FaultKind) *int64 {
 		return &v.Torn
 	case Misplaced:
 		return &v.Misplaced
+	case Duplicated:
+		return &v.Duplicated
 	}
 	return &v.Corrupt
 }
 
 func (v *VerifyResult) merge(from *VerifyResult) {
 	v.Checked += from.Checked
-	for _, k := range []FaultKind{Lost, Old, Torn, Misplaced, Corrupt} {
+	for _, k := range []FaultKind{Lost, Old, Torn, Misplaced, Duplicated, Corrupt} {
 		*v.counter(k) += *from.counter(k)
 	}
 	v.First = append(v.First, from.First...)
