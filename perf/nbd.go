@@ -64,6 +64,8 @@ func fits(e *nbd.Export, o *Options) error {
 		return fmt.Errorf("block size %d: the server takes at most %d", o.BlockSize, e.Most)
 	case o.RW.writes() && e.Flags&nbd.ReadOnly != 0:
 		return fmt.Errorf("the export: %w", unix.EROFS)
+	case o.Share.Hosts > 1 && e.Flags&nbd.CanMultiConn == 0:
+		return fmt.Errorf("the server does not say that several connections see the same, which %d hosts want: %w", o.Share.Hosts, unix.ENOTSUP)
 	case o.FsyncEvery > 0 && e.Flags&nbd.CanFlush == 0:
 		return fmt.Errorf("the server does not flush: %w", unix.ENOTSUP)
 	}

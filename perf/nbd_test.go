@@ -113,6 +113,7 @@ func TestNBDFaults(t *testing.T) {
 		"has 1048576 bytes, and 2 jobs": {nbdtest.Options{}, Options{Jobs: 2, Size: 1 << 20}},
 		"wants a multiple of 8192":      {nbdtest.Options{Least: 8192}, Options{Size: 1 << 20}},
 		"read-only file system":         {nbdtest.Options{Flags: nbd.ReadOnly}, Options{RW: Write, Size: 1 << 20}},
+		"which 2 hosts want":            {nbdtest.Options{}, Options{Size: 1 << 19, Share: Share{Hosts: 2}}},
 		"does not flush":                {nbdtest.Options{Flags: nbd.CanTrim}, Options{RW: Write, Size: 1 << 20, FsyncEvery: 1}},
 		"no such export":                {nbdtest.Options{Name: "other"}, Options{Size: 1 << 20, Label: "x"}},
 		"reached by a client":           {nbdtest.Options{}, Options{Engine: URing}},
