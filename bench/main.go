@@ -84,7 +84,7 @@ func main() {
 		return
 	}
 	if len(args) > 0 {
-		if other, ok := map[string]func(context.Context, options) error{"mds": runWire, "failover": runFailover}[args[0]]; ok {
+		if other, ok := map[string]func(context.Context, options) error{"mds": runWire, "failover": runFailover, "repair": runRepair}[args[0]]; ok {
 			bench, args = other, args[1:]
 		}
 	}
@@ -96,7 +96,7 @@ func main() {
 	if comparing {
 		bench = func(ctx context.Context, o options) error { return runCompare(ctx, o, flag.Args()) }
 	} else if flag.NArg() > 0 {
-		fmt.Fprintf(os.Stderr, "bench: what is %q? Want mds, failover, compare or nothing, then flags\n", flag.Arg(0))
+		fmt.Fprintf(os.Stderr, "bench: what is %q? Want mds, failover, repair, compare or nothing, then flags\n", flag.Arg(0))
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

@@ -32,8 +32,9 @@ const (
 
 // Indexes of what throttle.Sample has of guests.
 const (
-	asClients = 0 // as they see it themselves
-	asServers = 1
+	asReaders = iota // as clients see it
+	asWriters
+	asServers
 )
 
 // job is a step of the planner under way.
@@ -61,7 +62,8 @@ type pacing struct {
 
 	rate, most, perServer uint64 // bytes a second
 	copying               float64
-	guests                throttle.Guests
+	guests                throttle.Guests // as the view seen has it
+	seen                  int
 }
 
 func newPacing() pacing { return pacing{met: make(map[id.ServerID]met)} }
@@ -106,7 +108,8 @@ func (l *leadership) noteClientLoad(r *msg.LoadReport) (slow []uint32) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	p := &l.pacing
-	p.now[asClients] = latency.Add(p.now[asClients], r.GetLatencies())
+	p.now[asReaders] = latency.Add(p.now[asReaders], r.GetLatencies())
+	p.now[asWriters] = latency.Add(p.now[asWriters], r.GetChanges())
 	p.notePeers(r.GetPeers())
 	for server := range l.servers {
 		if p.watch.Slow(server) != "" {
@@ -158,10 +161,9 @@ func (l *leadership) look() {
 		}
 		s.Guests[i] = throttle.Guests{Requests: latency.Count(all), P99: latency.Quantile(all, 0.99)}
 	}
-	p.guests = s.Guests[asClients]
-	if p.guests.Requests == 0 {
-		p.guests = s.Guests[asServers]
+	for p.seen = asReaders; p.seen < asServers && s.Guests[p.seen].Requests == 0; p.seen++ { // what most guests do is read
 	}
+	p.guests = s.Guests[p.seen]
 	if l.joins > 0 && s.Copied == 0 && p.copying > 0 {
 		s.Copied = 1 // heartbeats come twice a second at most: a look without one is not a repair that has ended
 	}
@@ -262,10 +264,7 @@ func (l *leadership) repairStatus(st *state.State) *msg.RepairStatus {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	p := &l.pacing
-	usual := p.budget.Usual(asClients)
-	if usual == 0 {
-		usual = p.budget.Usual(asServers)
-	}
+	usual := p.budget.Usual(p.seen)
 	r := &msg.RepairStatus{
 		Rate: p.rate, Most: p.most, Copying: uint64(p.copying), Held: p.budget.Held(), Running: uint32(l.joins), MostRunning: uint32(most),
 		GuestP99Us: uint32(p.guests.P99.Microseconds()), UsualP99Us: uint32(usual.Microseconds()), Warnings: slices.Sorted(maps.Keys(l.warnings)),

@@ -28,11 +28,11 @@ type Client struct {
 	cache    metaCache
 	cacheFor atomic.Int64 // ns: the cache lease that the leader gives
 
-	localReads localCounts
-	met        latency.Recorder // how long reads, writes and flushes took
-	disk       localDisk
-	uplink     uplink
-	start      time.Time
+	localReads     localCounts
+	reads, changes latency.Recorder // how long reads took; writes, punches and flushes
+	disk           localDisk
+	uplink         uplink
+	start          time.Time
 
 	ctx    context.Context // ends when Close gives up waiting
 	cancel context.CancelFunc

@@ -126,7 +126,7 @@ func (op *dataOp) run(ctx context.Context) error {
 	begun := time.Now()
 	defer func() {
 		st.end()
-		in.s.c.met.Add(time.Since(begun))
+		in.s.c.changes.Add(time.Since(begun))
 	}()
 	for {
 		if ctx.Err() != nil {

@@ -9,7 +9,7 @@ import (
 
 // loadReport tells what this client and its requests to chunk servers have waited since the last renewal.
 func (s *session) loadReport() *msg.LoadReport {
-	r := &msg.LoadReport{Latencies: s.c.met.Take()}
+	r := &msg.LoadReport{Latencies: s.c.reads.Take(), Changes: s.c.changes.Take()}
 	p := &s.servers
 	p.mu.RLock()
 	defer p.mu.RUnlock()

@@ -37,7 +37,7 @@ func (in *inode) read(ctx context.Context, p []byte, off int64) (int, error) {
 		return 0, nil
 	}
 	start := time.Now()
-	defer func() { in.s.c.met.Add(time.Since(start)) }()
+	defer func() { in.s.c.reads.Add(time.Since(start)) }()
 	if err := in.s.live(ctx); err != nil {
 		return 0, err
 	}

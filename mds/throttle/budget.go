@@ -30,8 +30,8 @@ const (
 	driftWeight = 32
 )
 
-// Views is how many independent measures of what guests wait there are: their own, and the servers'.
-const Views = 2
+// Views is how many independent measures of what guests wait there are: for reads and for changes as they see it, and as servers do.
+const Views = 3
 
 // Guests is what guests met since the last look.
 type Guests struct {

@@ -15,7 +15,7 @@ var limits = Limits{Least: mib, Most: 1 << 30}
 
 // guests returns a sample with guests at work, as both views have it.
 func guests(p99 time.Duration, copied uint64) Sample {
-	return Sample{Guests: [Views]Guests{{Requests: 1000, P99: p99}, {Requests: 1000, P99: p99 / 2}}, Copied: copied}
+	return Sample{Guests: [Views]Guests{{Requests: 1000, P99: p99}, {Requests: 1000, P99: p99 / 2}, {Requests: 900, P99: 3 * p99}}, Copied: copied}
 }
 
 func step(b *Budget, n int, s Sample, l Limits) {

@@ -5297,7 +5297,8 @@ type LoadReport struct {
 	HeartbeatUs    uint32                 `protobuf:"varint,5,opt,name=heartbeat_us,json=heartbeatUs,proto3" json:"heartbeat_us,omitempty"`          // how long the answer to the last heartbeat took
 	Peers          []*PeerLatency         `protobuf:"bytes,6,rep,name=peers,proto3" json:"peers,omitempty"`                                          // how long others took to answer this one
 	Rebuilds       []*RebuildProgress     `protobuf:"bytes,7,rep,name=rebuilds,proto3" json:"rebuilds,omitempty"`
-	Repaired       uint64                 `protobuf:"varint,8,opt,name=repaired,proto3" json:"repaired,omitempty"` // bytes that rebuilds have copied here, of the process
+	Repaired       uint64                 `protobuf:"varint,8,opt,name=repaired,proto3" json:"repaired,omitempty"`      // bytes that rebuilds have copied here, of the process
+	Changes        []uint32               `protobuf:"varint,9,rep,packed,name=changes,proto3" json:"changes,omitempty"` // as latencies, which then are of reads alone: of writes, punches and flushes
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -5386,6 +5387,13 @@ func (x *LoadReport) GetRepaired() uint64 {
 		return x.Repaired
 	}
 	return 0
+}
+
+func (x *LoadReport) GetChanges() []uint32 {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
 }
 
 type PeerLatency struct {
@@ -10685,7 +10693,7 @@ const file_msg_proto_rawDesc = "" +
 	"\tdata_path\x18\x11 \x01(\tR\bdataPath\x12/\n" +
 	"\ajournal\x18\x12 \x01(\v2\x15.varve.msg.SSDJournalR\ajournal\x12)\n" +
 	"\x04load\x18\x13 \x01(\v2\x15.varve.msg.LoadReportR\x04load\x12%\n" +
-	"\x03bad\x18\x14 \x03(\v2\x13.varve.msg.BadBlockR\x03bad\"\xb7\x02\n" +
+	"\x03bad\x18\x14 \x03(\v2\x13.varve.msg.BadBlockR\x03bad\"\xd1\x02\n" +
 	"\n" +
 	"LoadReport\x12\x1c\n" +
 	"\tlatencies\x18\x01 \x03(\rR\tlatencies\x12\x18\n" +
@@ -10695,7 +10703,8 @@ const file_msg_proto_rawDesc = "" +
 	"\fheartbeat_us\x18\x05 \x01(\rR\vheartbeatUs\x12,\n" +
 	"\x05peers\x18\x06 \x03(\v2\x16.varve.msg.PeerLatencyR\x05peers\x126\n" +
 	"\brebuilds\x18\a \x03(\v2\x1a.varve.msg.RebuildProgressR\brebuilds\x12\x1a\n" +
-	"\brepaired\x18\b \x01(\x04R\brepaired\"X\n" +
+	"\brepaired\x18\b \x01(\x04R\brepaired\x12\x18\n" +
+	"\achanges\x18\t \x03(\rR\achanges\"X\n" +
 	"\vPeerLatency\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\rR\x06server\x12\x1a\n" +
 	"\brequests\x18\x02 \x01(\rR\brequests\x12\x15\n" +
