@@ -1,9 +1,7 @@
 // Package plan says where chunks go and what must be done so that each has the replicas that it should have, where it should have
 // them: pure functions of the state and of what the leader knows about the servers.
 //
-// Placing a new chunk: Place.
-//
-// Everything else: a Planner, which the leader makes when it begins to lead, and asks again and again, once a second or when something has
+// Placing a new chunk: Place. What would be if servers were lost: WhatIf. Everything else: a Planner, which the leader makes when it begins to lead, and asks again and again, once a second or when something has
 // ended:
 //
 //	p := plan.NewPlanner()
@@ -18,7 +16,8 @@
 //
 // An action is one step. A replica moves in two of them: a Join of the new one, and, when that is in sync, a Remove of the one that the chunk
 // can best do without. Which one that is follows from the state alone, so a move that was begun under another leader is finished. Who executes says in the
-// next call what is under way (ServerView.Load, Coming, Going; Hold), and the planner does not plan it again.
+// next call what is under way (ServerView.Load, Coming, Going; Hold), and the planner does not plan it again. What is better is told by the score of a replica
+// set (want.go): a move makes it smaller, or, with an equal score, makes two servers' fill levels more alike without either crossing the mean.
 //
 // Actions come with a Class, most pressing first, a Reason, words, and how many bytes they move at most. A call returns no more than Budget has
 // room for: what is left over is planned in later calls. It looks at Budget.Scan degraded chunks, fewest in-sync replicas first, which the state has an index of, and
