@@ -89,3 +89,28 @@ func FuzzCheck(f *testing.F) {
 		}
 	})
 }
+
+// TestRenew: each write of a block is another, page by page, unless it is to be the same.
+func TestRenew(t *testing.T) {
+	o := &Options{RW: RandWrite, BlockSize: 3 * pageSize}
+	o.setDefaults()
+	j := newJob(o, 0, &file{fd: -1}, newPool(1), 1)
+	p := make([]byte, o.BlockSize)
+	j.ready(p, 0)
+	seen := map[string]bool{}
+	for seq := range uint64(100) {
+		j.prepare(op{kind: opWrite, seq: seq + 1}, p)
+		for at := 0; at < len(p); at += pageSize {
+			if page := string(p[at : at+pageSize]); seen[page] {
+				t.Fatalf("write %d has a page that was there before", seq+1)
+			} else {
+				seen[page] = true
+			}
+		}
+	}
+	o.Repeat = true
+	before := string(p)
+	if j.prepare(op{kind: opWrite, seq: 101}, p); string(p) != before {
+		t.Error("the same again is not the same")
+	}
+}
