@@ -12,8 +12,15 @@
 // Replay does the operations of a trace (perf/trace) once more, and compares what is measured with what was recorded (replay.go, replayplan.go).
 //
 // Verification. With Options.Verify every 512 bytes of a block say which run, job, block and write they belong to, under a
-// checksum (block.go). A block that is read is compared with what was acknowledged last, and named lost, old, torn, misplaced or
-// corrupt. After the run, all that it wrote is read back from the target, past the page cache where the kernel lets it.
+// checksum (block.go). A block that is read is compared with what was acknowledged last, and named lost, old, torn, misplaced, duplicated
+// (a write that is at its own place as well, or that came back after a later one had been read) or corrupt, once for each write that should be there. After the
+// run, all that it wrote is read back from the target, past the page cache where the kernel lets it. What was acknowledged is kept in memory, so it goes with the process.
+//
+// Several runs at once, and several hosts. Open makes a load ready and Load.Run begins it at a told moment; its Samples, a second each, add up exactly in a Gather,
+// from however many hosts (package agent). What begins before the end of Options.Ramp is kept apart; Options.Steady ends the load when it has settled.
+//
+// What does not end. An operation under way is in its worker's flights, so that one that never ends is named with what it waits for (watch.go). Steps that cannot be
+// interrupted, such as opening and reading back, are given up when they stand still for Options.Settle, and left behind.
 //
 // Names. With Options.Metadata the operations are on names instead of data: create, stat, lookup, list, rename and delete, in a directory of each job
 // (names.go), by system calls, through the core client, or at the metadata servers themselves (mds:ADDR), where each job is a client that caches nothing

@@ -1,133 +1,212 @@
 package e2e
 
 import (
-	"context"
+	"bytes"
+	"encoding/json"
 	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"varve/perf"
-	"varve/perf/profile"
 )
 
-// TestPerfTargets: loads on names at the metadata servers and through a mount, while the leader is killed, do every acknowledged change once; and the
-// profiles of names and of clones run on a mount, and say how its files are cloned.
-func TestPerfTargets(t *testing.T) {
-	need(t)
-	c := up(t, 3, 1, 1, "1:1")
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
-	defer cancel()
-	servers := "mds:" + strings.Join(c.metaAddrs(), ",")
-	names := func(target string) (*perf.Result, error) {
-		kind, _, _ := strings.Cut(target, ":")
-		return perf.Run(ctx, perf.Options{
-			Target: target, Label: kind, Metadata: "create:30,stat:10,lookup:10,list:1,rename:20,delete:30", Files: 100, Jobs: 6, QD: 2,
-			Duration: soak(t, 5*time.Second), Verify: true, Seed: uint64(time.Now().UnixNano()),
-		})
-	}
-	type outcome struct {
-		target string
-		res    *perf.Result
-		err    error
-	}
-	ended := make(chan outcome, 2)
-	for _, target := range []string{servers, "mount:" + c.mounts[0]} {
-		go func() {
-			res, err := names(target)
-			ended <- outcome{target, res, err}
-		}()
-	}
-	time.Sleep(1500 * time.Millisecond)
-	leader, err := c.leader()
+// load is a `varve perf run` under way.
+type load struct {
+	t    *testing.T
+	cmd  *exec.Cmd
+	out  string // the file that its standard output is
+	errs bytes.Buffer
+	done chan struct{}
+	err  error // of Wait, when done is closed
+}
+
+func startLoad(t *testing.T, args ...string) *load {
+	t.Helper()
+	l := &load{t: t, cmd: exec.Command(varveBinary, append([]string{"perf", "run", "--json"}, args...)...), done: make(chan struct{})}
+	out, err := os.Create(filepath.Join(t.TempDir(), "out"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	old := c.kill(leader)
-	for range cap(ended) {
-		switch o := <-ended; {
-		case o.err != nil:
-			t.Errorf("%s: %v", o.target, o.err)
-		case !o.res.OK() || o.res.Stopped != "" || o.res.Verify.ReadBack != "done" || o.res.Verify.Checked == 0:
-			t.Errorf("%s: %q, %+v, %+v", o.target, o.res.Stopped, o.res.Errors, o.res.Verify)
-		default:
-			t.Logf("%s: %d operations, the slowest took %v when %s was killed; %d names verified", o.target, o.res.Total.Count, o.res.Total.Latency.Max, leader, o.res.Verify.Checked)
-		}
+	defer out.Close()
+	l.out, l.cmd.Stdout, l.cmd.Stderr = out.Name(), out, &l.errs
+	if err := l.cmd.Start(); err != nil {
+		t.Fatal(err)
 	}
-	c.waitRestart(leader, old)
-	for _, run := range []struct {
-		profile, target string
-	}{{"metadata", servers}, {"metadata", "mount:" + c.mounts[0]}, {"clone-and-run", "mount:" + c.mounts[0]}} {
-		p, err := profile.Find(run.profile)
-		if err != nil {
-			t.Fatal(err)
-		}
-		res, err := p.Scale(0.02, 0.02).Run(ctx, run.target, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var b strings.Builder
-		if err := res.WriteText(&b); err != nil {
-			t.Fatal(err)
-		}
-		if !res.OK() || len(res.Phases) != len(p.Phases) {
-			t.Errorf("%s on %s:\n%s", run.profile, run.target, &b)
-			continue
-		}
-		_, summary, _ := strings.Cut(b.String(), "phase  ")
-		t.Logf("%s on %s:\nphase  %s", run.profile, run.target, summary)
-		if run.profile == "clone-and-run" && !strings.Contains(summary, "clone by ") {
-			t.Error("it is not said how clones are made")
-		}
+	go func() { l.err = l.cmd.Wait(); close(l.done) }()
+	t.Cleanup(func() { l.cmd.Process.Kill(); <-l.done })
+	return l
+}
+
+// printed is what it has written so far.
+func (l *load) printed() []byte {
+	b, err := os.ReadFile(l.out)
+	if err != nil {
+		l.t.Error(err)
 	}
-	if out, err := c.varve(30*time.Second, "perf", "run", "--target", servers+"/varve-perf-names.mds.0", "--meta", "stat", "--files", "64", "--for", "200ms"); err != nil {
-		t.Errorf("%v: %s", err, out)
+	return b
+}
+
+func (l *load) signal(s syscall.Signal) {
+	l.t.Helper()
+	if err := l.cmd.Process.Signal(s); err != nil {
+		l.t.Error(err)
 	}
 }
 
-// TestCloneWays: files are cloned by sharing where the filesystem does that, and by copying where not, and the result says by which.
-func TestCloneWays(t *testing.T) {
-	need(t, "mkfs.xfs", "mkfs.ext4", "mount")
-	for fs, want := range map[string]string{"xfs": "FICLONE", "ext4": "copy_file_range"} {
-		t.Run("fs="+fs, func(t *testing.T) {
-			dir := t.TempDir()
-			image, mnt := filepath.Join(dir, "image"), filepath.Join(dir, "mnt")
-			f, err := os.Create(image)
-			if err == nil {
-				err = errors.Join(f.Truncate(1<<30), f.Close(), os.Mkdir(mnt, 0o700))
+// end waits for the load and returns what it measured, after checking its exit code.
+func (l *load) end(code int) *perf.Result {
+	l.t.Helper()
+	select {
+	case <-l.done:
+	case <-time.After(90 * time.Second):
+		l.t.Fatal("perf run does not end")
+	}
+	res := new(perf.Result)
+	if err := json.Unmarshal(l.printed(), res); err != nil {
+		l.t.Fatalf("%v: %s%s", err, l.printed(), &l.errs)
+	}
+	if got := l.cmd.ProcessState.ExitCode(); got != code {
+		l.t.Errorf("exit code %d, want %d: %s", got, code, &l.errs)
+	}
+	return res
+}
+
+// TestPerfFaults: what happens to a target while it is under load ends up in the result, with counts and an exit code; nothing crashes or hangs.
+func TestPerfFaults(t *testing.T) {
+	need(t, "mkfs.ext4", "mount", "umount")
+	t.Run("interrupted", func(t *testing.T) {
+		l := startLoad(t, "--target", "mount:"+t.TempDir(), "--rw", "randwrite", "--size", "4m", "--for", "1h")
+		time.Sleep(1500 * time.Millisecond)
+		l.signal(syscall.SIGINT)
+		if res := l.end(0); res.Stopped != "cancelled" || res.Total.Count == 0 || len(res.Series) == 0 {
+			t.Errorf("%q, %d operations", res.Stopped, res.Total.Count)
+		}
+	})
+	t.Run("small disk", func(t *testing.T) {
+		dir := t.TempDir()
+		image, mnt := filepath.Join(dir, "image"), filepath.Join(dir, "mnt")
+		run := func(words ...string) {
+			t.Helper()
+			if out, err := exec.Command(words[0], words[1:]...).CombinedOutput(); err != nil {
+				t.Fatalf("%v: %v: %s", words, err, out)
 			}
+		}
+		if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, 16<<20), os.Mkdir(mnt, 0o755)); err != nil {
+			t.Fatal(err)
+		}
+		run("mkfs.ext4", "-q", "-F", image)
+		if out, err := exec.Command("mount", "-o", "loop", image, mnt).CombinedOutput(); err != nil {
+			t.Skipf("no loop devices here: %v: %s", err, out)
+		}
+		mounted := true
+		t.Cleanup(func() {
+			if mounted {
+				exec.Command("umount", "-l", mnt).Run()
+			}
+		})
+		res := startLoad(t, "--target", "mount:"+mnt, "--rw", "write", "--bs", "64k", "--size", "64m", "--jobs", "1", "--for", "60s", "--direct").end(1)
+		if !strings.HasPrefix(res.Stopped, "disk full: write") || len(res.Errors) != 1 || res.Errors[0].Op != "write" || res.Errors[0].Count < 1 || res.Write == nil {
+			t.Errorf("%q, %+v", res.Stopped, res.Errors)
+		}
+		if err := os.Truncate(filepath.Join(mnt, "varve-perf.0"), 1<<20); err != nil {
+			t.Fatal(err)
+		}
+		l := startLoad(t, "--target", "mount:"+mnt, "--rw", "randwrite", "--size", "1m", "--jobs", "1", "--qd", "4", "--for", "2s")
+		time.Sleep(time.Second)
+		run("umount", "-l", mnt)
+		mounted = false
+		if res = l.end(1); len(res.Removed) != 1 || res.Total.Count == 0 {
+			t.Errorf("unmounted under load: %v, %+v", res.Removed, res.Total)
+		}
+	})
+	t.Run("cluster", func(t *testing.T) {
+		c := up(t, 1, 1, 1, "1:1")
+		target := "mount:" + c.mounts[0]
+		t.Run("server killed and back", func(t *testing.T) {
+			l := startLoad(t, "--target", target, "--rw", "randwrite", "--size", "4m", "--jobs", "1", "--qd", "4", "--for", "6s", "--direct", "--max-errors", "1000000")
+			time.Sleep(2 * time.Second)
+			c.waitRestart("cs1", c.kill("cs1"))
+			<-l.done
+			res := l.end(l.cmd.ProcessState.ExitCode()) // 1 if writes failed meanwhile, which the result then says
+			if failed := l.cmd.ProcessState.ExitCode(); failed > 1 || failed == 1 && len(res.Errors) == 0 || res.Stuck > 0 || res.Stopped != "" {
+				t.Errorf("exit code %d, %q, %+v", failed, res.Stopped, res.Errors)
+			}
+			if n := len(res.Series); n == 0 || res.Series[0].Writes == 0 || res.Series[n-1].Writes+res.Series[max(n-2, 0)].Writes == 0 {
+				t.Errorf("%+v", res.Series)
+			}
+		})
+		t.Run("server gone", func(t *testing.T) {
+			log, err := os.ReadFile(filepath.Join(c.dir, "run", "mds1.log"))
 			if err != nil {
 				t.Fatal(err)
 			}
-			force := map[string]string{"xfs": "-f", "ext4": "-F"}[fs]
-			if out, err := exec.Command("mkfs."+fs, "-q", force, image).CombinedOutput(); err != nil {
-				t.Fatalf("mkfs: %v\n%s", err, out)
+			_, addr, _ := strings.Cut(string(log), "cs=cs1 addr=")
+			addr, _, _ = strings.Cut(addr, " ")
+			endless := startLoad(t, "--target", "cs:"+addr, "--rw", "randwrite", "--size", "4m", "--jobs", "1", "--for", "1h")
+			time.Sleep(time.Second)
+			pid := c.pid("cs1")
+			if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+				t.Fatal(err)
 			}
-			if out, err := exec.Command("mount", "-o", "loop", image, mnt).CombinedOutput(); err != nil {
-				t.Skipf("no %s here: mount: %v\n%s", fs, err, out)
+			for range 2 {
+				time.Sleep(300 * time.Millisecond)
+				endless.signal(syscall.SIGINT)
 			}
-			defer func() {
-				if out, err := exec.Command("umount", mnt).CombinedOutput(); err != nil {
-					t.Errorf("umount: %v\n%s", err, out)
-					_ = exec.Command("umount", "-l", mnt).Run()
+			select {
+			case <-endless.done:
+				if s, ok := endless.cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || s.Signal() != syscall.SIGINT {
+					t.Errorf("a second Ctrl-C: %v", endless.cmd.ProcessState)
 				}
-			}()
-			golden := perf.Options{Target: "mount:" + mnt, Label: "golden", RW: perf.Write, BlockSize: 1 << 20, Size: 16 << 20}
-			if res, err := perf.Run(t.Context(), golden); err != nil || !res.OK() {
-				t.Fatalf("%v: %+v", err, res)
+			case <-time.After(20 * time.Second):
+				t.Error("a second Ctrl-C does not end it")
 			}
-			res, err := perf.Run(t.Context(), perf.Options{Target: "mount:" + mnt, Label: "vm", CloneOf: "golden", Jobs: 4, Verify: true})
-			if err != nil || !res.OK() || res.ClonedBy != want || res.Total.Count != 4 || res.Verify.Checked != 4*4096 {
-				t.Fatalf("%v: %+v", err, res)
+			if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+				t.Fatal(err)
 			}
-			work := perf.Options{Target: "mount:" + mnt, Label: "vm", RW: perf.RandRW, Jobs: 4, QD: 4, Size: 16 << 20, Verify: true}
-			if res, err := perf.Run(t.Context(), work); err != nil || !res.OK() { // what one clone writes, no other has
-				t.Fatalf("%v: %+v", err, res)
+			l := startLoad(t, "--target", "cs:"+addr, "--rw", "randwrite", "--size", "4m", "--jobs", "1", "--qd", "4", "--for", "60s")
+			time.Sleep(time.Second)
+			old := c.kill("cs1")
+			res := l.end(3)
+			if !res.Gone || !strings.HasPrefix(res.Stopped, "target gone") || len(res.Errors) == 0 || res.Total.Count == 0 {
+				t.Errorf("%q, %+v", res.Stopped, res.Errors)
 			}
-			t.Logf("%s: clones of 16 MiB by %s took %v at most", fs, res.ClonedBy, res.Total.Latency.Max)
+			c.waitRestart("cs1", old)
 		})
-	}
+		t.Run("mount stands still", func(t *testing.T) {
+			pid := c.pid("mount1")
+			if pid == 0 {
+				t.Fatal("no mount")
+			}
+			l := startLoad(t, "--target", target, "--rw", "randwrite", "--size", "4m", "--jobs", "1", "--qd", "3", "--engine", "sync", "--direct", "--for", "2s", "--settle", "1s")
+			time.Sleep(time.Second)
+			if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+				t.Fatal(err)
+			}
+			// The kernel lets a process end only when a mount has answered to what it has read, so the report comes before the end.
+			for end := time.Now().Add(8 * time.Second); time.Now().Before(end) && !json.Valid(l.printed()); {
+				time.Sleep(50 * time.Millisecond)
+			}
+			if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+				t.Fatal(err)
+			}
+			res := l.end(1)
+			if res.Stuck != 3 || len(res.StuckOps) != 3 || !strings.Contains(res.StuckOps[0].Waits, "FUSE") || !strings.Contains(res.Stopped, "did not end within 1s") {
+				t.Errorf("%d stuck, %q: %v", res.Stuck, res.Stopped, res.StuckOps)
+			}
+		})
+		t.Run("mount killed", func(t *testing.T) {
+			l := startLoad(t, "--target", target, "--rw", "randwrite", "--size", "4m", "--jobs", "1", "--qd", "4", "--for", "60s", "--direct")
+			time.Sleep(time.Second)
+			c.kill("mount1")
+			res := l.end(3)
+			if !res.Gone || !strings.HasPrefix(res.Stopped, "target gone") || len(res.Errors) == 0 || res.Total.Count == 0 {
+				t.Errorf("%q, %+v", res.Stopped, res.Errors)
+			}
+		})
+	})
 }
