@@ -163,6 +163,7 @@ func (s *Store) heal(e *entry, first uint32, n int, sums []uint32) error {
 			continue
 		}
 		if _, err := e.img.f.ReadAt(b, place(at)); err != nil || chunk.Sum(b) != sum {
+			e.stuck.Store(true)
 			s.o.Logger.Error("bad block stays bad when it is written", "chunk", e.id, "block", at, "err", err)
 			return fmt.Errorf("write: chunk %v: block %d does not hold what is written to it: %w: %w", e.id, at, ErrBadBlock, fserr.IO)
 		}

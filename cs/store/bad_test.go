@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -50,6 +51,16 @@ func (d *worn) Open(path string, flag disk.Flag) (disk.File, error) {
 		return nil, err
 	}
 	return &wornFile{f, d, path}, nil
+}
+
+func (d *worn) Rename(from, to string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.bad[from] != nil {
+		d.bad[to] = d.bad[from]
+		delete(d.bad, from)
+	}
+	return d.FS.Rename(from, to)
 }
 
 func (d *worn) wear(path string, off int64) {
@@ -314,7 +325,36 @@ func TestBadBlockStays(t *testing.T) {
 	if got, err := read(s, 1, 1, 3*chunk.BlockSize, chunk.BlockSize); err != nil || got[0] != 2 {
 		t.Fatal(err)
 	}
+	// The next join gets a new file, whose blocks are others; the bad one is kept from the filesystem.
+	must(t, s.Join(1, 2))
+	if got := badOf(s); got != "" {
+		t.Fatalf("in quarantine after the join: %s", got)
+	}
+	p := bytes.Repeat([]byte{3}, 4*chunk.BlockSize)
+	if n, err := s.RepairWrite(1, 2, 0, p, chunk.AppendSums(nil, 0, p)); err != nil || n != 4 {
+		t.Fatalf("%d blocks repaired: %v", n, err)
+	}
+	must(t, s.Complete(1, 2))
+	must(t, s.Promote(1, 2))
+	got, err := read(s, 1, 2, 0, 5*chunk.BlockSize)
+	must(t, err)
+	if !bytes.Equal(got[:len(p)], p) || !chunk.IsZero(got[len(p):]) {
+		t.Fatal("the new file does not hold what was copied")
+	}
+	fi, err := os.Stat(filepath.Join(o.Dir, wornName, id.ChunkID(1).String()+".1"))
+	must(t, err)
+	if n, ok := disk.Allocated(fi); !ok || n < chunk.BlockSize || n > 1<<20 {
+		t.Errorf("the old file takes up %d bytes, want little more than the bad block", n)
+	}
 	must(t, s.Close())
+	s = mustOpen(t, o)
+	if got, err = read(s, 1, 2, 0, 4*chunk.BlockSize); err != nil || !bytes.Equal(got, p) {
+		t.Fatalf("after a restart: %v", err)
+	}
+	must(t, s.Close())
+	if r, err := Check(t.Context(), o, CheckOptions{}); err != nil || r.Count != 0 {
+		t.Fatalf("%+v %v", r, err)
+	}
 }
 
 // A read that fails or does not match once is done again.

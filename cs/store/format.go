@@ -8,6 +8,8 @@ package store
 //	quarantine        the blocks that are bad: quarantine.go
 //	index, index.log  epochs and states, so that a start reads no headers: index.go
 //	scrub             how far the scrub is: scrubstate.go
+//	boot              the boot of the machine in which every chunk was last in order: boot.go
+//	worn/ID.N         a chunk file that was replaced, with nothing in it but blocks that do not take writes: renew.go
 //	chunks/XX/ID.chk  one file per chunk; ID is 16 hexadecimal digits, XX the last two of them
 //	*.new             a file that is being made; removed at start
 //

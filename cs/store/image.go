@@ -19,9 +19,10 @@ import (
 
 // entry is a chunk that the store holds. It stays in memory; its image comes and goes.
 type entry struct {
-	id   id.ChunkID
-	used atomic.Bool  // since the evictor last came by
-	bad  atomic.Int32 // blocks in quarantine
+	id    id.ChunkID
+	used  atomic.Bool  // since the evictor last came by
+	bad   atomic.Int32 // blocks in quarantine
+	stuck atomic.Bool  // one of them stayed bad when it was written
 
 	allocated atomic.Int64  // bytes that the file takes up and one; 0: not counted yet
 	countedAt atomic.Uint64 // image.written when they were

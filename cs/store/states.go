@@ -23,6 +23,9 @@ func (s *Store) change(e *entry, in repl.Input) error {
 			return err
 		}
 	}
+	if e.stuck.Load() && e.known && !e.corrupt && in.Kind == repl.Join {
+		return s.renew(e, in)
+	}
 	if err := s.load(e); err != nil {
 		return err
 	}
