@@ -500,7 +500,10 @@ func (k *testChunks) register(ctx context.Context) {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.id, k.conn, k.ready = id.ServerID(reply.Server), conn, true
+	if k.id == 0 { // tests read it without the lock once the server is ready
+		k.id = id.ServerID(reply.Server)
+	}
+	k.conn, k.ready = conn, true
 	for _, f := range reply.Fenced {
 		k.fenced[f] = true
 	}

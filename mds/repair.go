@@ -508,7 +508,7 @@ func (l *leadership) giveUp(server id.ServerID, why string) error {
 		why)
 	if err == nil {
 		l.mu.Lock()
-		if c := l.servers[server]; c != nil && c.conn != nil {
+		if c := l.servers[server]; c != nil && c.conn != nil && !c.failed() {
 			c.conn.Close() // a process that only stood still registers again, and reports what it is left with
 		}
 		l.mu.Unlock()

@@ -150,7 +150,7 @@ func TestFullLinks(t *testing.T) {
 		netns.Again(t, 5*time.Minute)
 		return
 	}
-	limit := 6 * time.Second
+	limit := 5 * time.Second
 	if s := os.Getenv("VARVE_SOAK"); s != "" {
 		d, err := time.ParseDuration(s)
 		if err != nil {
