@@ -110,12 +110,15 @@ func (d *Faulty) Clone() *Faulty {
 	return to
 }
 
+// clone returns a copy, which shares its pages until one of the two changes them.
 func (c content) clone() content {
-	to := content{pages: make(map[int64]*page, len(c.pages)), size: c.size}
-	all := make([]page, len(c.pages))
+	to := content{pages: make(map[int64]page, len(c.pages)), size: c.size}
 	for at, p := range c.pages {
-		all[0] = *p
-		to.pages[at], all = &all[0], all[1:]
+		if !p.shared {
+			p.shared = true
+			c.pages[at] = p
+		}
+		to.pages[at] = p
 	}
 	return to
 }

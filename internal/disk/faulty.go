@@ -78,11 +78,18 @@ const (
 	sectorSize = 512
 )
 
-type page [pageSize]byte
+// page is the bytes of a page. If they are shared with another content, they are copied before they are changed.
+type page struct {
+	b      *[pageSize]byte
+	shared bool
+}
+
+// zeroPage is what a page holds that was made and not written yet.
+var zeroPage [pageSize]byte
 
 // content is the bytes of a file; a page that is not there is zeros.
 type content struct {
-	pages map[int64]*page
+	pages map[int64]page
 	size  int64
 }
 
@@ -264,7 +271,7 @@ func (d *Faulty) Open(path string, flag Flag) (File, error) {
 	case n == nil && (flag&Create == 0 || parent == nil || !parent.dir):
 		cause = fs.ErrNotExist
 	case n == nil:
-		n = &node{live: content{pages: make(map[int64]*page)}, stable: content{pages: make(map[int64]*page)}}
+		n = &node{live: content{pages: make(map[int64]page)}, stable: content{pages: make(map[int64]page)}}
 		d.change(filepath.Dir(path), entryOp{add: path, node: n})
 	}
 	if cause != nil {
@@ -523,14 +530,14 @@ func (f *faultyFile) WriteAt(p []byte, off int64) (int, error) {
 	}
 	room := len(p)
 	for at := off / pageSize; at <= (off+int64(len(p))-1)/pageSize; at++ {
-		if f.n.live.pages[at] != nil {
+		if _, ok := f.n.live.pages[at]; ok {
 			continue
 		}
 		if f.d.capacity > 0 && f.d.used+pageSize > f.d.capacity {
 			room = int(max(0, at*pageSize-off))
 			break
 		}
-		f.n.live.pages[at] = new(page)
+		f.n.live.pages[at] = page{b: &zeroPage, shared: true}
 		f.d.used += pageSize
 	}
 	if room > 0 {
@@ -619,11 +626,7 @@ func (n *node) crash(rng *rand.Rand) {
 		}
 	}
 	n.changes = nil
-	n.live = content{pages: make(map[int64]*page, len(n.stable.pages)), size: n.stable.size}
-	for at, p := range n.stable.pages {
-		b := *p
-		n.live.pages[at] = &b
-	}
+	n.live = n.stable.clone()
 }
 
 func (c *content) apply(ch change) {
@@ -644,8 +647,8 @@ func (c *content) read(b []byte, off int64) {
 	for len(b) > 0 {
 		in := off % pageSize
 		m := min(int64(len(b)), pageSize-in)
-		if p := c.pages[off/pageSize]; p != nil {
-			copy(b[:m], p[in:])
+		if p, ok := c.pages[off/pageSize]; ok {
+			copy(b[:m], p.b[in:])
 		} else {
 			clear(b[:m])
 		}
@@ -656,27 +659,36 @@ func (c *content) read(b []byte, off int64) {
 func (c *content) write(b []byte, off int64) {
 	c.size = max(c.size, off+int64(len(b)))
 	for len(b) > 0 {
-		p := c.pages[off/pageSize]
-		if p == nil {
-			p = new(page)
-			c.pages[off/pageSize] = p
-		}
-		m := copy(p[off%pageSize:], b)
+		m := copy(c.own(off / pageSize)[off%pageSize:], b)
 		b, off = b[m:], off+int64(m)
 	}
+}
+
+// own returns the bytes of a page, which is made if it is missing, to change them.
+func (c *content) own(at int64) *[pageSize]byte {
+	p, ok := c.pages[at]
+	if ok && !p.shared {
+		return p.b
+	}
+	b := new([pageSize]byte)
+	if ok {
+		*b = *p.b
+	}
+	c.pages[at] = page{b: b}
+	return b
 }
 
 // zero makes [off, off+n) zero and gives back the pages that lie in it.
 func (c *content) zero(off, n int64) {
 	end := off + n
-	for at, p := range c.pages {
+	for at := range c.pages {
 		from, to := max(off, at*pageSize), min(end, (at+1)*pageSize)
 		switch {
 		case from >= to:
 		case to-from == pageSize:
 			delete(c.pages, at)
 		default:
-			clear(p[from-at*pageSize : to-at*pageSize])
+			clear(c.own(at)[from-at*pageSize : to-at*pageSize])
 		}
 	}
 }
