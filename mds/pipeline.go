@@ -19,12 +19,14 @@ type appendPipeline struct {
 	sent chan *appendFuture
 	done chan raft.AppendFuture
 	stop chan struct{}
+	over chan struct{} // closed by receive: Raft takes no more answers, after one that was not a success
 }
 
 var _ raft.AppendPipeline = (*appendPipeline)(nil)
 
 func newAppendPipeline(t *transport, to raft.ServerID, conn net.Conn) *appendPipeline {
-	p := &appendPipeline{t: t, to: to, conn: conn, sent: make(chan *appendFuture), done: make(chan raft.AppendFuture), stop: make(chan struct{})}
+	p := &appendPipeline{t: t, to: to, conn: conn, sent: make(chan *appendFuture), done: make(chan raft.AppendFuture), stop: make(chan struct{}),
+		over: make(chan struct{})}
 	t.wg.Add(1)
 	go p.receive()
 	return p
@@ -47,8 +49,9 @@ func (p *appendPipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *ra
 	case p.sent <- f:
 		return f, nil
 	case <-p.stop:
-		return nil, raft.ErrPipelineShutdown
+	case <-p.over: // Raft may send on before it sees that its decoder has ended, which nobody would ever take the answer of
 	}
+	return nil, raft.ErrPipelineShutdown
 }
 
 // receive hands the answers on. That of a follower counts only when the entries are on this server's own stable media: Raft
@@ -67,10 +70,15 @@ func (p *appendPipeline) receive() {
 		if f.err != nil {
 			*f.resp = raft.AppendEntriesResponse{} // which ends the pipeline
 		}
+		last := !f.resp.Success || f.resp.Term > f.args.Term // with which Raft's decoder ends
 		close(f.ended)
 		select {
 		case p.done <- f:
 		case <-p.stop:
+			return
+		}
+		if last {
+			close(p.over)
 			return
 		}
 	}
