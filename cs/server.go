@@ -214,7 +214,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 }
 
-// Kill ends the server as if the process had died: nothing is flushed and the store stays open, its lock held. It is for
+// Kill ends the server as if the process had died: nothing is flushed and the store's lock stays held. It is for
 // tests, which take the store's disk away.
 func (s *Server) Kill() {
 	s.stop(false)
@@ -242,8 +242,11 @@ func (s *Server) stop(orderly bool) {
 			s.work.Wait()
 			s.gate.close()
 			s.endErr = errors.Join(s.reactors.close(), s.payload.close())
-			if !orderly && s.journal != nil {
-				s.journal.Abandon()
+			if !orderly {
+				s.store.Abandon()
+				if s.journal != nil {
+					s.journal.Abandon()
+				}
 			}
 			if orderly {
 				s.endErr = errors.Join(s.endErr, s.store.Close())

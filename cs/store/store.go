@@ -60,6 +60,7 @@ type Store struct {
 	found     atomic.Uint64 // blocks put in quarantine by this process
 	stages    chan *stage
 	stop      chan struct{}
+	quit      sync.Once      // closes stop
 	settler   sync.WaitGroup // all that runs in the background
 	settleMu  sync.Mutex     // one pass at a time
 
@@ -136,7 +137,7 @@ func (s *Store) Close() error {
 	s.closed = true
 	s.stopSharing()
 	s.life.Unlock()
-	close(s.stop)
+	s.quit.Do(func() { close(s.stop) })
 	s.settler.Wait()
 	err := s.failure()
 	if err == nil {
@@ -154,6 +155,13 @@ func (s *Store) Close() error {
 		err = errors.Join(err, e.img.f.Close())
 	}
 	return errors.Join(err, s.closeFiles(), s.unlock())
+}
+
+// Abandon ends what goes on in the background, and leaves everything else as it is, as the end of the process would: nothing is flushed, the
+// lock is held, files stay open. It is for tests.
+func (s *Store) Abandon() {
+	s.quit.Do(func() { close(s.stop) })
+	s.settler.Wait()
 }
 
 // closeFiles closes what recover opened.
