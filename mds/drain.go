@@ -259,7 +259,7 @@ func (l *leadership) retire(ctx context.Context, server id.ServerID, why string,
 		return err
 	}
 	defer l.latches.release(freeze)
-	if err := together(inos, func(ino id.Ino) error { return l.recallLayouts(ctx, ino, 0) }); err != nil {
+	if err := together(inos, func(ino id.Ino) error { return l.recallLayouts(ctx, ino, 0, true) }); err != nil {
 		return err
 	}
 	latch := []decide.Latch{{Kind: latchMembership, Exclusive: true}}

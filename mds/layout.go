@@ -36,7 +36,7 @@ func (l *leadership) changeLayout(ctx context.Context, req *msg.MetaRequest, ino
 	if out := l.decideNow(req); out.Event == nil { // refused, or done by another: nobody is called back for it
 		return out, l.confirmRead(ctx)
 	}
-	if err := l.recallLayouts(ctx, ino, session); err != nil {
+	if err := l.recallLayouts(ctx, ino, session, req.GetDropReplica() != nil); err != nil {
 		return decide.Outcome{}, err
 	}
 	out, err := l.commit(ctx, req)
@@ -62,8 +62,8 @@ func (l *leadership) noteDropped(ev *event.ReplicaDrop) {
 	l.noteStale(id.ServerID(ev.GetServer()), chunks...)
 }
 
-// recallLayouts returns when no holder but session uses a layout of the inode.
-func (l *leadership) recallLayouts(ctx context.Context, ino id.Ino, session id.SessionID) error {
+// recallLayouts returns when no holder but session uses a layout of the inode. members says that only replica sets are to change.
+func (l *leadership) recallLayouts(ctx context.Context, ino id.Ino, session id.SessionID, members bool) error {
 	var others []state.Lease
 	l.s.fsm.view(func(st *state.State) {
 		st.Leases(ino, func(h state.Lease) bool {
@@ -74,7 +74,7 @@ func (l *leadership) recallLayouts(ctx context.Context, ino id.Ino, session id.S
 		})
 	})
 	return together(others, func(h state.Lease) error {
-		_, err := l.callback(ctx, h.Session, &msg.Callback{Kind: msg.Callback_LAYOUT, Ino: uint64(ino), Lease: uint64(h.Index)})
+		_, err := l.callback(ctx, h.Session, &msg.Callback{Kind: msg.Callback_LAYOUT, Ino: uint64(ino), Lease: uint64(h.Index), Members: members})
 		return err
 	})
 }
@@ -87,7 +87,7 @@ func (l *leadership) withoutLayouts(ctx context.Context, ino id.Ino, change func
 		return err
 	}
 	defer l.latches.release(freeze)
-	if err := l.recallLayouts(ctx, ino, 0); err != nil {
+	if err := l.recallLayouts(ctx, ino, 0, true); err != nil {
 		return err
 	}
 	return change()

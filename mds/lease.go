@@ -118,7 +118,7 @@ func (l *leadership) grant(ctx context.Context, req *msg.MetaRequest, ino id.Ino
 			continue
 		}
 		if o := req.GetOpen(); o != nil && o.Trunc {
-			if err := l.recallLayouts(ctx, ino, session); err != nil {
+			if err := l.recallLayouts(ctx, ino, session, false); err != nil {
 				return decide.Outcome{}, false, err
 			}
 		}

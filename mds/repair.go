@@ -480,7 +480,7 @@ func (l *leadership) giveUp(server id.ServerID, why string) error {
 		return err
 	}
 	defer l.latches.release(freeze)
-	err := together(inos, func(ino id.Ino) error { return l.recallLayouts(l.ctx, ino, 0) })
+	err := together(inos, func(ino id.Ino) error { return l.recallLayouts(l.ctx, ino, 0, true) })
 	if err != nil {
 		return err
 	}

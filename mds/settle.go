@@ -158,7 +158,7 @@ func (l *leadership) punchOnce(ctx context.Context, ino id.Ino, tail state.Pendi
 		if err == nil {
 			continue
 		}
-		if lerr := l.recallLayouts(ctx, ino, 0); lerr != nil { // see withoutLayouts
+		if lerr := l.recallLayouts(ctx, ino, 0, true); lerr != nil { // see withoutLayouts
 			return false, lerr
 		}
 		if derr := l.dropReplica(ctx, c.ID, r.Server, "did not punch: "+err.Error()); derr != nil {

@@ -73,7 +73,9 @@ func (h *callbacks) Serve(ctx context.Context, conn *wire.Conn, req *wire.Frame)
 	case msg.Callback_LAYOUT:
 		in.layoutMu.Lock() // waits for every request that uses the layout
 		in.mu.Lock()
-		in.layoutRecalls++
+		if !cb.Members {
+			in.layoutRecalls++
+		}
 		in.forgetLayoutLocked()
 		in.forgetSizeLocked()
 		in.mu.Unlock()

@@ -58,7 +58,8 @@ type inode struct {
 
 	layout    map[uint32]*page
 	layoutGen uint64
-	// layoutRecalls counts LAYOUT callbacks, changed with layoutMu held for writing: another mount may have cut the file.
+	// layoutRecalls counts LAYOUT callbacks that are not about replicas alone, changed with layoutMu held for writing: another mount may have
+	// cut the file.
 	layoutRecalls uint64
 	flights       map[flight]chan struct{}
 }

@@ -285,6 +285,28 @@ func TestSharedWrites(t *testing.T) {
 }
 
 // The other mount truncates when a write is on the replicas and not yet reported.
+// TestSharedWriteIsNotRepeatedForAReplica: between a shared write and its report a replica joins, and another mount overwrites the block. The
+// first write must not be done again, over the second. (Found by internal/sim.)
+func TestSharedWriteIsNotRepeatedForAReplica(t *testing.T) {
+	w := newWorld(t, 1, 2, 2, 1)
+	c1, c2 := w.dial(t, nil), w.dial(t, nil)
+	f1 := create(t, c1, "a")
+	f2 := open(t, c2, f1, true)
+	want := fill(4096, 2)
+	var begun atomic.Bool
+	w.setBefore(func(req *msg.MetaRequest) (fserr.Code, bool) {
+		if req.GetWriteDone() != nil && !begun.Swap(true) {
+			w.call(uint64(c1.Session()), &msg.Callback{Kind: msg.Callback_LAYOUT, Ino: uint64(f1.Ino()), Members: true})
+			write(t, f2, want, 0)
+		}
+		return fserr.OK, false
+	})
+	write(t, f1, fill(4096, 1), 0)
+	if !bytes.Equal(read(t, f2, 0, 4096), want) {
+		t.Fatal("an earlier write was done again over a later one")
+	}
+}
+
 func TestSharedWriteOutlivesATruncate(t *testing.T) {
 	w := newWorld(t, 1, 2, 2, 1)
 	c1, c2 := w.dial(t, nil), w.dial(t, nil)

@@ -4492,6 +4492,7 @@ type Callback struct {
 	Unlinked      bool                   `protobuf:"varint,7,opt,name=unlinked,proto3" json:"unlinked,omitempty"`
 	Attrs         []uint64               `protobuf:"varint,8,rep,packed,name=attrs,proto3" json:"attrs,omitempty"`
 	Names         []uint64               `protobuf:"varint,9,rep,packed,name=names,proto3" json:"names,omitempty"`
+	Members       bool                   `protobuf:"varint,10,opt,name=members,proto3" json:"members,omitempty"` // LAYOUT: only who holds the chunks changes, and no byte of the file
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4587,6 +4588,13 @@ func (x *Callback) GetNames() []uint64 {
 		return x.Names
 	}
 	return nil
+}
+
+func (x *Callback) GetMembers() bool {
+	if x != nil {
+		return x.Members
+	}
+	return false
 }
 
 type CallbackReply struct {
@@ -10610,7 +10618,7 @@ const file_msg_proto_rawDesc = "" +
 	"\bcache_ms\x18\x02 \x01(\rR\acacheMs\x12\x12\n" +
 	"\x04slow\x18\x03 \x03(\rR\x04slow\"(\n" +
 	"\fCloseSession\x12\x18\n" +
-	"\asession\x18\x01 \x01(\x04R\asession\"\xd6\x02\n" +
+	"\asession\x18\x01 \x01(\x04R\asession\"\xf0\x02\n" +
 	"\bCallback\x12,\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x18.varve.msg.Callback.KindR\x04kind\x12\x10\n" +
 	"\x03ino\x18\x02 \x01(\x04R\x03ino\x12\x14\n" +
@@ -10620,7 +10628,9 @@ const file_msg_proto_rawDesc = "" +
 	"\x06length\x18\x06 \x01(\x04R\x06length\x12\x1a\n" +
 	"\bunlinked\x18\a \x01(\bR\bunlinked\x12\x14\n" +
 	"\x05attrs\x18\b \x03(\x04R\x05attrs\x12\x14\n" +
-	"\x05names\x18\t \x03(\x04R\x05names\"W\n" +
+	"\x05names\x18\t \x03(\x04R\x05names\x12\x18\n" +
+	"\amembers\x18\n" +
+	" \x01(\bR\amembers\"W\n" +
 	"\x04Kind\x12\a\n" +
 	"\x03NOP\x10\x00\x12\t\n" +
 	"\x05LEASE\x10\x01\x12\b\n" +
