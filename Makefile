@@ -35,6 +35,7 @@ check: ## gofmt, go vet, staticcheck, and that generated code is what `make gene
 
 unit: ## unit tests with the race detector
 	go test -race -timeout $(UNIT_TIMEOUT) ./...
+	go test -count=1 -v -timeout $(UNIT_TIMEOUT) -run 'TestSeeds$$' ./internal/sim
 
 e2e: ## the end-to-end suite: real processes, real mounts, real guests (as root)
 	@if [ ! -d test/e2e ]; then echo "end to end: no suite in this tree"; \
@@ -64,6 +65,7 @@ soak: ## long runs: a million random operations on one and two mounts, ten minut
 	VARVE_PLAN_CHUNKS=10000000 go test -count=1 -v -timeout 1h -run TestLostRack ./mds/plan
 	VARVE_RELAY_LONG=1 go test -count=1 -v -run TestRelayOver ./internal/client
 	VARVE_E2E=1 VARVE_KILLS=$(or $(KILLS),1000) VARVE_SEEDS=3000 go test -count=1 -v -timeout 3h ./test/crash
+	VARVE_SIM_FROM=$$(date +%s)000 VARVE_SIM_SEEDS=$(or $(SEEDS),20000) go test -count=1 -v -timeout 6h -run 'TestSeeds$$' ./internal/sim
 
 dev: ## an embedded cluster on this machine, mounted on ./varve-mnt; Ctrl-C stops it
 	go run ./cmd/varve dev

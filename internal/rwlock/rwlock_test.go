@@ -112,10 +112,12 @@ func TestMisuse(t *testing.T) {
 }
 
 func BenchmarkRLock(b *testing.B) {
+	n := 0 // guarded by m
 	b.Run("lock=rwlock", func(b *testing.B) {
 		var m Mutex
 		for b.Loop() {
 			m.RLock()
+			_ = n
 			m.RUnlock()
 		}
 	})
@@ -123,6 +125,7 @@ func BenchmarkRLock(b *testing.B) {
 		var m sync.RWMutex
 		for b.Loop() {
 			m.RLock()
+			_ = n
 			m.RUnlock()
 		}
 	})

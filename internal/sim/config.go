@@ -1,0 +1,73 @@
+package sim
+
+import (
+	"fmt"
+	"math/rand"
+	"time"
+)
+
+// family is which promises a run may count on.
+type family int
+
+const (
+	// kills: processes die, hosts are cut off; what was answered is in no page cache, so nothing of it may be lost.
+	kills family = iota
+	// loneFamily: one chunk server, always the same, also loses power while the others run on; nothing that was answered may be lost.
+	loneFamily
+	// blackout: at one moment everything loses power; what was flushed must be there.
+	blackout
+	families
+)
+
+var familyNames = [families]string{"kills", "lone power loss", "blackout"}
+
+// config is what a run is like, drawn from its seed.
+type config struct {
+	shape
+	family  family
+	shared  bool // all clients have all files open for writing; else each file has one writer at a time
+	clients int
+	files   int
+	workers int           // of a client
+	active  time.Duration // faults and load
+	think   time.Duration // pause between two operations of a worker, at most
+	ops     int           // of a worker, at most
+	faults  int
+	rules   rules
+	full    bool // disks fill up
+}
+
+func (c config) String() string {
+	who := "one writer a file"
+	if c.shared {
+		who = "shared files"
+	}
+	return fmt.Sprintf("%s, %d metadata and %d chunk servers, replicas %s, %d clients with %d workers, %d files, %s, %v, %d faults", familyNames[c.family], c.metas, c.shape.servers,
+		c.replicas, c.clients, c.workers, c.files, who, c.active, c.faults)
+}
+
+func draw[T any](rng *rand.Rand, of ...T) T { return of[rng.Intn(len(of))] }
+
+func newConfig(rng *rand.Rand) config {
+	c := config{
+		shape:   shape{metas: draw(rng, 1, 1, 1, 1, 1, 3), servers: draw(rng, 3, 3, 4), replicas: draw(rng, "3:2", "3:2", "3:1", "2:1")},
+		family:  draw(rng, kills, kills, kills, loneFamily, blackout),
+		shared:  rng.Intn(3) == 0,
+		clients: 1 + rng.Intn(2),
+		files:   1 + rng.Intn(2),
+		workers: 1 + rng.Intn(2),
+		active:  draw[time.Duration](rng, 2, 8, 15, 30)*time.Second + time.Duration(rng.Intn(1e9)),
+		faults:  rng.Intn(7),
+		full:    rng.Intn(8) == 0,
+	}
+	c.ops = draw(rng, 20, 50, 150)
+	c.think = draw(rng, min(20*time.Millisecond, 2*c.active/time.Duration(c.ops)), 2*c.active/time.Duration(c.ops))
+	if c.shared {
+		c.clients = 2
+	}
+	if rng.Intn(2) == 0 {
+		c.rules = rules{lost: draw[uint64](rng, 0, 200, 1000), reply: draw[uint64](rng, 0, 200, 1000), late: draw[uint64](rng, 0, 100, 500),
+			lateBy: draw(rng, 30*time.Millisecond, time.Second, 9*time.Second)}
+	}
+	return c
+}

@@ -1,0 +1,173 @@
+package sim
+
+import (
+	"context"
+	"fmt"
+	"math/rand"
+	"slices"
+	"time"
+)
+
+// fault is something that goes wrong at a time, and is over a while later.
+type fault struct {
+	at, lasts time.Duration
+	what      string
+	begin     func()
+	end       func()
+}
+
+// owner is a client's place: who uses its files now, one app after another.
+type owner struct {
+	w     *world
+	i     int
+	ip    string
+	n     int // apps that there were
+	app   *app
+	files []int // that it writes
+	op    chan struct{}
+	old   []*app // cut off from the metadata servers for good, and still at work
+}
+
+// metaIPs and serverIPs are everybody's.
+func (w *world) metaIPs() (ips []string) {
+	for _, m := range w.metas {
+		ips = append(ips, m.ip)
+	}
+	return ips
+}
+
+func (w *world) serverIPs() (ips []string) {
+	for _, s := range w.servers {
+		ips = append(ips, s.ip)
+	}
+	return ips
+}
+
+// apart cuts an IP off from others, and returns what undoes it.
+func (w *world) apart(ip string, others []string) (undo func()) {
+	others = slices.DeleteFunc(slices.Clone(others), func(o string) bool { return o == ip })
+	for _, o := range others {
+		w.net.cut(ip, o)
+	}
+	return func() {
+		for _, o := range others {
+			w.net.heal(ip, o)
+		}
+	}
+}
+
+// plan draws what goes wrong.
+func (w *world) plan(rng *rand.Rand, owners []*owner) []*fault {
+	var all []*fault
+	lone := w.servers[rng.Intn(len(w.servers))]
+	for range w.cfg.faults {
+		f := &fault{at: time.Duration(rng.Int63n(int64(w.cfg.active))), lasts: time.Duration(rng.Int63n(int64(draw(rng, 300*time.Millisecond, 3*time.Second, 12*time.Second, 40*time.Second))))}
+		s, m, o := w.servers[rng.Intn(len(w.servers))], w.metas[rng.Intn(len(w.metas))], owners[rng.Intn(len(owners))]
+		power := false
+		if w.cfg.family == loneFamily {
+			s, power = lone, rng.Intn(2) == 0
+		}
+		kind := rng.Intn(14)
+		if kind == 13 && !w.cfg.full {
+			kind = 0
+		}
+		switch kind {
+		case 0, 1, 2:
+			f.what = s.name + " down"
+			f.begin, f.end = func() { s.crash(power) }, s.start
+		case 3:
+			f.what = s.name + " stopped in order"
+			f.begin, f.end = s.shutdown, s.start
+		case 4:
+			f.what = s.name + " cut off from all"
+			f.begin = func() {
+				undo := w.apart(s.ip, slices.Concat(w.metaIPs(), w.serverIPs(), w.clientIPs(owners)))
+				f.end = undo
+			}
+		case 5:
+			f.what = s.name + " cut off from the metadata servers"
+			f.begin = func() { f.end = w.apart(s.ip, w.metaIPs()) }
+		case 6:
+			f.what = s.name + " cut off from other chunk servers"
+			f.begin = func() { f.end = w.apart(s.ip, w.serverIPs()) }
+		case 7:
+			ip := o.ip
+			f.what = s.name + " cut off from " + ip
+			f.begin = func() { f.end = w.apart(s.ip, []string{ip}) }
+		case 8:
+			d := draw(rng, 20*time.Millisecond, 700*time.Millisecond, 6*time.Second)
+			f.what = fmt.Sprintf("%s slow by %v", s.name, d)
+			f.begin, f.end = func() { w.net.delay(s.ip, d) }, func() { w.net.delay(s.ip, 0) }
+		case 9:
+			f.what = m.name + " down"
+			mp := power
+			f.begin, f.end = func() { m.crash(mp) }, m.start
+		case 10:
+			f.what = fmt.Sprintf("client %d cut off from the metadata servers", o.i)
+			f.begin = func() { f.end = w.apart(o.ip, w.metaIPs()) }
+		case 11:
+			quick := rng.Intn(2) == 0
+			f.what = fmt.Sprintf("client %d is killed", o.i)
+			f.begin = func() { o.replace(w.ctx, !quick, false) }
+		case 12:
+			if w.cfg.shared || o.n > 6 {
+				f.what = fmt.Sprintf("client %d is killed", o.i)
+				f.begin = func() { o.replace(w.ctx, false, false) }
+				break
+			}
+			f.what = fmt.Sprintf("client %d is cut off from the metadata servers for good, and another takes its files", o.i)
+			f.begin = func() { o.replace(w.ctx, false, true) }
+		case 13:
+			room := int64(rng.Intn(40)) * 4096
+			f.what = fmt.Sprintf("disk of %s has %d bytes left", s.name, room)
+			f.begin, f.end = func() { s.d.SetCapacity(s.d.Used() + room) }, func() { s.d.SetCapacity(0) }
+		}
+		all = append(all, f)
+	}
+	slices.SortStableFunc(all, func(a, b *fault) int { return int(a.at - b.at) })
+	return all
+}
+
+func (w *world) clientIPs(owners []*owner) (ips []string) {
+	for _, o := range owners {
+		ips = append(ips, o.ip)
+	}
+	return ips
+}
+
+// next starts the owner's next app with its workers; the last one's network is gone, or it has another IP.
+func (o *owner) next(ctx context.Context) error {
+	o.n++
+	a, err := o.w.newApp(ctx, fmt.Sprintf("c%d.%d", o.i+1, o.n), o.ip)
+	if err != nil {
+		return err
+	}
+	o.app = a
+	for k := range o.w.cfg.workers {
+		file := o.files[k%len(o.files)]
+		o.w.load.Go(func() { a.worker(o.w.loading, o.w.ctx, k, file, true) })
+	}
+	return nil
+}
+
+// replace ends the owner's app, and starts another on the same files: a guest that is taken over at once. With cutOff the old one lives on, without
+// metadata servers.
+func (o *owner) replace(ctx context.Context, power, cutOff bool) {
+	o.op <- struct{}{}
+	defer func() { <-o.op }()
+	if o.app == nil || o.w.loading.Err() != nil {
+		return
+	}
+	if cutOff {
+		o.w.note("%s: cut off for good", o.app.name)
+		o.w.apart(o.ip, o.w.metaIPs()) // never undone: the IP is not used again
+		o.old = append(o.old, o.app)
+		o.ip = fmt.Sprintf("10.0.2.%d", 10*(o.i+1)+o.n)
+	} else {
+		o.app.kill(power)
+	}
+	o.app = nil
+	if err := o.next(ctx); err != nil && ctx.Err() == nil {
+		o.w.fault("client %d does not come back: %v", o.i, err)
+	}
+}
