@@ -94,8 +94,8 @@ func TestShutdownUnderLoad(t *testing.T) {
 		var all sync.WaitGroup
 		last := make([]uint64, clients) // flushed
 		for i := range clients {
+			c := dial(t, s, id.SessionID(10+i)) // before the server may go
 			all.Go(func() {
-				c := dial(t, s, id.SessionID(10+i))
 				ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
 				defer cancel()
 				ask := func(typ wire.Type, r wire.DataRequest, data []byte) bool {
