@@ -2,6 +2,7 @@ package storm
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -73,8 +74,10 @@ func newMachine(t *testing.T) (*machine, string) {
 }
 
 // run boots the machine on an image and returns what it says in the end, after it worked for d.
-func (m *machine) run(image string, d time.Duration) (says string, err error) {
-	cmd := exec.Command("qemu-system-x86_64", "-accel", "tcg", "-m", "256", "-smp", "1", "-display", "none", "-serial", "stdio", "-monitor", "none",
+func (m *machine) run(ctx context.Context, image string, d time.Duration) (says string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, d+4*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "-accel", "tcg", "-m", "256", "-smp", "1", "-display", "none", "-serial", "stdio", "-monitor", "none",
 		"-no-reboot", "-nic", "none", "-kernel", m.kernel, "-initrd", m.initrd,
 		"-append", fmt.Sprintf("console=ttyS0 quiet panic=-1 varve.seconds=%d", int(d.Seconds())),
 		"-drive", "file="+image+",format=raw,if=virtio,cache=none,aio=io_uring")
@@ -86,8 +89,6 @@ func (m *machine) run(image string, d time.Duration) (says string, err error) {
 	if err := cmd.Start(); err != nil {
 		return "", err
 	}
-	limit := time.AfterFunc(d+4*time.Minute, func() { cmd.Process.Kill() })
-	defer limit.Stop()
 	var console []string
 	for lines := bufio.NewScanner(out); lines.Scan(); {
 		console = append(console, strings.TrimSpace(lines.Text()))

@@ -63,17 +63,17 @@ func troubles(longest time.Duration) []trouble {
 	return all
 }
 
-// app is something that people run, until ctx ends. It returns what it did, for people.
+// app is something that people run, until ctx ends, or is killed when test ends. It returns what it did, for people.
 type app struct {
 	name string
-	run  func(ctx context.Context, dir string) (string, error)
+	run  func(ctx, test context.Context, dir string) (string, error)
 }
 
 // fio writes at random with its own checksums, and verifies.
-func fio(ctx context.Context, dir string) (string, error) {
+func fio(ctx, test context.Context, dir string) (string, error) {
 	rounds, worst := 0, time.Duration(0)
 	for ; ctx.Err() == nil; rounds++ {
-		cmd := exec.Command("fio", "--name=v", "--filename="+filepath.Join(dir, "fio"), "--size=24m", "--bsrange=4k-64k", "--rw=randwrite", "--direct=1",
+		cmd := exec.CommandContext(test, "fio", "--name=v", "--filename="+filepath.Join(dir, "fio"), "--size=24m", "--bsrange=4k-64k", "--rw=randwrite", "--direct=1",
 			"--ioengine=io_uring", "--iodepth=8", "--fsync=16", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--verify_state_save=0", "--output-format=json")
 		out, err := cmd.Output()
 		if err != nil {
@@ -102,10 +102,10 @@ func fio(ctx context.Context, dir string) (string, error) {
 }
 
 // sqlite commits transactions, and in the end has all of them.
-func sqlite(ctx context.Context, dir string) (string, error) {
+func sqlite(ctx, test context.Context, dir string) (string, error) {
 	db := filepath.Join(dir, "db")
 	sql := func(s string) (string, error) {
-		out, err := exec.Command("sqlite3", "-bail", db, s).CombinedOutput()
+		out, err := exec.CommandContext(test, "sqlite3", "-bail", db, s).CombinedOutput()
 		if err != nil {
 			err = fmt.Errorf("sqlite3: %w: %s", err, out)
 		}
@@ -157,7 +157,8 @@ func TestStorm(t *testing.T) {
 	}
 	vm, missing := newMachine(t)
 	c := newCluster(t, 3, 4)
-	apps := []app{{"fio", fio}, {"sqlite", sqlite}}
+	watch := &probe{worst: make(map[string]time.Duration), all: make(map[string]time.Duration)}
+	apps := []app{{"probe", watch.run}, {"fio", fio}, {"sqlite", sqlite}}
 	if vm == nil {
 		t.Log("without a virtual machine:", missing)
 	} else {
@@ -168,7 +169,7 @@ func TestStorm(t *testing.T) {
 		if err := os.Truncate(image, 64<<20); err != nil {
 			t.Fatal(err)
 		}
-		apps = append(apps, app{"guest", func(context.Context, string) (string, error) { return vm.run(image, d) }})
+		apps = append(apps, app{"guest", func(_, test context.Context, _ string) (string, error) { return vm.run(test, image, d) }})
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -177,7 +178,7 @@ func TestStorm(t *testing.T) {
 	failed := make(chan struct{}, len(apps))
 	for i, a := range apps {
 		wg.Go(func() {
-			if says[i], errs[i] = a.run(ctx, c.mount); errs[i] != nil {
+			if says[i], errs[i] = a.run(ctx, t.Context(), c.mount); errs[i] != nil {
 				failed <- struct{}{}
 			}
 		})
@@ -195,7 +196,9 @@ func TestStorm(t *testing.T) {
 		counts[x.name]++
 		over := time.Now()
 		c.wait(90*time.Second, fmt.Sprintf("the cluster to be whole after %s was %s", s.name, x.name), c.healthy)
-		t.Logf("%s %s for %v, whole after another %v", s.name, x.name, over.Sub(began).Round(10*time.Millisecond), time.Since(over).Round(10*time.Millisecond))
+		whole := time.Since(over)
+		time.Sleep(300 * time.Millisecond) // what still waited is told
+		t.Logf("%s %s for %v, whole after another %v; %s", s.name, x.name, over.Sub(began).Round(10*time.Millisecond), whole.Round(10*time.Millisecond), watch.take())
 	}
 	cancel()
 	wg.Wait()
