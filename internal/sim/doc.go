@@ -38,6 +38,6 @@
 //     internal/client, TestSharedWriteIsNotRepeatedForAReplica.
 //   - Met once in an earlier version and tolerated unless VARVE_SIM_STRICT=1, with which 1,050 runs did not find it: a write of one of several
 //     mounts that is sent again, since a replica failed under it or an answer was lost, may come back over a later one of another mount.
-//   - VARVE_SIM_SEED=541, in 2 of 60 repetitions: an empty chunk file that an allocation left when all lost power is compared with the replicas of a
-//     later chunk of the same number. It belongs to no file; the comparison is to leave it out.
+//   - VARVE_SIM_SEED=541, in 2 of 60 repetitions: an empty chunk file that an allocation left when all lost power was compared with the replicas of a
+//     later chunk of the same number. It belongs to no file, and the comparison leaves it out now.
 package sim
