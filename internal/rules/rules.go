@@ -2,7 +2,7 @@
 // what a pure room may not import, where unsafe may be, that every package says what it is for, and
 // how large a file may be. The test of this package reads the whole tree and enforces it.
 //
-// The table repeats section 9 of ARCHITECTURE.md; change both together.
+// The table repeats section 12 of ARCHITECTURE.md; change both together.
 package rules
 
 import (
@@ -174,7 +174,7 @@ func (c *checker) source(name string, f *ast.File) {
 	}
 	r := roomOf(dir)
 	if r == nil {
-		c.failf(name, "is in no room of the table in ARCHITECTURE.md section 9")
+		c.failf(name, "is in no room of the table in ARCHITECTURE.md section 12")
 		return
 	}
 	for _, spec := range f.Imports {
@@ -210,7 +210,7 @@ func (c *checker) own(name, dir string, r *room, imp string, test bool) {
 		return
 	}
 	if !r.allows(imp) {
-		c.failf(name, "imports %s, which %s may not (ARCHITECTURE.md section 9)", imp, r.dir)
+		c.failf(name, "imports %s, which %s may not (ARCHITECTURE.md section 12)", imp, r.dir)
 	}
 }
 
