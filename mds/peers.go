@@ -122,7 +122,12 @@ func (s *Server) lookAt(addr string) {
 	reply := new(msg.StatusReply)
 	var code fserr.Code
 	if err == nil {
-		code, err = conn.CallMessage(ctx, wire.Status, wire.ClassMeta, &msg.Status{}, reply)
+		if code, err = conn.CallMessage(ctx, wire.Status, wire.ClassMeta, &msg.Status{}, reply); err != nil {
+			conn.Close()
+		}
+	}
+	if err != nil {
+		conn = nil // after a cut a new connection answers long before TCP sends on the old one again
 	}
 	s.peers.mu.Lock()
 	defer s.peers.mu.Unlock()

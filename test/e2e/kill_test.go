@@ -40,7 +40,7 @@ func TestKillServers(t *testing.T) {
 
 	rng := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0))
 	kills, leaders := 0, 0
-	for end := time.Now().Add(soak(t, 75*time.Second)); time.Now().Before(end); {
+	for end := time.Now().Add(soak(t, 45*time.Second)); time.Now().Before(end); {
 		var victims []string
 		if rng.IntN(3) > 0 {
 			victims = append(victims, fmt.Sprintf("cs%d", 1+rng.IntN(c.cs)))
