@@ -19,7 +19,7 @@ const overhead = 128
 
 // exchange does what a load on one connection costs at the very least: requests and answers of the sizes that reads or writes of a row have, as many
 // under way as it has, over loopback and package net, with nothing behind them.
-func exchange(ctx context.Context, r limitRow, d time.Duration) (layerSample, error) {
+func exchange(ctx context.Context, r loadRow, d time.Duration) (layerSample, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return layerSample{}, err

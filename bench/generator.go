@@ -30,25 +30,6 @@ const (
 // turn is how long fio and the generator work before it is the other's turn: short, so that what else the machine does hits both.
 const turn = 500 * time.Millisecond
 
-// generatorRow is what fio and the generator both do.
-type generatorRow struct {
-	name  string
-	rw    perf.RW
-	bs    int64
-	depth int
-}
-
-var generatorRows = []generatorRow{
-	{"random read 4k QD1", perf.RandRead, smallBlock, 1},
-	{"random read 4k QD32", perf.RandRead, smallBlock, 32},
-	{"random write 4k QD1", perf.RandWrite, smallBlock, 1},
-	{"random write 4k QD32", perf.RandWrite, smallBlock, 32},
-	{"read 1M QD1", perf.Read, largeBlock, 1},
-	{"read 1M QD32", perf.Read, largeBlock, 32},
-	{"write 1M QD1", perf.Write, largeBlock, 1},
-	{"write 1M QD32", perf.Write, largeBlock, 32},
-}
-
 // reach is what one of them reached in one turn.
 type reach struct {
 	IOPS float64       `json:"iops"`
@@ -132,7 +113,7 @@ func runGenerator(ctx context.Context, o options) error {
 	defer os.Remove(path)
 	turns := max(int(time.Duration(o.rounds)*o.duration/turn), 1)
 	var all []*pairs
-	for _, r := range generatorRows {
+	for _, r := range loadRows {
 		if !strings.Contains(r.name, o.only) {
 			continue
 		}
@@ -172,10 +153,10 @@ func runGenerator(ctx context.Context, o options) error {
 
 // sampleFio has fio do a turn. Its latency is the whole one (lat), from when the operation was made, as ours is; it would include how long fio takes to
 // change what it writes, so both write the same again.
-func (p *pairs) sampleFio(ctx context.Context, o options, tg target, r generatorRow) error {
+func (p *pairs) sampleFio(ctx context.Context, o options, tg target, r loadRow) error {
 	res, err := fio(ctx, o, tg, "--ioengine=io_uring", "--registerfiles=1", "--fixedbufs=1", "--norandommap", "--scramble_buffers=0", "--thread", "--time_based",
 		fmt.Sprintf("--runtime=%dms", turn.Milliseconds()), "--lat_percentiles=1", "--clat_percentiles=0", "--percentile_list=50:99",
-		"--rw="+string(r.rw), "--bs="+fmt.Sprint(r.bs), "--iodepth="+fmt.Sprint(r.depth))
+		"--rw="+string(r.rw), "--bs="+fmt.Sprint(r.bs), "--iodepth="+fmt.Sprint(r.qd))
 	if err != nil {
 		return err
 	}
@@ -193,9 +174,9 @@ func (p *pairs) sampleFio(ctx context.Context, o options, tg target, r generator
 }
 
 // sampleOurs has the generator do a turn.
-func (p *pairs) sampleOurs(ctx context.Context, path string, r generatorRow, size int64) error {
+func (p *pairs) sampleOurs(ctx context.Context, path string, r loadRow, size int64) error {
 	res, err := perf.Run(ctx, perf.Options{
-		Target: "file:" + path, RW: r.rw, BlockSize: r.bs, QD: r.depth, Jobs: 1, Size: size, Duration: turn, Direct: true, Repeat: true, Engine: perf.URing,
+		Target: "file:" + path, RW: r.rw, BlockSize: r.bs, QD: r.qd, Jobs: 1, Size: size, Duration: turn, Direct: true, Repeat: true, Engine: perf.URing,
 		Seed: uint64(time.Now().UnixNano()),
 	})
 	if err != nil {
@@ -265,13 +246,13 @@ func ceilings(ctx context.Context, o options, w io.Writer, all []*pairs) ([]ceil
 	tw := tabwriter.NewWriter(w, 0, 0, 1, ' ', 0)
 	fmt.Fprintf(w, "\nthe generator alone, one job: medians of %d\n\n", o.rounds)
 	fmt.Fprintf(tw, "| figure\t| ops/s\t| p99\t| CPU per op\t| the file's most\t| is so many times\t| has to be %d\t|\n| ---\t| --:\t| --:\t| --:\t| --:\t| --:\t| ---\t|\n", ceilingOver)
-	for _, r := range generatorRows {
+	for _, r := range loadRows {
 		if r.bs != smallBlock || !strings.Contains(r.name, o.only) {
 			continue
 		}
-		c := ceiling{Depth: r.depth, RW: r.rw}
+		c := ceiling{Depth: r.qd, RW: r.rw}
 		for range o.rounds {
-			res, err := perf.Run(ctx, perf.Options{Target: "null", RW: r.rw, QD: r.depth, Jobs: 1, Duration: 2 * turn, Engine: perf.URing})
+			res, err := perf.Run(ctx, perf.Options{Target: "null", RW: r.rw, QD: r.qd, Jobs: 1, Duration: 2 * turn, Engine: perf.URing})
 			if err != nil {
 				return nil, err
 			}

@@ -45,7 +45,7 @@ func TestVerdict(t *testing.T) {
 
 func TestLimitTable(t *testing.T) {
 	tab := &limitTable{Layers: []string{layerDisk, layerTCP, layerCS}}
-	r := limitRows[0]
+	r := loadRows[0]
 	for _, x := range []struct {
 		l    limitLayer
 		iops []float64
@@ -73,7 +73,7 @@ func TestLimitTable(t *testing.T) {
 }
 
 func TestExchange(t *testing.T) {
-	for _, r := range []limitRow{{rw: perf.RandRead, bs: smallBlock, qd: 1}, {rw: perf.Write, bs: largeBlock, qd: 32}} {
+	for _, r := range []loadRow{{rw: perf.RandRead, bs: smallBlock, qd: 1}, {rw: perf.Write, bs: largeBlock, qd: 32}} {
 		x, err := exchange(t.Context(), r, 50*time.Millisecond)
 		if err != nil || x.IOPS <= 0 || x.P50 <= 0 || x.P99 < x.P50 {
 			t.Errorf("%+v, %v", x, err)

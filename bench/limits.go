@@ -12,15 +12,15 @@ import (
 	"varve/perf"
 )
 
-// limitRow is a load that is done at every layer.
-type limitRow struct {
+// loadRow is a load that is done at every layer, and by fio and the generator on one file.
+type loadRow struct {
 	name string
 	rw   perf.RW
 	bs   int64
 	qd   int
 }
 
-var limitRows = []limitRow{
+var loadRows = []loadRow{
 	{"random read 4k QD1", perf.RandRead, smallBlock, 1},
 	{"random read 4k QD32", perf.RandRead, smallBlock, 32},
 	{"random write 4k QD1", perf.RandWrite, smallBlock, 1},
@@ -31,9 +31,9 @@ var limitRows = []limitRow{
 	{"write 1M QD32", perf.Write, largeBlock, 32},
 }
 
-func (r limitRow) unit() string { return unit(r.bs == largeBlock) } // blocks of 1 MiB a second are MiB/s
+func (r loadRow) unit() string { return unit(r.bs == largeBlock) } // blocks of 1 MiB a second are MiB/s
 
-func (r limitRow) reads() bool { return r.rw == perf.Read || r.rw == perf.RandRead }
+func (r loadRow) reads() bool { return r.rw == perf.Read || r.rw == perf.RandRead }
 
 // The layers, from below. Each has limits: what it cannot be faster than, since it is made of them.
 const (
@@ -94,7 +94,7 @@ func runLimits(ctx context.Context, o options) (t *limitTable, err error) {
 		t.Layers = append(t.Layers, l.name)
 	}
 	for round := range o.rounds {
-		for _, r := range limitRows {
+		for _, r := range loadRows {
 			if !strings.Contains(r.name, o.only) {
 				continue
 			}
@@ -152,7 +152,7 @@ func (c *cluster) limitLayers(ctx context.Context, o options, size int64) (layer
 }
 
 // sampleLayer does one load at one layer.
-func (c *cluster) sampleLayer(ctx context.Context, o options, l limitLayer, r limitRow, where string, size int64) (layerSample, error) {
+func (c *cluster) sampleLayer(ctx context.Context, o options, l limitLayer, r loadRow, where string, size int64) (layerSample, error) {
 	if l.name == layerTCP {
 		return exchange(ctx, r, o.duration)
 	}

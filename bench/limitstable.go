@@ -62,7 +62,7 @@ type cellOf struct {
 	limits  []string
 }
 
-func (t *limitTable) add(r limitRow, l limitLayer, x layerSample) {
+func (t *limitTable) add(r loadRow, l limitLayer, x layerSample) {
 	i := slices.IndexFunc(t.Rows, func(c *limitCells) bool { return c.Name == r.name })
 	if i < 0 {
 		i = len(t.Rows)
