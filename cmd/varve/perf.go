@@ -150,7 +150,7 @@ func (a *app) perfRun(cmd *cobra.Command, f *perfFlags) error {
 			return err
 		}
 	}
-	if f.budget != 0 && f.hosts.hosts != "" {
+	if f.budget != 0 && len(f.hosts.hosts) > 0 {
 		return usagef("--budget looks for a rate on one host: leave --host out")
 	}
 	if f.budget != 0 {
@@ -158,7 +158,7 @@ func (a *app) perfRun(cmd *cobra.Command, f *perfFlags) error {
 	}
 	progress, done := a.perfProgress(o.Ramp + o.Duration)
 	var res *perf.Result
-	if f.hosts.hosts != "" {
+	if len(f.hosts.hosts) > 0 {
 		res, err = a.perfHosts(cmd, o, &f.hosts, progress)
 	} else {
 		res, err = perf.RunWith(cmd.Context(), o, progress)

@@ -18,7 +18,7 @@ import (
 
 // hostFlags say on which hosts a load runs.
 type hostFlags struct {
-	hosts      string
+	hosts      []string
 	command    string
 	secretFile string
 	secretFD   int
@@ -26,8 +26,8 @@ type hostFlags struct {
 
 func (f *hostFlags) add(cmd *cobra.Command) {
 	fl := cmd.Flags()
-	fl.StringVar(&f.hosts, "host", "", "run the jobs on each of these hosts and put together what they measure: ssh:[USER@]HOST, tcp:HOST:PORT (a listening\n"+
-		"varve perf agent) or local, separated by commas; --rate is that of all together")
+	fl.StringSliceVar(&f.hosts, "host", nil, "run the jobs on each of these hosts and put together what they measure: ssh:[USER@]HOST, tcp:HOST:PORT (a listening\n"+
+		"varve perf agent) or local, separated by commas or each with its own --host; --rate is that of all together")
 	fl.StringVar(&f.command, "agent-command", "", "with --host: what starts varve there, instead of ssh; {host} stands for the name, and \"perf agent --stdio\" is added")
 	f.addSecret(cmd, "agent-secret", "with --host tcp: ")
 }
@@ -73,7 +73,7 @@ func (a *app) perfHosts(cmd *cobra.Command, o perf.Options, f *hostFlags, progre
 	if err != nil {
 		return nil, err
 	}
-	hosts, err := agent.ParseHosts(f.hosts, f.command, own)
+	hosts, err := agent.ParseHosts(strings.Join(f.hosts, ","), f.command, own)
 	if err != nil {
 		return nil, usagef("--host: %w", err)
 	}
