@@ -103,6 +103,8 @@ type Options struct {
 	CheckpointEvents id.Index
 	// SegmentBytes is the size of a journal segment; default the journal's.
 	SegmentBytes int64
+	// LogSegmentBytes is the size of a segment of Raft's log; default raftlog's.
+	LogSegmentBytes int64
 	// Reserve is how many bytes of the disk are kept for when it is full; below twice as many the server turns changes away. Default a
 	// 64th of the disk, 1 to 16 MiB, and a 32nd, 4 to 64 MiB; negative: none, and nothing is turned away.
 	Reserve int64

@@ -33,7 +33,7 @@ func (s *Server) openStores() error {
 		return err
 	}
 	s.raftLog, err = raftlog.Open(raftlog.Options{
-		FS: s.o.FS, Dir: filepath.Join(s.o.Dir, "raft"), Cluster: s.identity.cluster(), Failed: s.fatal, Lazy: s.lazy,
+		FS: s.o.FS, Dir: filepath.Join(s.o.Dir, "raft"), Cluster: s.identity.cluster(), Failed: s.fatal, Lazy: s.lazy, SegmentBytes: s.o.LogSegmentBytes,
 	})
 	if err != nil || old == nil {
 		return err

@@ -108,9 +108,19 @@ func makeActivity(fsys disk.FS, dir string, cluster id.Cluster, all []id.ChunkID
 	return fsys.SyncDir(dir)
 }
 
+// startBuffers are what logs are read into at a start, so that many starts in one process do not clear so much memory each.
+var startBuffers = sync.Pool{New: func() any { b := make([]byte, 2*regionSize); return &b }}
+
+// startBuffer returns a buffer of n bytes, which hold anything, and what gives it back.
+func startBuffer(n int) (b []byte, done func()) {
+	p := startBuffers.Get().(*[]byte)
+	return (*p)[:n], func() { startBuffers.Put(p) }
+}
+
 // readActivity returns the region that counts.
 func readActivity(f disk.File) (region, error) {
-	b := make([]byte, 2*regionSize)
+	b, done := startBuffer(2 * regionSize)
+	defer done()
 	if n, err := f.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
 		return region{}, err
 	} else if n < len(b) {

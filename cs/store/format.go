@@ -306,6 +306,16 @@ func readSlot(b []byte, position, generation uint64) (record, slotState) {
 	return r, slotRecord
 }
 
+// emptySlots returns how many slots from the one at a position on are zeros: those of a page, if one begins there, else 0. b holds all slots. So
+// nearly all of a log is looked at a page at a time.
+func emptySlots(b []byte, position int) int {
+	const n = slotSize / recordSize
+	if position%n != 0 || !chunk.IsZero(b[position*recordSize:][:slotSize]) {
+		return 0
+	}
+	return n
+}
+
 // region is the decoded content of one region of the activity log.
 type region struct {
 	cluster    id.Cluster
@@ -349,7 +359,12 @@ func decodeRegion(b []byte) (region, error) {
 		return region{}, err
 	}
 	missing := -1 // the last slot without a record
-	for i := range regionRecords {
+	for i := 0; i < regionRecords; i++ {
+		if n := emptySlots(b[slotSize:], i); n > 0 {
+			i += n - 1
+			missing = i
+			continue
+		}
 		r, state := readSlot(b[slotSize+i*recordSize:], uint64(i), g.generation)
 		if state != slotRecord {
 			if missing = i; state == slotBad && g.damage == nil {
@@ -382,7 +397,11 @@ func decodeRegion(b []byte) (region, error) {
 // own, and cost nothing; if it was, and the disk lost or overwrote it, they are needed.
 func (g *region) successor(b []byte) {
 	_, err := decodeRegionHeader(b)
-	for i := range regionRecords {
+	for i := 0; i < regionRecords; i++ {
+		if n := emptySlots(b[slotSize:], i); n > 0 {
+			i += n - 1
+			continue
+		}
 		switch r, state := readSlot(b[slotSize+i*recordSize:], uint64(i), g.generation+1); {
 		case state == slotRecord && r.kind == kindMark:
 			g.active[r.chunk] |= r.marks

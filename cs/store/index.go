@@ -125,7 +125,11 @@ func decodeIndex(b []byte) (cluster id.Cluster, generation uint64, list []indexe
 // wraps ErrCorrupt.
 func decodeIndexLog(b []byte, generation uint64) (touched map[id.ChunkID]bool, records int, err error) {
 	touched = make(map[id.ChunkID]bool)
-	for i := range regionRecords {
+	for i := 0; i < regionRecords; i++ {
+		if n := emptySlots(b, i); n > 0 {
+			i += n - 1
+			continue
+		}
 		switch r, state := readSlot(b[i*recordSize:], uint64(i), generation); {
 		case state == slotBad || state == slotRecord && (i != records || r.kind != kindMark || r.marks != indexLogMarks):
 			return nil, 0, fmt.Errorf("index.log: record %d of generation %d is damaged: %w", i, generation, ErrCorrupt)
@@ -143,7 +147,8 @@ func (x *index) open() (list []indexed, err error) {
 	list, err = x.read()
 	if err == nil {
 		if x.log, err = x.fsys.Open(x.path(indexLogName), disk.ReadWrite); err == nil {
-			b := make([]byte, indexLogSize)
+			b, done := startBuffer(indexLogSize)
+			defer done()
 			if _, err = x.log.ReadAt(b, 0); errors.Is(err, io.EOF) {
 				err = fmt.Errorf("index.log is too short: %w", ErrCorrupt)
 			}

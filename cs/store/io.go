@@ -32,7 +32,24 @@ func (s *Store) getStage() *stage {
 
 func (s *Store) putStage(st *stage) { s.stages <- st }
 
-func newStage() *stage { return &stage{buf: disk.AlignedBuffer(stageSize)} }
+// idleStages are those of stores that were closed.
+var idleStages = sync.Pool{New: func() any { return &stage{buf: disk.AlignedBuffer(stageSize)} }}
+
+func newStage() *stage { return idleStages.Get().(*stage) }
+
+// dropStages gives up the stages that nobody uses.
+func (s *Store) dropStages() {
+	for {
+		select {
+		case st := <-s.stages:
+			if st != nil {
+				idleStages.Put(st)
+			}
+		default:
+			return
+		}
+	}
+}
 
 // page is an aligned buffer of two blocks, for what is done with one or two.
 type page [2 * chunk.BlockSize]byte

@@ -154,6 +154,7 @@ func (s *Store) Close() error {
 	for _, e := range s.open {
 		err = errors.Join(err, e.img.f.Close())
 	}
+	s.dropStages()
 	return errors.Join(err, s.closeFiles(), s.unlock())
 }
 

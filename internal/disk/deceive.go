@@ -40,7 +40,7 @@ func (d *Faulty) astray(x Fate, p []byte) {
 		panic("disk: fate of a write: no file " + x.Path)
 	}
 	d.used -= int64(len(n.live.pages)) * pageSize
-	n.do(change{kind: OpWrite, off: x.Off, data: slices.Clone(p)})
+	n.write(p, x.Off)
 	d.used += int64(len(n.live.pages)) * pageSize
 }
 
@@ -73,7 +73,9 @@ func (d *Faulty) Stray(rng *rand.Rand, p float64) (landed []Place) {
 	for _, c := range stray {
 		at := all[rng.Intn(len(all))]
 		n := d.live[at.Path]
-		n.stable.write(c.data, at.Off) // whatever Crash does with the rest
+		for i, data := range c.parts() {
+			n.stable.write(data, at.Off+int64(i)*pageSize) // whatever Crash does with the rest
+		}
 		landed = append(landed, at)
 	}
 	return landed
@@ -111,16 +113,9 @@ func (d *Faulty) Clone() *Faulty {
 }
 
 // clone returns a copy, which shares its pages until one of the two changes them.
-func (c content) clone() content {
-	to := content{pages: make(map[int64]page, len(c.pages)), size: c.size}
-	for at, p := range c.pages {
-		if !p.shared {
-			p.shared = true
-			c.pages[at] = p
-		}
-		to.pages[at] = p
-	}
-	return to
+func (c *content) clone() content {
+	c.shared = true
+	return *c
 }
 
 // Places returns every page that some file has, in order.

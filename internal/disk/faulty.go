@@ -9,7 +9,6 @@ import (
 	"math/rand"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -31,6 +30,7 @@ type Faulty struct {
 	live     map[string]*node // by clean path, as processes see it
 	stable   map[string]*node // as SyncDir left it
 	pending  map[string][]entryOp
+	names    map[string]map[string]bool // of live by directory; nil: not known
 	locks    map[string]bool
 	capacity int64
 	used     int64 // bytes of the pages of live nodes
@@ -89,8 +89,9 @@ var zeroPage [pageSize]byte
 
 // content is the bytes of a file; a page that is not there is zeros.
 type content struct {
-	pages map[int64]page
-	size  int64
+	pages  map[int64]page
+	size   int64
+	shared bool // another content has the same map, which is copied before it is changed
 }
 
 // node is a file or a directory. A file that was removed lives on as long as it is open.
@@ -101,12 +102,13 @@ type node struct {
 	changes []change // since the last sync, in order
 }
 
-// change is a write of data at off, a punch of [off, off+n), or a truncate to n.
+// change is a write of data or of whole pages at off, a punch of [off, off+n), or a truncate to n.
 type change struct {
-	kind OpKind
-	off  int64
-	n    int64
-	data []byte
+	kind  OpKind
+	off   int64
+	n     int64
+	data  []byte
+	pages []*[pageSize]byte // never changed
 }
 
 // entryOp is a change of one directory: names that go and come.
@@ -167,6 +169,7 @@ func (d *Faulty) Crash(rng *rand.Rand) {
 		}
 	}
 	d.live = maps.Clone(d.stable)
+	d.names = nil
 	d.used = 0
 	for n := range seen {
 		d.used += int64(len(n.live.pages)) * pageSize
@@ -235,9 +238,11 @@ func (d *Faulty) enter(kind OpKind, path string, off int64, n int) error {
 func (d *Faulty) change(dir string, op entryOp) {
 	if op.remove != "" {
 		delete(d.live, op.remove)
+		delete(d.names[filepath.Dir(op.remove)], filepath.Base(op.remove))
 	}
 	if op.add != "" {
 		d.live[op.add] = op.node
+		d.name(op.add)
 	}
 	d.pending[dir] = append(d.pending[dir], op)
 }
@@ -351,19 +356,26 @@ func (d *Faulty) MkdirAll(path string) error {
 	return nil
 }
 
-func (d *Faulty) children(dir string) []string {
-	var names []string
-	prefix := strings.TrimSuffix(dir, "/") + "/"
-	if dir == "." {
-		prefix = ""
+// name notes a path in names.
+func (d *Faulty) name(path string) {
+	dir := filepath.Dir(path)
+	if d.names == nil || dir == path {
+		return
 	}
-	for p := range d.live {
-		if name, ok := strings.CutPrefix(p, prefix); ok && name != "" && !strings.Contains(name, "/") {
-			names = append(names, name)
+	if d.names[dir] == nil {
+		d.names[dir] = make(map[string]bool)
+	}
+	d.names[dir][filepath.Base(path)] = true
+}
+
+func (d *Faulty) children(dir string) []string {
+	if d.names == nil {
+		d.names = make(map[string]map[string]bool)
+		for p := range d.live {
+			d.name(p)
 		}
 	}
-	slices.Sort(names)
-	return names
+	return slices.Sorted(maps.Keys(d.names[dir]))
 }
 
 // ReadDir implements FS.
@@ -537,12 +549,11 @@ func (f *faultyFile) WriteAt(p []byte, off int64) (int, error) {
 			room = int(max(0, at*pageSize-off))
 			break
 		}
+		f.n.live.alone()
 		f.n.live.pages[at] = page{b: &zeroPage, shared: true}
 		f.d.used += pageSize
 	}
-	if room > 0 {
-		f.n.do(change{kind: OpWrite, off: off, data: slices.Clone(p[:room])})
-	}
+	f.n.write(p[:room], off)
 	if room < len(p) {
 		return room, &fs.PathError{Op: "write", Path: f.path, Err: syscall.ENOSPC}
 	}
@@ -595,6 +606,31 @@ func (n *node) do(c change) {
 	n.changes = append(n.changes, c)
 }
 
+// write does a write that is not synced: whole pages are kept once, for what is live, what is to be stable, and the change.
+func (n *node) write(p []byte, off int64) {
+	for len(p) > 0 {
+		m := min(int64(len(p)), pageSize-off%pageSize)
+		if m < pageSize {
+			n.do(change{kind: OpWrite, off: off, data: slices.Clone(p[:m])})
+		} else {
+			m = int64(len(p)) / pageSize * pageSize
+			c := change{kind: OpWrite, off: off, pages: make([]*[pageSize]byte, 0, m/pageSize)}
+			for at := int64(0); at < m; at += pageSize {
+				b := (*[pageSize]byte)(p[at:])
+				if *b == zeroPage {
+					c.pages = append(c.pages, &zeroPage)
+					continue
+				}
+				own := new([pageSize]byte)
+				*own = *b
+				c.pages = append(c.pages, own)
+			}
+			n.do(c)
+		}
+		p, off = p[m:], off+m
+	}
+}
+
 // settle makes all changes stable.
 func (n *node) settle() {
 	for _, c := range n.changes {
@@ -617,21 +653,40 @@ func (n *node) crash(rng *rand.Rand) {
 			}
 			continue
 		}
-		for len(c.data) > 0 {
-			m := min(int64(len(c.data)), sectorSize-c.off%sectorSize)
-			if rng.Float64() < keep {
-				n.stable.apply(change{kind: OpWrite, off: c.off, data: c.data[:m]})
+		for _, data := range c.parts() {
+			for len(data) > 0 {
+				m := min(int64(len(data)), sectorSize-c.off%sectorSize)
+				if rng.Float64() < keep {
+					n.stable.apply(change{kind: OpWrite, off: c.off, data: data[:m]})
+				}
+				c.off, data = c.off+m, data[m:]
 			}
-			c.off, c.data = c.off+m, c.data[m:]
 		}
 	}
 	n.changes = nil
 	n.live = n.stable.clone()
 }
 
+// parts returns what a write holds, one piece after the other.
+func (c *change) parts() [][]byte {
+	if c.pages == nil {
+		return [][]byte{c.data}
+	}
+	all := make([][]byte, len(c.pages))
+	for i, p := range c.pages {
+		all[i] = p[:]
+	}
+	return all
+}
+
 func (c *content) apply(ch change) {
+	c.alone()
 	switch ch.kind {
 	case OpWrite:
+		for i, p := range ch.pages {
+			c.pages[ch.off/pageSize+int64(i)] = page{b: p, shared: true}
+		}
+		c.size = max(c.size, ch.off+int64(len(ch.pages))*pageSize)
 		c.write(ch.data, ch.off)
 	case OpPunch:
 		c.zero(ch.off, ch.n)
@@ -656,7 +711,23 @@ func (c *content) read(b []byte, off int64) {
 	}
 }
 
+// alone makes the map c's own.
+func (c *content) alone() {
+	if !c.shared {
+		return
+	}
+	pages := make(map[int64]page, len(c.pages)+1)
+	for at, p := range c.pages {
+		pages[at] = page{b: p.b, shared: true}
+	}
+	c.pages, c.shared = pages, false
+}
+
 func (c *content) write(b []byte, off int64) {
+	if len(b) == 0 {
+		return
+	}
+	c.alone()
 	c.size = max(c.size, off+int64(len(b)))
 	for len(b) > 0 {
 		m := copy(c.own(off / pageSize)[off%pageSize:], b)
@@ -680,6 +751,7 @@ func (c *content) own(at int64) *[pageSize]byte {
 
 // zero makes [off, off+n) zero and gives back the pages that lie in it.
 func (c *content) zero(off, n int64) {
+	c.alone()
 	end := off + n
 	for at := range c.pages {
 		from, to := max(off, at*pageSize), min(end, (at+1)*pageSize)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"varve/cs"
+	"varve/cs/store"
 	"varve/internal/disk"
 	"varve/internal/id"
 	"varve/mds"
@@ -63,13 +64,14 @@ func metaAddr(i int) string { return metaIP(i) + ":" + mds.DefaultPort }
 func (x *template) metaOptions(i int, d disk.FS, h *host, log *slog.Logger) mds.Options {
 	return mds.Options{
 		FS: d, Dir: filepath.Join(x.dir, fmt.Sprint("m", i+1)), Addr: metaAddr(i), Name: "sim", Replicas: x.replicas, Logger: log, Network: h, Reserve: -1, UnknownGrace: 5 * time.Second,
+		LogSegmentBytes: 64 << 10,
 	}
 }
 
 func (x *template) serverOptions(i int, d disk.FS, h *host, log *slog.Logger) cs.Options {
 	return cs.Options{
 		FS: d, Dir: "/cs", Addr: serverIP(i) + ":2511", Metas: []string{metaAddr(0)}, Host: serverIP(i), Logger: log, Network: h,
-		Memory: cs.MinMemory, Reactors: -1, LocalChunks: -1,
+		Memory: cs.MinMemory, Reactors: -1, LocalChunks: -1, Store: store.Options{Stages: 2, ScrubRate: -1},
 	}
 }
 

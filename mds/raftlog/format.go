@@ -98,6 +98,9 @@ type record struct {
 	log    raft.Log
 }
 
+// zeroBytes are compared at once, since a segment that is new holds little else.
+var zeroBytes [4096]byte
+
 func padded(n int) int { return (n + align - 1) &^ (align - 1) }
 
 func recordSize(l *raft.Log) int { return padded(recordHeader + len(l.Extensions) + len(l.Data)) }
@@ -169,6 +172,9 @@ func decodeRecord(b []byte) (r record, size int, ok bool, err error) {
 }
 
 func zeros(b []byte) error {
+	for len(b) >= len(zeroBytes) && bytes.Equal(b[:len(zeroBytes)], zeroBytes[:]) {
+		b = b[len(zeroBytes):]
+	}
 	for _, c := range b {
 		if c != 0 {
 			return fmt.Errorf("byte %#x where zeros belong: %w", c, ErrCorrupt)
