@@ -8,7 +8,7 @@
 //
 // What begins must not wait, nor allocate: no lock that is held while another machine is asked, no dial, no layout that is not known. What
 // goes wrong under way (a lost connection, a stale epoch, a checksum that does not match, a time-out) is the callee's to put right, in a
-// goroutine if need be; Ended is then called on the loop's thread all the same.
+// goroutine if need be, with the context of the Ender if that is a Waiter; Ended is then called on the loop's thread all the same.
 //
 // Memory: p belongs to the callee until Ended, also if the caller has lost interest meanwhile. It is read in place and filled in place where its address
 // and the request are aligned to 4096 bytes; else it is copied.

@@ -1,12 +1,24 @@
 package hot
 
-import "varve/iouring/reactor"
+import (
+	"context"
+
+	"varve/iouring/reactor"
+)
 
 // Ender is told how an operation ended. It is called on the thread of the loop whose seat the operation was begun with.
 type Ender interface {
 	// Ended has the number of bytes that were read, fewer than asked for only at the end of the file, or written: all, unless err is not nil. err is or wraps
 	// an fserr.Code.
 	Ended(n int, err error)
+}
+
+// Waiter is an Ender that has a context for what of its operation has to wait after all, in a goroutine. The context is done when nobody waits for
+// the operation any more, since its caller is being killed or the mount goes away: then the operation ends soon, with that error. Any goroutine may ask
+// for it, before Ended is called.
+type Waiter interface {
+	Ender
+	Context() context.Context
 }
 
 // Seat is a loop's number at the client it sits with.
