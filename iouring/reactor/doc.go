@@ -3,7 +3,7 @@
 //
 // Use: Start makes a Loop. Post has it run a Task; everything else is called on its thread only, in tasks and in
 // callbacks, which must not block. Listen accepts connections, Adopt takes a connected socket, File makes operations
-// on a descriptor possible, SetTimer starts a Timer. Close ends it all.
+// on a descriptor possible, Poll waits for one to be ready, SetTimer starts a Timer. Close ends it all.
 //
 // Two implementations do the same: a ring (package iouring) where the kernel lets this process have one, and epoll with
 // a few goroutines for files elsewhere. Start chooses; Kind and Reason tell people which and why.

@@ -60,6 +60,8 @@ type backend interface {
 	// adopt makes a socket fit, forget ends all that is kept of it, before it is closed and when nothing is under way.
 	adopt(fd int) error
 	forget(fd int)
+	// watch makes a descriptor fit for opPoll.
+	watch(fd int) error
 	close() error
 }
 
@@ -150,8 +152,13 @@ func (l *Loop) choose() error {
 
 func (l *Loop) run(ready chan<- error) {
 	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	defer close(l.ended)
+	if len(l.o.CPUs) == 0 {
+		defer runtime.UnlockOSThread()
+	} else if err := pin(l.o.CPUs); err != nil { // a thread that is still locked when its goroutine ends, ends too
+		ready <- err
+		return
+	}
 	if err := l.choose(); err != nil {
 		ready <- err
 		return

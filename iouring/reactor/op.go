@@ -27,6 +27,7 @@ const (
 	opSync
 	opPunch    // op.off, op.n
 	opAllocate // op.off, op.n
+	opPoll     // op.n: the events
 )
 
 // Op is one operation on a File. Its owner embeds it where the operation belongs, sets Done once, and may use it again

@@ -38,6 +38,9 @@ type Options struct {
 	// Workers is how many goroutines do file operations without a ring. Default: 8.
 	Workers int
 
+	// CPUs are the processors that the loop's thread may run on. Default: those of the process. A thread that was restricted ends with its loop.
+	CPUs []int
+
 	// SendBytes is the amount of data queued on a connection, in bytes, from which on it is congested: it is not read until half
 	// of it has left. Default: 1 MiB.
 	SendBytes int

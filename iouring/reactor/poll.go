@@ -24,6 +24,7 @@ type poll struct {
 	try    opList
 	buf    []byte // into which small data is received
 	events [128]unix.EpollEvent
+	asked  [1]unix.PollFd
 
 	jobs    chan *Op // has room for all that start admits
 	inJobs  int
@@ -78,6 +79,10 @@ func (p *poll) adopt(fd int) error {
 	if err := unix.SetNonblock(fd, true); err != nil {
 		return err
 	}
+	return p.watch(fd)
+}
+
+func (p *poll) watch(fd int) error {
 	if err := unix.EpollCtl(p.ep, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: pollEvents, Fd: int32(fd)}); err != nil {
 		return err
 	}
@@ -113,7 +118,7 @@ func (p *poll) start(op *Op) bool {
 		op.done = 0
 		s := p.socks[op.fd]
 		s.in = op
-		if s.readable {
+		if s.readable || op.code == opPoll {
 			p.again(op)
 		}
 	}
@@ -211,6 +216,8 @@ func (p *poll) attempt(op *Op) {
 		p.recv(s, op)
 	case op.code == opFill:
 		p.fill(s, op)
+	case op.code == opPoll:
+		p.poll(s, op)
 	default:
 		p.send(s, op)
 	}
@@ -294,6 +301,22 @@ func (p *poll) fill(s *pollSock, op *Op) {
 		}
 	}
 	p.again(op)
+}
+
+// poll asks for events, since epoll has told only of changes. Until the next one there are none if there are none now.
+func (p *poll) poll(s *pollSock, op *Op) {
+	p.asked[0] = unix.PollFd{Fd: op.fd, Events: int16(op.n)}
+	n, err := unix.Poll(p.asked[:], 0)
+	switch {
+	case err == unix.EINTR:
+		p.again(op)
+	case err != nil:
+		p.end(s, op, result{err: err})
+	case n == 0:
+		s.readable = false
+	default:
+		p.end(s, op, result{n: int(p.asked[0].Revents)})
+	}
 }
 
 func (p *poll) send(s *pollSock, op *Op) {

@@ -97,6 +97,8 @@ func (b *ring) adopt(fd int) error { return unix.SetNonblock(fd, false) }
 
 func (b *ring) forget(int) {}
 
+func (b *ring) watch(int) error { return nil }
+
 func (b *ring) start(op *Op) bool {
 	if len(b.free) == 0 || b.err != nil {
 		return false
@@ -146,6 +148,8 @@ func (b *ring) queue(op *Op, data uint64) (iouring.Op, error) {
 		return r.Sync(fd, data)
 	case opPunch:
 		return r.Punch(fd, op.off, op.n, data)
+	case opPoll:
+		return r.Poll(fd, uint32(op.n), data)
 	case opAllocate:
 		return r.Fallocate(fd, 0, op.off, op.n, data)
 	}

@@ -1,0 +1,43 @@
+package reactor
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// Watch makes Poll possible on fd, which does not block and stays the caller's.
+func (l *Loop) Watch(fd int) error {
+	if err := l.b.watch(fd); err != nil {
+		return fmt.Errorf("watch a descriptor: %w", err)
+	}
+	return nil
+}
+
+// Unwatch ends what Watch began: when no Poll of fd is under way, before it is closed.
+func (l *Loop) Unwatch(fd int) { l.b.forget(fd) }
+
+// Poll waits until fd has one of these events of poll(2), once. Done's n are those that it has, of which another thread may have had the use already. With
+// EPOLLEXCLUSIVE among the events one of those who wait so is woken, where there is a ring, and not all.
+func (l *Loop) Poll(op *Op, fd int, events uint32) {
+	op.code, op.fd, op.buf, op.n = opPoll, int32(fd), nil, int64(events)
+	l.start(op, l)
+}
+
+// Cancel asks the kernel to end an operation of the loop's own early, such as a Poll. Done is called as always, when it has ended.
+func (l *Loop) Cancel(op *Op) { l.cancel(op) }
+
+// complete implements completer.
+func (l *Loop) complete(op *Op, r result) { op.Done(max(r.n, 0), r.err) }
+
+// pin restricts the calling thread to these processors.
+func pin(cpus []int) error {
+	var set unix.CPUSet
+	for _, c := range cpus {
+		set.Set(c)
+	}
+	if err := unix.SchedSetaffinity(0, &set); err != nil {
+		return fmt.Errorf("reactor: run on processors %v: %w", cpus, err)
+	}
+	return nil
+}

@@ -1,0 +1,90 @@
+package reactor_test
+
+import (
+	"slices"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"varve/iouring/reactor"
+)
+
+// TestPoll waits for a pipe that others fill and empty.
+func TestPoll(t *testing.T) {
+	each(t, nil, func(t *testing.T, l *reactor.Loop) {
+		var fds [2]int
+		if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fds[1])
+		defer unix.Close(fds[0])
+		type end struct {
+			n   int
+			err error
+		}
+		ended := make(chan end, 1)
+		op := &reactor.Op{Done: func(n int, err error) { ended <- end{n, err} }}
+		arm := func() { l.Poll(op, fds[0], unix.POLLIN) }
+		var err error
+		if on(t, l, func() { err = l.Watch(fds[0]) }); err != nil {
+			t.Fatal(err)
+		}
+		for round := range 3 {
+			on(t, l, arm)
+			select {
+			case e := <-ended:
+				t.Fatalf("round %d: ended with %+v though nothing is there", round, e)
+			default:
+			}
+			if _, err := unix.Write(fds[1], []byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			if e := <-ended; e.err != nil || e.n&unix.POLLIN == 0 {
+				t.Fatalf("round %d: %+v, want POLLIN", round, e)
+			}
+			on(t, l, arm) // what is there still is told at once
+			if e := <-ended; e.err != nil || e.n&unix.POLLIN == 0 {
+				t.Fatalf("round %d, again: %+v, want POLLIN", round, e)
+			}
+			var b [8]byte
+			if n, err := unix.Read(fds[0], b[:]); n != 1 || err != nil {
+				t.Fatal(n, err)
+			}
+		}
+		on(t, l, arm)
+		on(t, l, func() { l.Cancel(op) })
+		if e := <-ended; e.err != unix.ECANCELED {
+			t.Errorf("cancelled: %+v", e)
+		}
+		on(t, l, func() { l.Unwatch(fds[0]) })
+	})
+}
+
+// TestCPUs has a loop run on one processor, and leaves other threads alone.
+func TestCPUs(t *testing.T) {
+	var before unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &before); err != nil {
+		t.Fatal(err)
+	}
+	cpu := 0
+	for !before.IsSet(cpu) {
+		cpu++
+	}
+	l := start(t, reactor.Options{CPUs: []int{cpu}})
+	var set unix.CPUSet
+	var err error
+	if on(t, l, func() { err = unix.SchedGetaffinity(0, &set) }); err != nil || set.Count() != 1 || !set.IsSet(cpu) {
+		t.Errorf("the loop may run on %v (%v), want processor %d alone", set, err, cpu)
+	}
+	var tids []int
+	on(t, l, func() { tids = append(tids, unix.Gettid()) })
+	if slices.Contains(tids, unix.Gettid()) {
+		t.Error("the loop's thread is the test's")
+	}
+	if err := unix.SchedGetaffinity(0, &set); err != nil || set != before {
+		t.Errorf("others may run on %v (%v), want %v", set, err, before)
+	}
+	if _, err := reactor.Start(reactor.Options{CPUs: []int{1000}}); err == nil {
+		t.Error("a loop on a processor that there is not")
+	}
+}
