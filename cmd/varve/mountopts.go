@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 
 	"varve/internal/client"
@@ -15,6 +16,7 @@ type mountOptions struct {
 	transport string       // auto or dev
 	noLocal   bool         // read from chunk servers on this host over the network too
 	relay     client.Relay // whether large writes may go through one replica
+	readAhead int64        // bytes of memory for it; 0: as much as the client likes, less: none
 }
 
 // mountIgnored are the options of mount(8) and fstab(5) that mean nothing to a varve mount, or that it always has.
@@ -50,11 +52,20 @@ func parseMountOptions(args []string) (mountOptions, error) {
 				return o, usagef("mount option %q: want relay=auto, relay=on or relay=off", word)
 			}
 			o.relay = relay
+		case name == "readahead":
+			mb, err := strconv.ParseUint(value, 10, 20)
+			if err != nil {
+				return o, usagef("mount option %q: want readahead=MB, 0 for none", word)
+			}
+			o.readAhead = int64(mb) << 20
+			if mb == 0 {
+				o.readAhead = -1
+			}
 		case mountLater[name] != "":
 			return o, usagef("mount option %q: %s comes with a later release; leave it out", name, mountLater[name])
 		case !hasValue && slices.Contains(mountIgnored, name), strings.HasPrefix(name, "x-"), name == "comment":
 		default:
-			return o, usagef("mount option %q is unknown: want ro, transport=auto|dev, local=on|off, relay=auto|on|off, or one of %s", word, strings.Join(mountIgnored, " "))
+			return o, usagef("mount option %q is unknown: want ro, transport=auto|dev, local=on|off, relay=auto|on|off, readahead=MB, or one of %s", word, strings.Join(mountIgnored, " "))
 		}
 	}
 	return o, nil

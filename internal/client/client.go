@@ -29,6 +29,7 @@ type Client struct {
 	cacheFor atomic.Int64 // ns: the cache lease that the leader gives
 
 	localReads     localCounts
+	aheadStats     aheadCounts
 	reads, changes latency.Recorder // how long reads took; writes, punches and flushes
 	disk           localDisk
 	uplink         uplink

@@ -26,6 +26,7 @@ type inode struct {
 	attrOp   opLock
 	dropOp   opLock
 	ranges   rangeLock
+	ahead    fileAhead
 
 	// layoutMu is held for reading while a data request that used the mode and the layout is under way.
 	layoutMu rwlock.Mutex
@@ -65,10 +66,12 @@ type inode struct {
 }
 
 func newInode(s *session, ino id.Ino) *inode {
-	return &inode{
+	in := &inode{
 		s: s, ino: ino, leaseOp: newOpLock(), appendOp: newOpLock(), flushOp: newOpLock(), attrOp: newOpLock(), dropOp: newOpLock(),
 		unflushed: make(map[uint32]unflushed), layout: make(map[uint32]*page), flights: make(map[flight]chan struct{}),
 	}
+	in.ranges.granted = in.dropAhead
+	return in
 }
 
 // open returns a handle of the inode, which the caller has pinned; the handle takes the pin over. mask is what

@@ -58,9 +58,12 @@ type Options struct {
 	IdleLeases int // leases kept of files that are not open; default 4096
 	// CacheEntries bounds the attributes and names that are kept under lease, together; default 500,000, at some 200 bytes each.
 	CacheEntries int
-	NoLocal      bool  // read from chunk servers on this host over the network too
-	Relay        Relay // whether large writes may go through one replica; default: as is faster
-	NoCache      bool  // answer no lookup or stat from what was granted: ask the leader each time
+	// ReadAhead bounds the memory, in bytes, for what is read before it is asked for of files that are read in sequence; default
+	// 64 MiB, less than 0: none.
+	ReadAhead int64
+	NoLocal   bool  // read from chunk servers on this host over the network too
+	Relay     Relay // whether large writes may go through one replica; default: as is faster
+	NoCache   bool  // answer no lookup or stat from what was granted: ask the leader each time
 }
 
 const maxLanes = 16
@@ -103,6 +106,9 @@ func (o *Options) defaults() {
 	}
 	if o.NoCache {
 		o.CacheEntries = 1 // what is granted is not used, so little of it is kept
+	}
+	if o.ReadAhead == 0 {
+		o.ReadAhead = 64 << 20
 	}
 	if o.CacheEntries == 0 {
 		o.CacheEntries = 500_000

@@ -10,6 +10,8 @@ import (
 type rangeLock struct {
 	mu  sync.Mutex
 	all []*rangeHold // held and waiting, by arrival
+	// granted is called when blocks, both inclusive, were locked for writing, before the holder goes on.
+	granted func(first, last int64)
 }
 
 // rangeHold is one request. Its fields are guarded by the lock's mu.
@@ -34,6 +36,7 @@ func (l *rangeLock) lock(ctx context.Context, first, last int64, write bool) (*r
 	l.all = append(l.all, h)
 	if h.held {
 		l.mu.Unlock()
+		l.locked(h)
 		return h, nil
 	}
 	granted := make(chan struct{})
@@ -41,10 +44,17 @@ func (l *rangeLock) lock(ctx context.Context, first, last int64, write bool) (*r
 	l.mu.Unlock()
 	select {
 	case <-granted:
+		l.locked(h)
 		return h, nil
 	case <-ctx.Done():
 		l.unlock(h) // wherever it stands
 		return nil, ended(ctx)
+	}
+}
+
+func (l *rangeLock) locked(h *rangeHold) {
+	if h.write && l.granted != nil {
+		l.granted(h.first, h.last)
 	}
 }
 

@@ -41,6 +41,11 @@ func (in *inode) read(ctx context.Context, p []byte, off int64) (int, error) {
 	if err := in.s.live(ctx); err != nil {
 		return 0, err
 	}
+	in.ahead.reading.Add(1)
+	defer in.ahead.reading.Add(-1)
+	if in.readAhead(ctx, p, off) {
+		return len(p), nil
+	}
 	hold, err := in.ranges.lock(ctx, off/chunk.BlockSize, (off+int64(len(p))-1)/chunk.BlockSize, false)
 	if err != nil {
 		return 0, err
