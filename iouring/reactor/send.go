@@ -48,12 +48,13 @@ type sendQueue struct {
 	count       int
 	bytes       int // of all queued
 	sent        int // of the first, already
+	limit       int // bytes, see Conn.SendLimit
 	congested   bool
 	vec         *vector
 }
 
 func (q *sendQueue) init(c *Conn) {
-	q.c = c
+	q.c, q.limit = c, c.l.o.SendBytes
 	q.op.fd, q.op.Timeout = int32(c.fd), c.l.o.SendTimeout
 }
 
@@ -78,7 +79,7 @@ func (c *Conn) Send(s *Send) error {
 	q.last = s
 	q.count++
 	q.bytes += len(s.Head) + len(s.Body)
-	if q.bytes > c.l.o.SendBytes {
+	if q.bytes > q.limit {
 		q.congested = true
 	}
 	if !q.op.UnderWay() {
@@ -86,6 +87,10 @@ func (c *Conn) Send(s *Send) error {
 	}
 	return nil
 }
+
+// SendLimit takes the place of Options.SendBytes for this connection, whose owner bounds by other means what it queues: one that asks must
+// read answers whatever it has yet to send, or both sides could wait for each other.
+func (c *Conn) SendLimit(bytes int) { c.sending.limit = bytes }
 
 // Congested says that more than Options.SendBytes are queued, and OnDrain will follow.
 func (c *Conn) Congested() bool { return c.sending.congested }
@@ -160,7 +165,7 @@ func (q *sendQueue) complete(r result) {
 	if q.c.err != nil {
 		return
 	}
-	if q.congested && q.bytes-q.sent <= q.c.l.o.SendBytes/2 {
+	if q.congested && q.bytes-q.sent <= q.limit/2 {
 		q.congested = false
 		q.c.h.OnDrain(q.c)
 		q.c.queue() // what is held, and reading

@@ -1,0 +1,68 @@
+package wire
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"hash/crc32"
+	"net"
+
+	"varve/internal/fserr"
+	"varve/internal/id"
+	"varve/internal/wire/msg"
+)
+
+// DialBare is Dial for who moves the connection's bytes himself: requests by AppendRequest, answers by DecodeAnswer. It returns the connection after
+// the handshake, and what has come after the answer to the hello already.
+func DialBare(ctx context.Context, addr string, hello *msg.Hello, o Options) (nc net.Conn, read []byte, reply *msg.HelloReply, err error) {
+	var network Network = TCP{}
+	if o.Network != nil {
+		network = o.Network
+	}
+	if nc, err = network.Dial(ctx, addr); err != nil {
+		return nil, nil, nil, fmt.Errorf("%w: %w", fserr.Unavailable, err)
+	}
+	c := newConn(nc, bufio.NewReaderSize(nc, maxHello), o)
+	defer c.cancel()
+	if reply, err = c.sayHello(ctx, hello); err == nil {
+		read, err = c.br.Peek(c.br.Buffered())
+	}
+	if err != nil {
+		nc.Close()
+		return nil, nil, nil, fmt.Errorf("handshake with %s: %w", addr, err)
+	}
+	return nc, read, reply, nil
+}
+
+// Answer is the header of an answer, for who reads them without a Conn.
+type Answer struct {
+	Type  Type
+	Code  fserr.Code
+	Epoch id.Epoch
+	ID    uint64 // of the request
+	Body  int    // bytes
+	Data  int    // bytes
+
+	bodyCRC uint32
+}
+
+// DecodeAnswer decodes the header that begins b, which has HeaderSize bytes at least. Errors wrap fserr.Protocol: the connection is to be
+// ended. Requests are an error too.
+func DecodeAnswer(b []byte) (Answer, error) {
+	var h header
+	if err := h.decode(b[:headerSize]); err != nil {
+		return Answer{}, err
+	}
+	if !h.answer {
+		return Answer{}, fmt.Errorf("request type %d where only answers are expected: %w", h.typ, fserr.Protocol)
+	}
+	return Answer{Type: h.typ, Code: h.code, Epoch: h.epoch, ID: h.id, Body: int(h.bodyLen), Data: int(h.dataLen), bodyCRC: h.bodyCRC}, nil
+}
+
+// CheckBody verifies the body of an answer.
+func (a *Answer) CheckBody(body []byte) error {
+	if got := crc32.Checksum(body, castagnoli); got != a.bodyCRC {
+		return fmt.Errorf("answer type %d: body checksum %08x, want %08x: %w", a.Type, got, a.bodyCRC, fserr.Protocol)
+	}
+	return nil
+}
