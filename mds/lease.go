@@ -156,9 +156,11 @@ func (l *leadership) grantNow(ctx context.Context, req *msg.MetaRequest, ino id.
 		return decide.Outcome{}, true, nil
 	}
 	var unsettled bool
+	var before id.Index
 	l.s.fsm.view(func(st *state.State) {
 		n, ok := st.Inode(ino)
 		unsettled = ok && n.Unsettled()
+		before = st.Writable(ino)
 	})
 	if unsettled { // a holder died meanwhile
 		return decide.Outcome{}, false, waitError(ctx, "the inode to be settled")
@@ -171,6 +173,9 @@ func (l *leadership) grantNow(ctx context.Context, req *msg.MetaRequest, ino id.
 		return decide.Outcome{}, false, err
 	}
 	l.reply(req, &out)
+	if o := out.Reply.GetOpen(); o != nil { // grants of one inode are made one after the other: nobody was granted anything since
+		o.WritableBefore = uint64(before)
+	}
 	return out, false, nil
 }
 
@@ -250,6 +255,7 @@ func (l *leadership) upgrade(ino id.Ino, session id.SessionID) {
 		cb.Mode = st.Mode(ino, session)
 		h, _ := st.Lease(ino, session)
 		cb.Lease = uint64(h.Index)
+		cb.Writable = uint64(st.Writable(ino))
 	})
 	if cb.Mode != msg.Mode_EXCLUSIVE_WRITE && cb.Mode != msg.Mode_SHARED_READ {
 		return

@@ -45,6 +45,7 @@ func openReply(s *state.State, env *Env, n *state.Inode, session id.SessionID) *
 	l, _ := s.Lease(n.Ino, session)
 	return &msg.OpenReply{
 		Mode: s.Mode(n.Ino, session), Lease: uint64(l.Index), Layout: Layout(s, env, n.Ino, 0, openLayout),
+		Writable: uint64(s.Writable(n.Ino)),
 	}
 }
 
@@ -111,6 +112,7 @@ func (d *decider) grant(n *state.Inode, want msg.Want, attr *event.SetAttr) Outc
 	}
 	return d.changes(&event.Event{Body: &event.Event_LeaseSet{LeaseSet: &event.LeaseSet{
 		Attr: attr, Entries: []*event.LeaseSet_Entry{{Session: d.req.Session, Ino: uint64(n.Ino), Want: uint32(want)}},
+		Writers: true,
 	}}})
 }
 

@@ -1692,7 +1692,8 @@ func (x *RemoveXattr) GetName() []byte {
 type LeaseSet struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Entries       []*LeaseSet_Entry      `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
-	Attr          *SetAttr               `protobuf:"bytes,2,opt,name=attr,proto3" json:"attr,omitempty"` // opened with O_TRUNC: applied first, in the same fact
+	Attr          *SetAttr               `protobuf:"bytes,2,opt,name=attr,proto3" json:"attr,omitempty"`        // opened with O_TRUNC: applied first, in the same fact
+	Writers       bool                   `protobuf:"varint,3,opt,name=writers,proto3" json:"writers,omitempty"` // from now on the state knows for each inode which event let a session write to it last
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1739,6 +1740,13 @@ func (x *LeaseSet) GetAttr() *SetAttr {
 		return x.Attr
 	}
 	return nil
+}
+
+func (x *LeaseSet) GetWriters() bool {
+	if x != nil {
+		return x.Writers
+	}
+	return false
 }
 
 // The owner (of the session) has, or with type UNLOCK has no longer, a lock on [start, end]. type is varve.msg.LockType.
@@ -3346,10 +3354,11 @@ const file_event_proto_rawDesc = "" +
 	"\x05_perm\"3\n" +
 	"\vRemoveXattr\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\fR\x04name\"\xb4\x01\n" +
+	"\x04name\x18\x02 \x01(\fR\x04name\"\xce\x01\n" +
 	"\bLeaseSet\x125\n" +
 	"\aentries\x18\x01 \x03(\v2\x1b.varve.event.LeaseSet.EntryR\aentries\x12(\n" +
-	"\x04attr\x18\x02 \x01(\v2\x14.varve.event.SetAttrR\x04attr\x1aG\n" +
+	"\x04attr\x18\x02 \x01(\v2\x14.varve.event.SetAttrR\x04attr\x12\x18\n" +
+	"\awriters\x18\x03 \x01(\bR\awriters\x1aG\n" +
 	"\x05Entry\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x10\n" +
 	"\x03ino\x18\x02 \x01(\x04R\x03ino\x12\x12\n" +

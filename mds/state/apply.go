@@ -265,6 +265,9 @@ func (s *State) deleteInode(n *Inode) {
 		s.punching.Delete(n.Ino)
 		s.dropNote(notePuncher, uint64(n.Ino))
 	}
+	if n.IsRegular() {
+		s.dropNote(noteWriter, uint64(n.Ino))
+	}
 }
 
 func (s *State) rename(ev *event.Event, b *event.Rename) {

@@ -90,6 +90,7 @@ func (s *State) leaseSet(ev *event.Event, b *event.LeaseSet) {
 	for _, e := range b.Entries {
 		s.setLease(id.Ino(e.Ino), id.SessionID(e.Session), msg.Want(e.Want))
 	}
+	s.noteWriters(b)
 }
 
 // setLease records that the session holds the inode for want. To drop what is not held changes nothing.

@@ -252,6 +252,7 @@ func (c *checker) rest() {
 		}
 		return true
 	})
+	writers := 0
 	c.s.notes.Ascend(func(n note) bool {
 		switch n.what {
 		case noteLost:
@@ -266,9 +267,23 @@ func (c *checker) rest() {
 			if !ok {
 				return c.badf("note of who punches inode %d, where nothing is to be punched", n.key)
 			}
+		case noteWriter:
+			x, ok := c.s.Inode(id.Ino(n.key))
+			_, aged := c.s.writers.Get(granted{id.Index(n.value), id.Ino(n.key)})
+			writers++
+			if !ok || !x.IsRegular() || !aged || id.Index(n.value) > c.s.index {
+				return c.badf("note that inode %d was let be written to at index %d: a file %v, by age %v", n.key, n.value, ok, aged)
+			}
+		case noteSince:
+			if n.key != 0 || id.Index(n.value) > c.s.index {
+				return c.badf("note of writers up to index %d, about %d", n.value, n.key)
+			}
 		}
 		return true
 	})
+	if n := c.s.writers.Len(); n != writers || n > maxWriters {
+		c.badf("%d writers by age, %d notes of them", n, writers)
+	}
 	c.s.garbage.Ascend(func(k garbageKey) bool {
 		if r, ok := c.s.Server(k.server); !ok || r.Retired || k.chunk > c.s.lastChunk {
 			return c.badf("garbage %v of %v: server missing or retired", k.chunk, k.server)

@@ -247,6 +247,7 @@ func (d *decoder) record(k byte) {
 		}
 		if add(d, d.s.notes, v, &d.runs.notes) {
 			d.s.plus(sumNote(d.s.scratch, v))
+			d.s.indexNote(v)
 		}
 	default:
 		d.fail("unknown kind")

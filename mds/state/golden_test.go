@@ -32,6 +32,7 @@ var recipes = map[string]func() []*event.Event{
 	"server-mode-3": serverModes,
 	"policy-4":      policies,
 	"replicas-3":    replicaEvents,
+	"writers-5":     writerEvents,
 }
 
 // history is what the first golden journal holds: every kind of event once, as the first version of the schema had them.

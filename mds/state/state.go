@@ -98,6 +98,7 @@ type State struct {
 	punching  *tree[id.Ino]
 	degraded  *tree[degradedKey]
 	surplus   *tree[id.ChunkID] // with more in-sync replicas than their norm
+	writers   *tree[granted]    // notes of writers by age
 	joining   int               // joining replicas
 	policy    Policy            // the default
 
@@ -148,6 +149,7 @@ func New() *State {
 			return a.sync < b.sync || a.sync == b.sync && a.chunk < b.chunk
 		}),
 		surplus: newTree(func(a, b id.ChunkID) bool { return a < b }),
+		writers: newTree(lessGranted),
 		policy:  defaultPolicy,
 		owner:   new(owned),
 	}
@@ -168,7 +170,7 @@ func (s *State) Clone() *State {
 	c.config, c.held, c.orphans = s.config.Clone(), s.held.Clone(), s.orphans.Clone()
 	c.notes = s.notes.Clone()
 	c.unsettled, c.punching, c.degraded = s.unsettled.Clone(), s.punching.Clone(), s.degraded.Clone()
-	c.surplus = s.surplus.Clone()
+	c.surplus, c.writers = s.surplus.Clone(), s.writers.Clone()
 	s.owner, c.owner = new(owned), new(owned)
 	c.scratch, c.freed, c.known, c.sets = nil, nil, nil, sets{} // s goes on writing there
 	return &c

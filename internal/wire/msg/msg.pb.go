@@ -3009,13 +3009,17 @@ func (x *Open) GetMask() uint32 {
 }
 
 type OpenReply struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Mode          Mode                   `protobuf:"varint,1,opt,name=mode,proto3,enum=varve.msg.Mode" json:"mode,omitempty"`
-	Lease         uint64                 `protobuf:"varint,2,opt,name=lease,proto3" json:"lease,omitempty"` // lease: index of the event that granted it; callbacks refer to it
-	Layout        *LayoutReply           `protobuf:"bytes,3,opt,name=layout,proto3" json:"layout,omitempty"`
-	Punch         *SetAttrReply          `protobuf:"bytes,4,opt,name=punch,proto3" json:"punch,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Mode   Mode                   `protobuf:"varint,1,opt,name=mode,proto3,enum=varve.msg.Mode" json:"mode,omitempty"`
+	Lease  uint64                 `protobuf:"varint,2,opt,name=lease,proto3" json:"lease,omitempty"` // lease: index of the event that granted it; callbacks refer to it
+	Layout *LayoutReply           `protobuf:"bytes,3,opt,name=layout,proto3" json:"layout,omitempty"`
+	Punch  *SetAttrReply          `protobuf:"bytes,4,opt,name=punch,proto3" json:"punch,omitempty"`
+	// Index of an event after which nobody was given the right to write to the file: now, and before the grant that this answers. 0: not known,
+	// as before the grant when the answer is given again.
+	Writable       uint64 `protobuf:"varint,5,opt,name=writable,proto3" json:"writable,omitempty"`
+	WritableBefore uint64 `protobuf:"varint,6,opt,name=writable_before,json=writableBefore,proto3" json:"writable_before,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *OpenReply) Reset() {
@@ -3074,6 +3078,20 @@ func (x *OpenReply) GetPunch() *SetAttrReply {
 		return x.Punch
 	}
 	return nil
+}
+
+func (x *OpenReply) GetWritable() uint64 {
+	if x != nil {
+		return x.Writable
+	}
+	return 0
+}
+
+func (x *OpenReply) GetWritableBefore() uint64 {
+	if x != nil {
+		return x.WritableBefore
+	}
+	return 0
 }
 
 type Release struct {
@@ -4492,7 +4510,8 @@ type Callback struct {
 	Unlinked      bool                   `protobuf:"varint,7,opt,name=unlinked,proto3" json:"unlinked,omitempty"`
 	Attrs         []uint64               `protobuf:"varint,8,rep,packed,name=attrs,proto3" json:"attrs,omitempty"`
 	Names         []uint64               `protobuf:"varint,9,rep,packed,name=names,proto3" json:"names,omitempty"`
-	Members       bool                   `protobuf:"varint,10,opt,name=members,proto3" json:"members,omitempty"` // LAYOUT: only who holds the chunks changes, and no byte of the file
+	Members       bool                   `protobuf:"varint,10,opt,name=members,proto3" json:"members,omitempty"`   // LAYOUT: only who holds the chunks changes, and no byte of the file
+	Writable      uint64                 `protobuf:"varint,11,opt,name=writable,proto3" json:"writable,omitempty"` // UPGRADE: as in OpenReply
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4595,6 +4614,13 @@ func (x *Callback) GetMembers() bool {
 		return x.Members
 	}
 	return false
+}
+
+func (x *Callback) GetWritable() uint64 {
+	if x != nil {
+		return x.Writable
+	}
+	return 0
 }
 
 type CallbackReply struct {
@@ -10509,12 +10535,14 @@ const file_msg_proto_rawDesc = "" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12#\n" +
 	"\x04want\x18\x02 \x01(\x0e2\x0f.varve.msg.WantR\x04want\x12\x14\n" +
 	"\x05trunc\x18\x03 \x01(\bR\x05trunc\x12\x12\n" +
-	"\x04mask\x18\x04 \x01(\rR\x04mask\"\xa5\x01\n" +
+	"\x04mask\x18\x04 \x01(\rR\x04mask\"\xea\x01\n" +
 	"\tOpenReply\x12#\n" +
 	"\x04mode\x18\x01 \x01(\x0e2\x0f.varve.msg.ModeR\x04mode\x12\x14\n" +
 	"\x05lease\x18\x02 \x01(\x04R\x05lease\x12.\n" +
 	"\x06layout\x18\x03 \x01(\v2\x16.varve.msg.LayoutReplyR\x06layout\x12-\n" +
-	"\x05punch\x18\x04 \x01(\v2\x17.varve.msg.SetAttrReplyR\x05punch\"V\n" +
+	"\x05punch\x18\x04 \x01(\v2\x17.varve.msg.SetAttrReplyR\x05punch\x12\x1a\n" +
+	"\bwritable\x18\x05 \x01(\x04R\bwritable\x12'\n" +
+	"\x0fwritable_before\x18\x06 \x01(\x04R\x0ewritableBefore\"V\n" +
 	"\aRelease\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x14\n" +
 	"\x05lease\x18\x02 \x01(\x04R\x05lease\x12#\n" +
@@ -10618,7 +10646,7 @@ const file_msg_proto_rawDesc = "" +
 	"\bcache_ms\x18\x02 \x01(\rR\acacheMs\x12\x12\n" +
 	"\x04slow\x18\x03 \x03(\rR\x04slow\"(\n" +
 	"\fCloseSession\x12\x18\n" +
-	"\asession\x18\x01 \x01(\x04R\asession\"\xf0\x02\n" +
+	"\asession\x18\x01 \x01(\x04R\asession\"\x8c\x03\n" +
 	"\bCallback\x12,\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x18.varve.msg.Callback.KindR\x04kind\x12\x10\n" +
 	"\x03ino\x18\x02 \x01(\x04R\x03ino\x12\x14\n" +
@@ -10630,7 +10658,8 @@ const file_msg_proto_rawDesc = "" +
 	"\x05attrs\x18\b \x03(\x04R\x05attrs\x12\x14\n" +
 	"\x05names\x18\t \x03(\x04R\x05names\x12\x18\n" +
 	"\amembers\x18\n" +
-	" \x01(\bR\amembers\"W\n" +
+	" \x01(\bR\amembers\x12\x1a\n" +
+	"\bwritable\x18\v \x01(\x04R\bwritable\"W\n" +
 	"\x04Kind\x12\a\n" +
 	"\x03NOP\x10\x00\x12\t\n" +
 	"\x05LEASE\x10\x01\x12\b\n" +

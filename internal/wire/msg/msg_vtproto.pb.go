@@ -2584,6 +2584,16 @@ func (m *OpenReply) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
 	}
+	if m.WritableBefore != 0 {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.WritableBefore))
+		i--
+		dAtA[i] = 0x30
+	}
+	if m.Writable != 0 {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.Writable))
+		i--
+		dAtA[i] = 0x28
+	}
 	if m.Punch != nil {
 		size, err := m.Punch.MarshalToSizedBufferVT(dAtA[:i])
 		if err != nil {
@@ -3835,6 +3845,11 @@ func (m *Callback) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 	if m.unknownFields != nil {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
+	}
+	if m.Writable != 0 {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.Writable))
+		i--
+		dAtA[i] = 0x58
 	}
 	if m.Members {
 		i--
@@ -10181,6 +10196,12 @@ func (m *OpenReply) SizeVT() (n int) {
 		l = m.Punch.SizeVT()
 		n += 1 + l + protohelpers.SizeOfVarint(uint64(l))
 	}
+	if m.Writable != 0 {
+		n += 1 + protohelpers.SizeOfVarint(uint64(m.Writable))
+	}
+	if m.WritableBefore != 0 {
+		n += 1 + protohelpers.SizeOfVarint(uint64(m.WritableBefore))
+	}
 	n += len(m.unknownFields)
 	return n
 }
@@ -10701,6 +10722,9 @@ func (m *Callback) SizeVT() (n int) {
 	}
 	if m.Members {
 		n += 2
+	}
+	if m.Writable != 0 {
+		n += 1 + protohelpers.SizeOfVarint(uint64(m.Writable))
 	}
 	n += len(m.unknownFields)
 	return n
@@ -18659,6 +18683,44 @@ func (m *OpenReply) UnmarshalVT(dAtA []byte) error {
 				return err
 			}
 			iNdEx = postIndex
+		case 5:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Writable", wireType)
+			}
+			m.Writable = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Writable |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 6:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field WritableBefore", wireType)
+			}
+			m.WritableBefore = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.WritableBefore |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])
@@ -21866,6 +21928,25 @@ func (m *Callback) UnmarshalVT(dAtA []byte) error {
 				}
 			}
 			m.Members = bool(v != 0)
+		case 11:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Writable", wireType)
+			}
+			m.Writable = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Writable |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])
