@@ -70,6 +70,13 @@ type Handle interface {
 	Release(ctx context.Context) error
 }
 
+// WriteBehinder is a Handle that may take a write to be carried out later.
+type WriteBehinder interface {
+	// WriteBehind reports whether it has taken the write. It is called only for descriptors that promise nothing about when bytes are where, and
+	// does not block.
+	WriteBehind(p []byte, off int64) bool
+}
+
 // Keeper is a Backend whose answers the kernel may keep for a while.
 type Keeper interface {
 	// Hold says for how long the kernel may keep an answer that is about to be written: a, as Lookup or GetAttr returned it, and, unless

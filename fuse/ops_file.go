@@ -91,6 +91,11 @@ func (s *Session) write(r *request) (int, error) {
 		}
 	}
 	appendMode := r.u32(32)&unix.O_APPEND != 0 && flags&writeCache == 0
+	const synchronous = unix.O_DIRECT | unix.O_SYNC | unix.O_DSYNC
+	if b, ok := f.handle.(WriteBehinder); ok && !appendMode && r.u32(32)&synchronous == 0 && flags&writeCache == 0 && b.WriteBehind(r.rest, off) {
+		le.PutUint32(r.zeroed(8), size)
+		return 8, nil
+	}
 	n, _, err := f.handle.WriteAt(r.flight, r.rest, off, appendMode)
 	if n < 0 || n > len(r.rest) {
 		invariant.Failf("inode %d: write of %d bytes answered %d", r.ino, size, n)

@@ -17,6 +17,7 @@ type mountOptions struct {
 	noLocal   bool         // read from chunk servers on this host over the network too
 	relay     client.Relay // whether large writes may go through one replica
 	readAhead int64        // bytes of memory for it; 0: as much as the client likes, less: none
+	behind    int64        // bytes of memory for writes that return before they are carried out
 }
 
 // mountIgnored are the options of mount(8) and fstab(5) that mean nothing to a varve mount, or that it always has.
@@ -61,11 +62,17 @@ func parseMountOptions(args []string) (mountOptions, error) {
 			if mb == 0 {
 				o.readAhead = -1
 			}
+		case name == "writeback":
+			mb, err := strconv.ParseUint(value, 10, 20)
+			if err != nil {
+				return o, usagef("mount option %q: want writeback=MB, 0 for none", word)
+			}
+			o.behind = int64(mb) << 20
 		case mountLater[name] != "":
 			return o, usagef("mount option %q: %s comes with a later release; leave it out", name, mountLater[name])
 		case !hasValue && slices.Contains(mountIgnored, name), strings.HasPrefix(name, "x-"), name == "comment":
 		default:
-			return o, usagef("mount option %q is unknown: want ro, transport=auto|dev, local=on|off, relay=auto|on|off, readahead=MB, or one of %s", word, strings.Join(mountIgnored, " "))
+			return o, usagef("mount option %q is unknown: want ro, transport=auto|dev, local=on|off, relay=auto|on|off, readahead=MB, writeback=MB, or one of %s", word, strings.Join(mountIgnored, " "))
 		}
 	}
 	return o, nil

@@ -87,6 +87,8 @@ func TestMountOptions(t *testing.T) {
 		{in: "local=off", want: mountOptions{transport: "auto", noLocal: true}},
 		{in: "readahead=8", want: mountOptions{transport: "auto", readAhead: 8 << 20}},
 		{in: "readahead=0", want: mountOptions{transport: "auto", readAhead: -1}},
+		{in: "writeback=16", want: mountOptions{transport: "auto", behind: 16 << 20}},
+		{in: "writeback=on", fault: "writeback=MB"},
 		{in: "readahead=-1", fault: "0 for none"},
 		{in: "relay=on,relay=off", want: mountOptions{transport: "auto", relay: client.RelayNever}},
 		{in: "relay=maybe", fault: "relay=auto"},

@@ -117,6 +117,7 @@ func (in *inode) forgetSizeLocked() {
 // still need is kept.
 func (in *inode) recall(ctx context.Context, cb *msg.Callback, reply *msg.CallbackReply) {
 	in.s.c.invalidateNow(ctx, in.ino, 0, 0) // may write through us, so with no lock held
+	defer in.bar(ctx)()
 	pctx, cancel := context.WithTimeout(ctx, recallPatience)
 	reporting := in.attrOp.lock(pctx) == nil
 	cancel()

@@ -30,6 +30,7 @@ type Client struct {
 
 	localReads     localCounts
 	aheadStats     aheadCounts
+	behindBytes    atomic.Int64     // memory of what was written behind
 	reads, changes latency.Recorder // how long reads took; writes, punches and flushes
 	disk           localDisk
 	uplink         uplink

@@ -18,6 +18,7 @@ type File struct {
 	write    bool
 	released atomic.Bool
 	losses   uint64 // of the inode that it was told of; guarded by inode.mu
+	fails    uint64 // as losses, of what was written behind; guarded by behind.mu
 }
 
 // Ino returns the inode number.
@@ -33,6 +34,9 @@ func (f *File) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	}
 	ctx, cancel := f.in.s.c.limit(ctx)
 	defer cancel()
+	if err := f.in.drain(ctx, off, off+int64(len(p))); err != nil {
+		return 0, err
+	}
 	return f.in.read(ctx, p[:min(int64(len(p)), chunk.MaxFileSize-off)], off)
 }
 
@@ -50,8 +54,10 @@ func (f *File) WriteAt(ctx context.Context, p []byte, off int64, appendMode bool
 	ctx, cancel := f.in.s.c.limit(ctx)
 	defer cancel()
 	if appendMode {
-		newOff, err = f.in.appendTo(ctx, p)
-	} else {
+		if err = f.in.drainAll(ctx); err == nil {
+			newOff, err = f.in.appendTo(ctx, p)
+		}
+	} else if err = f.in.drain(ctx, off, off+int64(len(p))); err == nil {
 		newOff, err = off+int64(len(p)), f.in.write(ctx, p, off, false)
 	}
 	if err != nil {
@@ -68,10 +74,13 @@ func (f *File) Fsync(ctx context.Context, dataOnly bool) error {
 	if err := f.in.fsync(ctx, dataOnly); err != nil {
 		return err
 	}
+	if err := f.failed(); err != nil {
+		return err
+	}
 	return f.lost()
 }
 
-// Flush reports size and modification time; it is for close(2) and makes no data durable.
+// Flush has what was written behind written, and reports size and modification time; it is for close(2) and makes no data durable.
 func (f *File) Flush(ctx context.Context) error {
 	if f.in.s.ctx.Err() != nil {
 		return fserr.Stale
@@ -81,7 +90,13 @@ func (f *File) Flush(ctx context.Context) error {
 	}
 	ctx, cancel := f.in.s.c.limit(ctx)
 	defer cancel()
-	return f.in.flushAttr(ctx, false)
+	if err := f.in.drainAll(ctx); err != nil {
+		return err
+	}
+	if err := f.in.flushAttr(ctx, false); err != nil {
+		return err
+	}
+	return f.failed()
 }
 
 // Fallocate has the mode bits of fallocate(2): 0, KEEP_SIZE, PUNCH_HOLE with KEEP_SIZE, and ZERO_RANGE with or without.
@@ -95,6 +110,9 @@ func (f *File) Fallocate(ctx context.Context, mode uint32, off, n int64) error {
 	}
 	ctx, cancel := f.in.s.c.limit(ctx)
 	defer cancel()
+	if err := f.in.drain(ctx, off, chunk.MaxFileSize); err != nil {
+		return err
+	}
 	return f.in.fallocate(ctx, mode, off, n)
 }
 
@@ -105,6 +123,9 @@ func (f *File) Seek(ctx context.Context, off int64, whence int) (int64, error) {
 	}
 	ctx, cancel := f.in.s.c.limit(ctx)
 	defer cancel()
+	if err := f.in.drainAll(ctx); err != nil {
+		return 0, err
+	}
 	return f.in.seek(ctx, off, whence == unix.SEEK_HOLE)
 }
 

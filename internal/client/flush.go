@@ -19,6 +19,9 @@ func (in *inode) fsync(ctx context.Context, dataOnly bool) error {
 	if in.s.ctx.Err() != nil {
 		return in.s.live(ctx)
 	}
+	if err := in.drainAll(ctx); err != nil {
+		return err
+	}
 	if err := in.flushOp.lock(ctx); err != nil {
 		return err
 	}

@@ -27,6 +27,7 @@ type inode struct {
 	dropOp   opLock
 	ranges   rangeLock
 	ahead    fileAhead
+	behind   behind
 
 	// layoutMu is held for reading while a data request that used the mode and the layout is under way.
 	layoutMu rwlock.Mutex
@@ -115,7 +116,7 @@ func (in *inode) handleLocked(write bool) *File {
 	} else {
 		in.readers++
 	}
-	return &File{in: in, write: write, losses: in.told}
+	return &File{in: in, write: write, losses: in.told, fails: in.behind.told.Load()}
 }
 
 func wantFor(write bool) msg.Want {
@@ -410,7 +411,7 @@ func (in *inode) giveBack(ctx context.Context) error {
 	in.layoutMu.Lock()
 	in.mu.Lock()
 	lease := in.lease
-	busy := in.readers+in.writers > 0 || in.want == msg.Want_WANT_NONE || in.sizeDirty || in.timeDirty || len(in.unflushed) > 0
+	busy := in.readers+in.writers > 0 || in.want == msg.Want_WANT_NONE || in.sizeDirty || in.timeDirty || len(in.unflushed) > 0 || in.behind.on.Load()
 	if !busy {
 		in.want, in.mode = msg.Want_WANT_NONE, msg.Mode_MODE_NONE
 		in.forgetLayoutLocked()

@@ -61,9 +61,11 @@ type Options struct {
 	// ReadAhead bounds the memory, in bytes, for what is read before it is asked for of files that are read in sequence; default
 	// 64 MiB, less than 0: none.
 	ReadAhead int64
-	NoLocal   bool  // read from chunk servers on this host over the network too
-	Relay     Relay // whether large writes may go through one replica; default: as is faster
-	NoCache   bool  // answer no lookup or stat from what was granted: ask the leader each time
+	// WriteBehind is the memory, in bytes, for writes that return before they are carried out, see File.WriteBehind; default 0: none does.
+	WriteBehind int64
+	NoLocal     bool  // read from chunk servers on this host over the network too
+	Relay       Relay // whether large writes may go through one replica; default: as is faster
+	NoCache     bool  // answer no lookup or stat from what was granted: ask the leader each time
 }
 
 const maxLanes = 16
@@ -143,6 +145,9 @@ func (o *Options) validate() error {
 	}
 	if o.Relay > RelayAlways {
 		errs = append(errs, fmt.Errorf("option Relay is %d, want %d to %d", o.Relay, RelayAuto, RelayAlways))
+	}
+	if o.WriteBehind < 0 {
+		errs = append(errs, fmt.Errorf("option WriteBehind is %d bytes, want 0 or more", o.WriteBehind))
 	}
 	if o.IdleLeases < 0 {
 		errs = append(errs, fmt.Errorf("option IdleLeases is %d, want 0 or more", o.IdleLeases))

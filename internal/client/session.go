@@ -161,7 +161,9 @@ func (s *session) flushAll(ctx context.Context) error {
 	for i, in := range all {
 		slots <- struct{}{}
 		wg.Go(func() {
-			errs[i] = in.flushAttr(ctx, false)
+			if errs[i] = in.drainAll(ctx); errs[i] == nil { // the size is not to be known before what it covers is there
+				errs[i] = in.flushAttr(ctx, false)
+			}
 			s.unpin(in)
 			<-slots
 		})

@@ -80,6 +80,9 @@ func (in *inode) truncate(ctx context.Context, cred *msg.Cred, set *msg.SetAttr)
 	if size < 0 || size > chunk.MaxFileSize {
 		return nil, fserr.FileTooBig
 	}
+	if err := in.drainAll(ctx); err != nil {
+		return nil, err
+	}
 	hold, err := in.ranges.lock(ctx, 0, lastBlock, true) // our own requests end, and none begins
 	if err != nil {
 		return nil, err
