@@ -53,5 +53,20 @@ func TestModel(t *testing.T) {
 			t.Logf("%d operations, seed %d, %v", n, seed, time.Since(begin).Round(time.Second))
 		})
 	}
+	// With writes that return before they are carried out, alone and beside a mount that keeps nothing back.
+	late := filepath.Join(t.TempDir(), "late")
+	if err := os.Mkdir(late, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	c.must(30*time.Second, "-c", c.name(), "mount", "-o", "writeback=4", late)
+	t.Cleanup(func() { c.varve(30*time.Second, "umount", late) })
+	for _, mounts := range [][]string{{late}, {late, c.mounts[0]}} {
+		t.Run(fmt.Sprintf("behind/mounts=%d", len(mounts)), func(t *testing.T) {
+			if err := fsx.Run(fsx.Options{Dirs: mounts, Name: fmt.Sprintf("behind%d", len(mounts)), Ops: ops(t, 20000) / 4, Seed: seed}); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+	c.must(30*time.Second, "umount", late)
 	c.checkReplicas(3)
 }
