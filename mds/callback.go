@@ -27,8 +27,8 @@ func waitError(ctx context.Context, what string) error {
 	return fmt.Errorf("waiting for %s: %w: %w", what, fserr.Unavailable, context.Cause(ctx))
 }
 
-// callback asks the client and waits for its answer, over reconnects if need be, or until its session is closed: then the answer
-// is nil.
+// callback asks the client and waits for its answer, over reconnects if need be, or until its session is closed, or has lapsed and
+// can do without: then the answer is nil.
 func (l *leadership) callback(ctx context.Context, session id.SessionID, cb *msg.Callback) (*msg.CallbackReply, error) {
 	x, ok := l.alive(session)
 	if !ok {
@@ -36,8 +36,10 @@ func (l *leadership) callback(ctx context.Context, session id.SessionID, cb *msg
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	skipped := make(chan struct{})
 	go func() {
 		start := time.Now()
+		lapse := l.lapseOf(x)
 		for {
 			select {
 			case <-x.gone:
@@ -45,6 +47,13 @@ func (l *leadership) callback(ctx context.Context, session id.SessionID, cb *msg
 				return
 			case <-ctx.Done():
 				return
+			case <-lapse:
+				if lapse = nil; needless(cb) {
+					close(skipped)
+					cancel()
+					return
+				}
+				l.oust(x, "another client waits for its answer")
 			case <-time.After(callbackLog):
 				l.s.log.Warn("waiting for a client to answer a callback", "session", session, "kind", cb.Kind.String(), "inode", cb.Ino,
 					"waited", time.Since(start).Round(time.Second))
@@ -67,6 +76,8 @@ func (l *leadership) callback(ctx context.Context, session id.SessionID, cb *msg
 		}
 		select {
 		case <-x.gone:
+			return nil, nil
+		case <-skipped:
 			return nil, nil
 		case <-l.ctx.Done():
 			return nil, fmt.Errorf("leadership ended: %w", fserr.NotLeader)

@@ -176,7 +176,9 @@ type testClient struct {
 	c       *testCluster
 	session id.SessionID
 	nonce   []byte
+	mount   string
 	seq     atomic.Uint64
+	silent  atomic.Bool // renews and answers nothing, on a connection that stays
 
 	mu   sync.Mutex
 	conn *wire.Conn
@@ -195,6 +197,13 @@ func (k *testClient) Serve(_ context.Context, c *wire.Conn, f *wire.Frame) {
 	k.got = append(k.got, cb)
 	fn := k.fn
 	k.mu.Unlock()
+	for k.silent.Load() {
+		select {
+		case <-k.stop:
+			return
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
 	r := &msg.CallbackReply{Keep: msg.Want_WANT_WRITE}
 	if fn != nil {
 		r = fn(cb)
@@ -218,9 +227,11 @@ func (k *testClient) calls(kind msg.Callback_Kind) int {
 	return n
 }
 
-func newClient(c *testCluster) *testClient {
+func newClient(c *testCluster) *testClient { return newMount(c, "") }
+
+func newMount(c *testCluster, mount string) *testClient {
 	c.t.Helper()
-	k := &testClient{c: c, nonce: make([]byte, 16), stop: make(chan struct{})}
+	k := &testClient{c: c, mount: mount, nonce: make([]byte, 16), stop: make(chan struct{})}
 	rand.Read(k.nonce)
 	c.t.Cleanup(k.close)
 	k.open()
@@ -230,6 +241,9 @@ func newClient(c *testCluster) *testClient {
 			case <-k.stop:
 				return
 			case <-time.After(200 * time.Millisecond):
+			}
+			if k.silent.Load() {
+				continue
 			}
 			k.mu.Lock()
 			conn := k.conn
@@ -288,7 +302,7 @@ func (k *testClient) open() {
 		reply := new(msg.OpenSessionReply)
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
-		code, err := conn.CallMessage(ctx, wire.OpenSession, wire.ClassMeta, &msg.OpenSession{Host: "h", Nonce: k.nonce}, reply)
+		code, err := conn.CallMessage(ctx, wire.OpenSession, wire.ClassMeta, &msg.OpenSession{Host: "h", Mount: k.mount, Nonce: k.nonce}, reply)
 		k.session = id.SessionID(reply.Session)
 		return err == nil && code == fserr.OK
 	})

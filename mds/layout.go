@@ -105,6 +105,7 @@ func (l *leadership) holdLayouts(ctx context.Context, ino id.Ino, asker id.Sessi
 			return freeze, nil
 		}
 		l.latches.release(freeze)
+		l.oustHolders(ino, "it owes the punch of a file that another client uses")
 		if !sleep(ctx, settlePoll) {
 			return nil, waitError(ctx, "the tail of a truncated file to be punched")
 		}

@@ -30,6 +30,9 @@ func (l *leadership) lock(ctx context.Context, req *msg.MetaRequest) (decide.Out
 		if err == nil && out.Event != nil {
 			l.wakeLocks(ino) // also a change from writing to reading lets others in
 		}
+		if err == nil && l.oustLockers(ctx, req, out) {
+			continue // what was in the way is gone
+		}
 		if err != nil || out.Code != fserr.Again || !op.Wait || op.Test {
 			return out, err
 		}

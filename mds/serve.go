@@ -44,7 +44,8 @@ func (s *Server) accept(c *wire.Conn, hello *msg.Hello) (wire.Handler, *msg.Hell
 // started binds the connection to the session of its hello: from now on callbacks go there.
 func (s *Server) started(c *wire.Conn) {
 	if p := c.Value.(*peer); p.role == msg.Hello_CLIENT && p.session.Load() != 0 {
-		s.clients.bind(id.SessionID(p.session.Load()), c)
+		session := id.SessionID(p.session.Load())
+		s.clients.bind(session, c, func() { s.hungUp(session) })
 		if l := s.lead.Load(); l != nil {
 			l.bindGrants(p, id.SessionID(p.session.Load()))
 		}
@@ -157,7 +158,7 @@ func (s *Server) serveSession(ctx context.Context, c *wire.Conn, p *peer, f *wir
 		if p.session.Swap(uint64(session)) != uint64(session) {
 			p.leader.Store(nil) // what was bound was the session before it
 		}
-		s.clients.bind(session, c)
+		s.clients.bind(session, c, func() { s.hungUp(session) })
 		l.bindGrants(p, session)
 		lease := s.o.SessionLease.Milliseconds()
 		s.answer(c, f, fserr.OK, &msg.OpenSessionReply{Session: uint64(session), LeaseMs: uint32(lease), RenewMs: uint32(lease / 5)})

@@ -2,9 +2,12 @@ package mds
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"varve/internal/fserr"
@@ -26,6 +29,9 @@ type session struct {
 	ctx      context.Context // ends when the session is closing
 	cancel   context.CancelFunc
 	closing  bool
+	hung     time.Duration // bootNow, when its process closed the connection and made no other; 0: it did not
+	lapsed   bool          // see lapse.go
+	lapse    chan struct{} // closed while it is lapsed
 	active   int           // changing requests under way
 	idle     chan struct{} // closed when closing and active is 0
 	gone     chan struct{} // closed when the event that closes it is applied
@@ -33,7 +39,7 @@ type session struct {
 
 func (l *leadership) newSession(number id.SessionID) *session {
 	now := bootNow()
-	x := &session{id: number, renewed: now, deadline: now + l.s.o.SessionLease, idle: make(chan struct{}), gone: make(chan struct{})}
+	x := &session{id: number, renewed: now, deadline: now + l.s.o.SessionLease, idle: make(chan struct{}), gone: make(chan struct{}), lapse: make(chan struct{})}
 	x.ctx, x.cancel = context.WithCancel(l.ctx)
 	return x
 }
@@ -78,7 +84,8 @@ type clients struct {
 
 // bind makes conn the connection of the session and ends an older one. Hellos of two connections may be handled in the wrong order; were
 // the one that the client uses left open then, it would live on with nobody to call back, and with grants that this side takes for void.
-func (c *clients) bind(session id.SessionID, conn *wire.Conn) {
+// hungUp is called when the client has closed the connection and made no other.
+func (c *clients) bind(session id.SessionID, conn *wire.Conn, hungUp func()) {
 	c.mu.Lock()
 	old := c.conns[session]
 	c.conns[session] = conn
@@ -89,9 +96,13 @@ func (c *clients) bind(session id.SessionID, conn *wire.Conn) {
 	go func() {
 		<-conn.Done()
 		c.mu.Lock()
-		defer c.mu.Unlock()
-		if c.conns[session] == conn {
+		last := c.conns[session] == conn
+		if last {
 			delete(c.conns, session)
+		}
+		c.mu.Unlock()
+		if err := conn.Err(); last && (errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET)) {
+			hungUp()
 		}
 	}()
 }
@@ -136,6 +147,9 @@ func (l *leadership) openSession(ctx context.Context, req *msg.OpenSession) (id.
 	}
 	l.mu.Lock()
 	n := len(l.sessions)
+	if n >= maxSessions {
+		l.oustAllLocked("there are as many sessions as there may be")
+	}
 	l.mu.Unlock()
 	if n >= maxSessions {
 		return 0, fmt.Errorf("%d sessions are open already: %w", n, fserr.Unavailable)
@@ -151,6 +165,7 @@ func (l *leadership) openSession(ctx context.Context, req *msg.OpenSession) (id.
 	l.mu.Lock()
 	l.sessions[session] = x
 	l.mu.Unlock()
+	l.oustBefore(x.id, req.Host, req.Mount)
 	l.s.log.Info("session opened", "session", session, "host", req.Host, "mount", req.Mount)
 	return session, nil
 }
@@ -166,13 +181,16 @@ func (l *leadership) renew(session id.SessionID, local *msg.LocalReads) fserr.Co
 	case x.closing:
 		return fserr.Unavailable
 	}
-	x.renewed, x.heard, x.local = bootNow(), true, local
+	x.renewed, x.heard, x.local, x.hung = bootNow(), true, local, 0
 	x.deadline = x.renewed + l.s.o.SessionLease
+	if x.lapsed {
+		l.returnedLocked(x)
+	}
 	return fserr.OK
 }
 
-// expireSessions returns what ends the sessions whose lease has run out. If the server itself was stopped, they get the time
-// that it was away.
+// expireSessions returns what looks for sessions whose lease has run out: they lapse, or are ended. If the server itself was stopped,
+// they get the time that it was away.
 func (l *leadership) expireSessions() func() {
 	period := l.s.o.SessionLease / 20
 	last := bootNow()
@@ -180,13 +198,19 @@ func (l *leadership) expireSessions() func() {
 		now := bootNow()
 		away := now - last - period
 		last = now
+		grace := l.sessionGrace()
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		for _, x := range l.sessions {
 			if away > period {
 				x.deadline += away
 			}
-			if !x.closing && now > x.deadline {
+			if x.closing || now <= x.deadline {
+				continue
+			}
+			if l.mayLapseLocked(x, now, grace) {
+				l.lapseLocked(x, now)
+			} else {
 				reason := "its lease has run out; " + l.lastHeard(x, now)
 				l.spawnLocked(func() { l.endSession(x, event.SessionClose_EXPIRED, reason) })
 			}

@@ -87,7 +87,10 @@ func (l *leadership) settleOnce(ctx context.Context, ino id.Ino) error {
 // is: any that holds it for writing.
 func (l *leadership) puncherAlive(ino id.Ino) bool {
 	if owner := l.puncher(ino); owner != 0 {
-		_, ok := l.alive(owner)
+		x, ok := l.alive(owner)
+		if ok {
+			l.oust(x, "it owes the punch of a file that another client opens")
+		}
 		return ok
 	}
 	alive := false
@@ -97,6 +100,9 @@ func (l *leadership) puncherAlive(ino id.Ino) bool {
 			return true
 		})
 	})
+	if alive {
+		l.oustHolders(ino, "it may owe the punch of a file that another client opens")
+	}
 	return alive
 }
 

@@ -98,6 +98,13 @@ func journalRead(ctx context.Context, conn *wire.Conn, req *msg.JournalRead) (*m
 	return r, append([]byte(nil), f.Data...), nil
 }
 
+// SetConfig sets a setting of the cluster.
+func (c *Client) SetConfig(ctx context.Context, key, value string) error {
+	return c.admin(ctx, func(a *Admin) error {
+		return ask(ctx, a.conn, wire.SetConfig, &msg.SetConfig{Key: key, Value: value}, nil)
+	})
+}
+
 // admin asks the leader, following it when it changes.
 func (c *Client) admin(ctx context.Context, f func(a *Admin) error) error {
 	ctx, cancel := c.limit(ctx)

@@ -60,6 +60,7 @@ type inode struct {
 
 	layout    map[uint32]*page
 	layoutGen uint64
+	lapses    uint64 // session.lapses when layout was last found to hold
 	// layoutRecalls counts LAYOUT callbacks that are not about replicas alone, changed with layoutMu held for writing: another mount may have
 	// cut the file.
 	layoutRecalls uint64

@@ -47,6 +47,7 @@ type page struct {
 func (in *inode) lookup(index uint32) (*location, bool) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
+	in.lapsedLocked()
 	p := in.layout[index/pageChunks]
 	if p == nil || p.known>>(index%pageChunks)&1 == 0 {
 		return nil, false
@@ -66,9 +67,18 @@ func (in *inode) forgetLayoutLocked() {
 	in.layoutGen++
 }
 
+// lapsedLocked forgets the layout if the session has lapsed since it was learned. It is called before any of it is used or added to.
+func (in *inode) lapsedLocked() {
+	if n := in.s.lapses.Load(); n != in.lapses {
+		in.lapses = n
+		in.forgetLayoutLocked()
+	}
+}
+
 func (in *inode) layoutGeneration() uint64 {
 	in.mu.Lock()
 	defer in.mu.Unlock()
+	in.lapsedLocked()
 	return in.layoutGen
 }
 
@@ -79,6 +89,7 @@ func (in *inode) learnLayout(r *msg.LayoutReply, gen uint64) {
 	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
+	in.lapsedLocked()
 	if gen != in.layoutGen {
 		return
 	}

@@ -148,6 +148,10 @@ func (c *Client) renew(ctx context.Context, conn *wire.Conn, s *session) (fserr.
 		Session: uint64(s.id), Local: c.localMessage(), Load: s.loadReport()}, &reply)
 	if err == nil && code == fserr.OK {
 		s.servers.slow(reply.Slow)
+		if late := bootTime() - s.deadline.Load(); late > 0 { // before the deadline is moved: nothing begins until then
+			s.lapses.Add(1)
+			c.log.Info("session renewed after its lease was over: it goes on", "session", s.id, "late", time.Duration(late).Round(time.Millisecond))
+		}
 		if reply.LeaseMs > 0 {
 			s.deadline.Store(at + int64(reply.LeaseMs)*1e6)
 		} else {

@@ -23,8 +23,10 @@ type session struct {
 	lease      time.Duration
 	renewEvery time.Duration
 	deadline   atomic.Int64 // boot time, ns: until then the metadata servers cannot have expired it
-	servers    pool
-	changing   atomic.Int32 // writes and punches that some replicas may have carried out and others not
+	// lapses counts the renewals that came after the deadline: meanwhile the metadata servers may have changed replica sets without asking.
+	lapses   atomic.Uint64
+	servers  pool
+	changing atomic.Int32 // writes and punches that some replicas may have carried out and others not
 
 	ctx    context.Context // ends with the session
 	cancel context.CancelFunc

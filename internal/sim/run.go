@@ -16,6 +16,7 @@ import (
 	"varve/internal/chunk"
 	"varve/internal/id"
 	"varve/internal/wire/msg"
+	"varve/mds/settings"
 )
 
 // Options of a run.
@@ -262,6 +263,9 @@ func (w *world) quiesce(a *app) error {
 	var st *msg.StatusReply
 	var norm, least uint64
 	if _, err := fmt.Sscanf(w.x.replicas, "%d:%d", &norm, &least); err != nil {
+		return err
+	}
+	if err := a.c.SetConfig(ctx, settings.SessionGrace, "10s"); err != nil { // nobody comes back any more
 		return err
 	}
 	calm := 0

@@ -30,6 +30,8 @@ const (
 	// RepairRebuilds is how many rebuilds there may be at once, and RepairServerRebuilds how many to or from one server.
 	RepairRebuilds       = "repair.rebuilds"
 	RepairServerRebuilds = "repair.rebuilds.server"
+	// SessionGrace is how long a session whose client is not heard of is kept for it, while nobody else wants what it holds.
+	SessionGrace = "session.grace"
 	// SlowFactor is how many times what the others take makes a chunk server slow.
 	SlowFactor = "slow.factor"
 	// FillMargin is the part of each chunk server's disk that no new chunk may use, in percent.
@@ -71,6 +73,8 @@ var table = []Setting{
 		check: func(v string) error { return checkCount(v, 1, maxServerRebuilds) }},
 	{Key: Replicas, Default: "3:2", Help: "replicas that a new chunk gets and must have, as NORM:MIN, such as 3:2",
 		check: checkReplicas},
+	{Key: SessionGrace, Default: "10m", Help: "how long a mount that is cut off keeps its open files if nobody else wants them, such as 1h; 0: not beyond its lease",
+		check: func(v string) error { _, err := Age(v); return err }},
 	{Key: SlowFactor, Default: "6", Help: "a chunk server is slow, and gets no new data and few reads, when it takes so many times what others take, such as 10; 0: never",
 		check: func(v string) error { return checkCount(v, 0, 1000) }},
 }
