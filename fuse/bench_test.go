@@ -38,6 +38,7 @@ func (d *discard) send(*request, syscall.Errno, int) error { return nil }
 func (d *discard) run(func(*request)) error                { return errUnmounted }
 func (d *discard) notify(int32, ...[]byte) error           { return nil }
 func (d *discard) close()                                  {}
+func (d *discard) free()                                   {}
 
 // benchRequest is one READ or WRITE of size bytes through a Session without a kernel.
 func benchRequest(tb testing.TB, op opcode, size int) (one func()) {

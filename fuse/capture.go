@@ -31,10 +31,10 @@ var captureKinds = [opLimit]capture.Kind{
 // captured adds a request that was answered, and not yet freed, to a capture. FORGET, INTERRUPT and the like, which the kernel sends on its
 // own, are no operations.
 func captured(c *capture.Buffers, r *request, took time.Duration, e syscall.Errno, n int) {
-	if r.flight == nil || r.op >= opLimit {
+	if r.began.IsZero() || r.op >= opLimit {
 		return
 	}
-	begin := r.flight.started.Sub(c.Began())
+	begin := r.began.Sub(c.Began())
 	if begin < 0 {
 		return // it began before the capture
 	}
@@ -148,9 +148,11 @@ const settleTime = time.Second
 // before its record is added.
 func (s *Session) endCapture() {
 	under := slices.DeleteFunc(s.flights.all(), func(f *flight) bool { return f.op == opSetlkw })
-	for limit := time.Now().Add(settleTime); len(under) > 0 && time.Now().Before(limit); time.Sleep(time.Millisecond) {
-		now := s.flights.all()
+	hot := s.hotUnderWay()
+	for limit := time.Now().Add(settleTime); len(under)+len(hot) > 0 && time.Now().Before(limit); time.Sleep(time.Millisecond) {
+		now, hotNow := s.flights.all(), s.hotUnderWay()
 		under = slices.DeleteFunc(under, func(f *flight) bool { return !slices.Contains(now, f) })
+		hot = slices.DeleteFunc(hot, func(h hotRequest) bool { return !slices.Contains(hotNow, h) })
 	}
 	s.capture.Store(nil)
 }

@@ -130,8 +130,10 @@ func TestCaptured(t *testing.T) {
 }
 
 // TestCaptureMount captures a real mount by its socket, and finds the names of its files.
-func TestCaptureMount(t *testing.T) {
-	s, dir := testMount(t, newMemFS(), nil)
+func TestCaptureMount(t *testing.T) { each(t, onCaptureMount) }
+
+func onCaptureMount(t *testing.T, w way) {
+	s, dir := w.mount(t, newMemFS(), nil)
 	path := filepath.Join(dir, "sub", "file.img")
 	run(t, "mkdir", filepath.Dir(path))
 	begin := time.Now()

@@ -17,11 +17,11 @@ const devicePath = "/dev/fuse"
 // ioctlClone is FUSE_DEV_IOC_CLONE: make a descriptor of /dev/fuse another one of the same connection.
 const ioctlClone = 0x8004e500
 
-// device is the transport over /dev/fuse. Each reader has a descriptor of its own, which the kernel calls
-// a clone; an answer goes to the descriptor its request was read from. Descriptors are non-blocking and
+// device is /dev/fuse, and the transport over it without reactors. Each reader has a descriptor of its own, which the kernel calls
+// a clone; an answer goes to the descriptor its request was read from. Descriptors are non-blocking. Those that goroutines read
 // wait in the runtime's poller, so that a reader that waits holds no thread and the goroutine that it has
 // started for a request runs at once. They are registered with the poller only after mount(2): before, the
-// kernel answers poll(2) with an error and does not wake up anybody later.
+// kernel answers poll(2) with an error and does not wake up anybody later. Those that loops read are not registered: the poller would be woken in vain.
 type device struct {
 	log     *slog.Logger
 	readers []*descriptor
@@ -36,12 +36,23 @@ type descriptor struct {
 	raw  syscall.RawConn
 }
 
-func newDescriptor(fd int) (*descriptor, error) {
-	if err := unix.SetNonblock(fd, true); err != nil {
+// How a descriptor waits: in the runtime's poller, or elsewhere.
+const polled, unpolled = true, false
+
+func newDescriptor(fd int, polled bool) (*descriptor, error) {
+	// Package os asks for the mode to find out whether the poller is to have it.
+	err := unix.SetNonblock(fd, polled)
+	if err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("%s: non-blocking mode: %w", devicePath, err)
 	}
 	f := os.NewFile(uintptr(fd), devicePath)
+	if !polled {
+		if err := unix.SetNonblock(fd, true); err != nil {
+			f.Close()
+			return nil, fmt.Errorf("%s: non-blocking mode: %w", devicePath, err)
+		}
+	}
 	raw, err := f.SyscallConn()
 	if err != nil {
 		f.Close()
@@ -51,14 +62,14 @@ func newDescriptor(fd int) (*descriptor, error) {
 }
 
 // newDevice takes over fd, which is mounted, and makes clones of it so that there are readers descriptors.
-func newDevice(fd, readers int, log *slog.Logger) (*device, error) {
-	first, err := newDescriptor(fd)
+func newDevice(fd, readers int, polled bool, log *slog.Logger) (*device, error) {
+	first, err := newDescriptor(fd, polled)
 	if err != nil {
 		return nil, err
 	}
 	d := &device{log: log, readers: []*descriptor{first}}
 	for len(d.readers) < readers {
-		clone, err := cloneDescriptor(fd)
+		clone, err := cloneDescriptor(fd, polled)
 		if err != nil {
 			log.Warn("cannot clone the descriptor; going on with fewer readers", "readers", len(d.readers), "cause", err)
 			break
@@ -68,7 +79,7 @@ func newDevice(fd, readers int, log *slog.Logger) (*device, error) {
 	return d, nil
 }
 
-func cloneDescriptor(fd int) (*descriptor, error) {
+func cloneDescriptor(fd int, polled bool) (*descriptor, error) {
 	clone, err := unix.Open(devicePath, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
@@ -77,7 +88,7 @@ func cloneDescriptor(fd int) (*descriptor, error) {
 		unix.Close(clone)
 		return nil, err
 	}
-	return newDescriptor(clone)
+	return newDescriptor(clone, polled)
 }
 
 // close makes run return, and aborts the connection if the mount is still there.
@@ -87,6 +98,9 @@ func (d *device) close() {
 		_ = r.file.Close() // nothing is buffered; the second close of one says so, which does no harm
 	}
 }
+
+// free implements transport: close has done it all.
+func (d *device) free() {}
 
 // run reads with all descriptors until the mount is gone.
 func (d *device) run(accept func(*request)) error {
@@ -107,15 +121,12 @@ func (d *device) run(accept func(*request)) error {
 // readLoop reads requests into a buffer of its own. The buffer goes along with a request that has much data;
 // others are copied, so that a request that blocks holds no more memory than it needs.
 func (d *device) readLoop(desc *descriptor, accept func(*request)) error {
-	const keep = 16 << 10 // requests up to this length are copied, which costs less than a page fault
-	// Data of a WRITE is to start at a page.
-	const at = dataStart - inHeaderSize - 40
 	buf := getBuffer(maxWrite)
 	defer func() { buf.put() }()
 	var n int
 	var readErr error
 	read := func(fd uintptr) bool {
-		n, readErr = unix.Read(int(fd), buf.mem[at:])
+		n, readErr = unix.Read(int(fd), buf.mem[readStart:])
 		return readErr != unix.EAGAIN
 	}
 	for {
@@ -137,34 +148,47 @@ func (d *device) readLoop(desc *descriptor, accept func(*request)) error {
 		default:
 			return fmt.Errorf("read %s: %w", devicePath, err)
 		}
-		r := newRequest()
-		r.via, r.source = d, desc
-		message := buf.mem[at : at+n : at+n]
-		switch {
-		case n <= smallRequest:
-			message = r.small[:copy(r.small[:], message)]
-		case n <= keep:
-			r.in = getBuffer(n)
-			message = r.in.mem[at : at+copy(r.in.mem[at:], message)]
-		default:
-			r.in = buf
-			buf = getBuffer(maxWrite)
+		if r := d.request(desc, &buf, n); r != nil {
+			accept(r)
 		}
-		var args []byte
-		r.header, args, err = parseHeader(message)
-		if err == nil {
-			r.fixed, r.rest, err = split(r.op, args)
-		}
-		if err != nil {
-			d.log.Error("request refused", "cause", err)
-			if r.unique != 0 {
-				_ = d.send(r, syscall.EIO, 0) // it made no sense, so its answer may make none
-			}
-			r.free()
-			continue
-		}
-		accept(r)
 	}
+}
+
+// readStart is where a message is read to, so that the data of a WRITE starts at a page.
+const readStart = dataStart - inHeaderSize - 40
+
+// request makes a request of the n bytes that were read into buf, which is another one afterwards if the request has much data. Nil: they make no
+// sense, which was answered.
+func (d *device) request(desc *descriptor, buf **buffer, n int) *request {
+	const keep = 16 << 10 // requests up to this length are copied, which costs less than a page fault
+	r := newRequest()
+	r.via, r.source = d, desc
+	message := (*buf).mem[readStart : readStart+n : readStart+n]
+	switch {
+	case n <= smallRequest:
+		message = r.small[:copy(r.small[:], message)]
+	case n <= keep:
+		r.in = getBuffer(n)
+		message = r.in.mem[readStart : readStart+copy(r.in.mem[readStart:], message)]
+	default:
+		r.in = *buf
+		*buf = getBuffer(maxWrite)
+	}
+	var args []byte
+	var err error
+	r.header, args, err = parseHeader(message)
+	if err == nil {
+		r.fixed, r.rest, err = split(r.op, args)
+	}
+	if err == nil {
+		return r
+	}
+	d.log.Error("request refused", "cause", err)
+	if r.unique != 0 {
+		_ = d.send(r, syscall.EIO, 0) // it made no sense, so its answer may make none
+	}
+	r.free()
+	return nil
 }
 
 // room gives n bytes after the place of the out header; data starts at a page if there is much of it.
@@ -172,6 +196,9 @@ func (d *device) room(r *request, n int) []byte {
 	if outHeaderSize+n <= smallAnswer {
 		r.frame = r.answer[:outHeaderSize+n]
 	} else {
+		if r.out != nil { // of an attempt to begin it on the loop
+			r.out.put()
+		}
 		r.out = getBuffer(n)
 		r.frame = r.out.mem[dataStart-outHeaderSize : dataStart+n]
 	}

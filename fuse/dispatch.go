@@ -1,6 +1,7 @@
 package fuse
 
 import (
+	"context"
 	"log/slog"
 	"runtime/debug"
 	"syscall"
@@ -33,38 +34,55 @@ var handlers = [opLimit]handler{
 // accept takes a request from a transport, in the goroutine that read it. What never blocks is done at
 // once; the rest gets a goroutine of its own when the budget allows. It owns r.
 func (s *Session) accept(r *request) {
+	if s.atOnce(r) {
+		return
+	}
+	if !s.budget.take(r.cost, s.saturated) {
+		s.refuse(r)
+		return
+	}
+	s.spawn(r)
+}
+
+// atOnce does what never blocks. For the rest it sets when r began and what it costs.
+func (s *Session) atOnce(r *request) bool {
 	switch r.op {
 	case opForget:
 		s.nodes.forget(r.ino, r.u64(0))
-		s.done(r, time.Time{}, 0, 0)
-		return
+		s.done(r, 0, 0)
 	case opBatchForget:
 		s.batchForget(r)
-		s.done(r, time.Time{}, 0, 0)
-		return
+		s.done(r, 0, 0)
 	case opInterrupt:
 		s.interrupt(r)
-		return
 	case opNotifyReply:
-		s.done(r, time.Time{}, 0, 0)
-		return
+		s.done(r, 0, 0)
 	case opInit:
-		r.flight = &flight{op: r.op, ino: r.ino, started: time.Now()}
+		r.began = time.Now()
+		r.flight = &flight{op: r.op, ino: r.ino, started: r.began}
 		s.serve(r)
-		return
+	default:
+		r.began = time.Now()
+		switch r.op {
+		case opRead, opReaddir:
+			r.cost = int(min(r.u32(16), maxWrite))
+		case opWrite, opSetxattr:
+			r.cost = len(r.rest)
+		}
+		return false
 	}
-	r.flight = &flight{op: r.op, ino: r.ino, pid: r.pid, started: time.Now()}
-	switch r.op {
-	case opRead, opReaddir:
-		r.cost = int(min(r.u32(16), maxWrite))
-	case opWrite, opSetxattr:
-		r.cost = len(r.rest)
-	}
-	if !s.budget.take(r.cost, s.saturated) {
-		_ = r.via.send(r, syscall.ENODEV, 0) // the connection is ending: the kernel may not take it
-		r.free()
-		return
-	}
+	return true
+}
+
+// refuse answers a request that came when the connection was ending: the kernel may not take it.
+func (s *Session) refuse(r *request) {
+	_ = r.via.send(r, syscall.ENODEV, 0)
+	r.free()
+}
+
+// spawn serves r, whose cost was taken from the budget, in a goroutine of its own.
+func (s *Session) spawn(r *request) {
+	r.flight = &flight{op: r.op, ino: r.ino, pid: r.pid, started: r.began}
 	s.flights.add(r.unique, r.flight)
 	s.serving.Add(1)
 	go func() {
@@ -95,7 +113,6 @@ func (s *Session) serve(r *request) {
 	if e == syscall.EIO {
 		s.ioFailed(r, err)
 	}
-	started := r.flight.started
 	var sendErr error
 	if e == 0 && r.keep.what != keepNothing && s.keeper != nil {
 		sendErr = s.sendKept(r, n)
@@ -105,21 +122,25 @@ func (s *Session) serve(r *request) {
 	if sendErr != nil && e == 0 && r.lost != nil {
 		r.lost()
 	}
-	s.done(r, started, e, n)
+	s.done(r, e, n)
 }
 
 // done counts r and frees it.
-func (s *Session) done(r *request, started time.Time, e syscall.Errno, n int) {
+func (s *Session) done(r *request, e syscall.Errno, n int) {
 	var took time.Duration
-	if !started.IsZero() {
-		took = time.Since(started)
+	if !r.began.IsZero() {
+		took = time.Since(r.began)
 	}
-	s.counters.count(r, took, e, n)
+	counters := &s.counters
+	if r.hot.loop != nil {
+		counters = &r.hot.loop.counters
+	}
+	counters.count(r, took, e, n)
 	if c := s.capture.Load(); c != nil {
 		captured(c, r, took, e, n)
 	}
-	if r.flight != nil {
-		s.slowDone(r.flight, took)
+	if took >= slowAfter {
+		s.slowDone(r, took)
 	}
 	r.free()
 }
@@ -155,7 +176,7 @@ func (s *Session) ioFailed(r *request, err error) {
 		s.failedUntold.Add(1)
 		return
 	}
-	s.log.LogAttrs(r.flight, slog.LevelError, "operation failed with EIO", slog.String("op", r.op.String()),
+	s.log.LogAttrs(context.Background(), slog.LevelError, "operation failed with EIO", slog.String("op", r.op.String()),
 		slog.Uint64("inode", uint64(r.ino)), slog.Any("cause", err), slog.Int64("others", s.failedUntold.Swap(0)))
 }
 
@@ -174,9 +195,13 @@ func (s *Session) batchForget(r *request) {
 func (s *Session) interrupt(r *request) {
 	unique := r.u64(0)
 	f := s.flights.get(unique)
+	if f == nil && s.interruptHot(unique) {
+		s.done(r, 0, 0)
+		return
+	}
 	if f == nil {
 		_ = r.via.send(r, syscall.EAGAIN, 0) // the kernel does not take it if the request was answered: fine
-		s.done(r, time.Time{}, 0, 0)
+		s.done(r, 0, 0)
 		return
 	}
 	f.mu.Lock()
@@ -185,5 +210,5 @@ func (s *Session) interrupt(r *request) {
 	if f.op == opSetlkw || beingKilled(f.pid) {
 		f.cancel()
 	}
-	s.done(r, time.Time{}, 0, 0)
+	s.done(r, 0, 0)
 }

@@ -288,7 +288,7 @@ func (g *guest) names() {
 
 // readdir lists 10,000 entries while others come and go; every one that stays must be seen exactly once.
 func (g *guest) readdir() {
-	const n = 10000
+	const n = 3000
 	for i := range n {
 		must(unix.Mknod(g.path(fmt.Sprintf("file-%05d", i)), unix.S_IFREG|0o600, 0))
 	}

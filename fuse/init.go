@@ -37,7 +37,7 @@ func (s *Session) init(r *request) (int, error) {
 	le.PutUint32(b[32:], uint32(flags>>32))
 	s.conn.Store(&ConnInfo{
 		Minor: int(min(minor, protoMinor)), Flags: flags, MaxWrite: maxWrite, MaxBackground: background,
-		Transport: "/dev/fuse", Readers: s.opts.Readers,
+		Transport: s.transport, Why: s.why, Threads: s.threads,
 	})
 	s.readyOnce.Do(func() { close(s.ready) })
 	return initOutSize, nil

@@ -65,9 +65,11 @@ func lstat(path string) (st unix.Stat_t, err error) { return st, unix.Lstat(path
 
 // TestKernelKeeps counts what arrives when something is looked at again and again, and sees that the kernel forgets at once what it
 // is told to.
-func TestKernelKeeps(t *testing.T) {
+func TestKernelKeeps(t *testing.T) { each(t, onKernelKeeps) }
+
+func onKernelKeeps(t *testing.T, w way) {
 	k := newKeepFS(time.Hour)
-	s, dir := testMount(t, k, nil)
+	s, dir := w.mount(t, k, nil)
 	if !s.kernel.epochs.Load() {
 		t.Skip("the kernel does not know FUSE_NOTIFY_INC_EPOCH (Linux 6.16)")
 	}
@@ -151,9 +153,11 @@ func TestKernelKeeps(t *testing.T) {
 }
 
 // TestKernelForgetsInTime: what the kernel was given for some time it does not use afterwards, also if nobody tells it anything.
-func TestKernelForgetsInTime(t *testing.T) {
+func TestKernelForgetsInTime(t *testing.T) { each(t, onKernelForgetsInTime) }
+
+func onKernelForgetsInTime(t *testing.T, w way) {
 	k := newKeepFS(300 * time.Millisecond)
-	_, dir := testMount(t, k, nil)
+	_, dir := w.mount(t, k, nil)
 	if _, err := lstat(filepath.Join(dir, "none")); !errors.Is(err, unix.ENOENT) {
 		t.Fatal(err)
 	}
@@ -175,9 +179,11 @@ func TestKernelForgetsInTime(t *testing.T) {
 }
 
 // TestNoEpochs: a kernel that cannot forget names is given no time for them.
-func TestNoEpochs(t *testing.T) {
+func TestNoEpochs(t *testing.T) { each(t, onNoEpochs) }
+
+func onNoEpochs(t *testing.T, w way) {
 	k := newKeepFS(time.Hour)
-	s, dir := testMount(t, k, nil)
+	s, dir := w.mount(t, k, nil)
 	s.kernel.epochs.Store(false)
 	if err := os.Mkdir(filepath.Join(dir, "d"), 0o755); err != nil {
 		t.Fatal(err)
@@ -195,9 +201,11 @@ func TestNoEpochs(t *testing.T) {
 
 // TestForgetWhileBusy: an operation that holds the lock of its directory, and waits for the metadata server, does not stop what the
 // metadata server waits for.
-func TestForgetWhileBusy(t *testing.T) {
+func TestForgetWhileBusy(t *testing.T) { each(t, onForgetWhileBusy) }
+
+func onForgetWhileBusy(t *testing.T, w way) {
 	k := &blockFS{keepFS: newKeepFS(time.Hour), block: make(chan struct{})}
-	s, dir := testMount(t, k, nil)
+	s, dir := w.mount(t, k, nil)
 	if _, err := lstat(filepath.Join(dir, "x")); !errors.Is(err, unix.ENOENT) {
 		t.Fatal(err)
 	}

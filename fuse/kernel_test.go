@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"testing"
 	"time"
@@ -22,12 +23,15 @@ import (
 // Tests with a real mount. What uses the mount runs in another process (the guest, guest_test.go), since a Go
 // process that opens files of a mount that it serves can stop itself for good: see the package documentation.
 
+const testLoops = 2
+
 const guestEnv, guestDirEnv = "VARVE_TEST_GUEST", "VARVE_TEST_GUEST_DIR"
 
 func TestMain(m *testing.M) {
 	if name := os.Getenv(guestEnv); name != "" {
 		os.Exit(guestMain(name, os.Getenv(guestDirEnv)))
 	}
+	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 2*testLoops) // see DefaultLoops; a session may begin while another one ends
 	os.Exit(m.Run())
 }
 
@@ -39,6 +43,47 @@ func needKernel(t testing.TB) {
 	if _, err := os.Stat(devicePath); err != nil {
 		t.Skip("no /dev/fuse on this machine")
 	}
+}
+
+// way is how the mounts of a test are served.
+type way struct {
+	name      string
+	transport Transport
+}
+
+// ways are what the tests with a real mount run on.
+var ways = []way{{"readers", Readers}, {"dev", Dev}}
+
+// each runs a test on every transport. VARVE_TRANSPORT names one.
+func each(t *testing.T, test func(t *testing.T, w way)) {
+	t.Helper()
+	needKernel(t)
+	for _, w := range ways {
+		if only := os.Getenv("VARVE_TRANSPORT"); only == "" || only == w.name {
+			t.Run(w.name, func(t *testing.T) { test(t, w) })
+		}
+	}
+}
+
+// mem returns a backend with which the transport does what it can, and its memory.
+func (w way) mem() (Backend, *memFS) {
+	if w.transport == Readers {
+		m := newMemFS()
+		return m, m
+	}
+	h := newHotFS()
+	return h, h.memFS
+}
+
+// mount is testMount on the transport.
+func (w way) mount(t testing.TB, backend Backend, change func(*Options)) (*Session, string) {
+	t.Helper()
+	return testMount(t, backend, func(o *Options) {
+		o.Transport, o.Loops = w.transport, testLoops
+		if change != nil {
+			change(o)
+		}
+	})
 }
 
 // testMount mounts backend and unmounts it at the end, come what may.
@@ -69,7 +114,7 @@ func testMount(t testing.TB, backend Backend, change func(*Options)) (*Session, 
 // guestCommand runs a scenario in another process, which has a minute.
 func guestCommand(ctx context.Context, name, dir string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, os.Args[0])
-	cmd.Env = append(os.Environ(), guestEnv+"="+name, guestDirEnv+"="+dir)
+	cmd.Env = append(os.Environ(), guestEnv+"="+name, guestDirEnv+"="+dir, "GORACE=atexit_sleep_ms=0") // it would wait a second
 	cmd.WaitDelay = time.Second
 	return cmd
 }
@@ -84,9 +129,11 @@ func runGuest(t *testing.T, name, dir string) {
 	}
 }
 
-func TestMount(t *testing.T) {
-	m := newMemFS()
-	s, dir := testMount(t, m, nil)
+func TestMount(t *testing.T) { each(t, onMount) }
+
+func onMount(t *testing.T, w way) {
+	backend, m := w.mem()
+	s, dir := w.mount(t, backend, nil)
 	for _, sc := range scenarios {
 		if sc.auto {
 			t.Run(sc.name, func(t *testing.T) {
@@ -123,6 +170,9 @@ func TestMount(t *testing.T) {
 	}
 	if o, r := m.opens.Load(), m.releases.Load(); o != r || o == 0 {
 		t.Errorf("%d opens, %d releases", o, r)
+	}
+	if h, ok := backend.(*hotFS); ok {
+		h.checkHot(t)
 	}
 	for ino, n := range m.inodes {
 		if len(n.locks) > 0 {
@@ -162,8 +212,10 @@ func TestMountRefusals(t *testing.T) {
 	}
 }
 
-func TestReadOnly(t *testing.T) {
-	_, dir := testMount(t, newMemFS(), func(o *Options) { o.ReadOnly = true })
+func TestReadOnly(t *testing.T) { each(t, onReadOnly) }
+
+func onReadOnly(t *testing.T, w way) {
+	_, dir := w.mount(t, newMemFS(), func(o *Options) { o.ReadOnly = true })
 	if err := os.Mkdir(filepath.Join(dir, "d"), 0o755); !errors.Is(err, unix.EROFS) {
 		t.Errorf("mkdir: %v, want EROFS", err)
 	}
@@ -201,9 +253,11 @@ func waitFor(t *testing.T, what string, f func() error) {
 
 // TestStalledRead shows that a request that blocks does not stop others, and that a process that waits for it
 // can be killed.
-func TestStalledRead(t *testing.T) {
-	m := newMemFS()
-	_, dir := testMount(t, m, nil)
+func TestStalledRead(t *testing.T) { each(t, onStalledRead) }
+
+func onStalledRead(t *testing.T, w way) {
+	backend, m := w.mem()
+	_, dir := w.mount(t, backend, nil)
 	cmd := startStalled(t, m, dir)
 	for range 100 {
 		if _, err := os.Stat(filepath.Join(dir, "stall")); err != nil {
@@ -243,9 +297,11 @@ func TestMountAsUser(t *testing.T) {
 }
 
 // TestUnmountStalled unmounts while a request never ends: detached, then aborted.
-func TestUnmountStalled(t *testing.T) {
-	m := newMemFS()
-	s, dir := testMount(t, m, nil)
+func TestUnmountStalled(t *testing.T) { each(t, onUnmountStalled) }
+
+func onUnmountStalled(t *testing.T, w way) {
+	backend, m := w.mem()
+	s, dir := w.mount(t, backend, nil)
 	cmd := startStalled(t, m, dir)
 	start := time.Now()
 	if err := s.Unmount(2 * time.Second); !errors.Is(err, fserr.Timeout) {
@@ -261,9 +317,11 @@ func TestUnmountStalled(t *testing.T) {
 }
 
 // TestUnmountOther ends a mount as the command line does: busy, then lazily.
-func TestUnmountOther(t *testing.T) {
-	m := newMemFS()
-	s, dir := testMount(t, m, nil)
+func TestUnmountOther(t *testing.T) { each(t, onUnmountOther) }
+
+func onUnmountOther(t *testing.T, w way) {
+	backend, m := w.mem()
+	s, dir := w.mount(t, backend, nil)
 	cmd := startStalled(t, m, dir)
 	if err := Unmount(dir, false, 5*time.Second); !errors.Is(err, unix.EBUSY) {
 		t.Errorf("unmount of a busy mount: %v, want EBUSY", err)
@@ -280,9 +338,11 @@ func TestUnmountOther(t *testing.T) {
 }
 
 // TestAbort ends a connection behind the back of the session.
-func TestAbort(t *testing.T) {
-	m := newMemFS()
-	s, dir := testMount(t, m, nil)
+func TestAbort(t *testing.T) { each(t, onAbort) }
+
+func onAbort(t *testing.T, w way) {
+	backend, _ := w.mem()
+	s, dir := w.mount(t, backend, nil)
 	runGuest(t, "make", dir)
 	if s.mount.conn == 0 {
 		t.Fatal("number of the connection is unknown")
@@ -297,9 +357,11 @@ func TestAbort(t *testing.T) {
 }
 
 // TestInvalidate changes a mapped file behind the kernel's back.
-func TestInvalidate(t *testing.T) {
-	m := newMemFS()
-	s, dir := testMount(t, m, nil)
+func TestInvalidate(t *testing.T) { each(t, onInvalidate) }
+
+func onInvalidate(t *testing.T, w way) {
+	backend, m := w.mem()
+	s, dir := w.mount(t, backend, nil)
 	runGuest(t, "make", dir)
 	cmd := guestCommand(t.Context(), "mapped", dir)
 	in, _ := cmd.StdinPipe()

@@ -44,11 +44,9 @@ func Mount(ctx context.Context, opts Options, backend Backend) (*Session, error)
 	if err != nil {
 		return nil, err
 	}
-	d, err := newDevice(fd, opts.Readers, s.log)
-	if err != nil {
-		return nil, errors.Join(err, detach(s.mount))
+	if err := s.choose(fd); err != nil {
+		return nil, errors.Join(fmt.Errorf("mount %s: %w", dir, err), detach(s.mount))
 	}
-	s.via = d
 	if e, err := mountAt(dir); err == nil && e != nil {
 		s.mount.conn = e.minor
 		s.listenCaptures()
@@ -59,7 +57,8 @@ func Mount(ctx context.Context, opts Options, backend Backend) (*Session, error)
 	}
 	s.findEpochs()
 	c := s.Conn()
-	s.log.Info("mounted", "protocol", fmt.Sprintf("7.%d", c.Minor), "flags", fmt.Sprintf("%#x", c.Flags), "transport", c.Transport)
+	s.log.Info("mounted", "protocol", fmt.Sprintf("7.%d", c.Minor), "flags", fmt.Sprintf("%#x", c.Flags), "transport", c.Transport,
+		"why", c.Why, "threads", c.Threads)
 	return s, nil
 }
 

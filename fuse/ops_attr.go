@@ -4,6 +4,7 @@ import (
 	"bytes"
 
 	"varve/internal/fserr"
+	"varve/internal/id"
 	"varve/internal/wire/msg"
 )
 
@@ -59,9 +60,7 @@ func (s *Session) setattr(r *request) (int, error) {
 // keep them. It asks the Backend only if the attributes seen last have such bits, which is as much as the
 // kernel knows when it does this itself; else each write of an ordinary user would cost a request more.
 func (s *Session) killPriv(r *request) error {
-	const setuid, setgid, groupExec = 0o4000, 0o2000, 0o010
-	n, ok := s.nodes.get(r.ino)
-	if ok && n.perm&setuid == 0 && n.perm&(setgid|groupExec) != setgid|groupExec {
+	if !s.hasPriv(r.ino) {
 		return nil
 	}
 	a, err := s.backend.SetAttr(r.flight, r.cred(), &msg.SetAttr{Ino: uint64(r.ino), KillPriv: true})
@@ -70,6 +69,13 @@ func (s *Session) killPriv(r *request) error {
 	}
 	s.nodes.seen(a)
 	return nil
+}
+
+// hasPriv tells whether a file may have a setuid or setgid bit that a change of its data takes away.
+func (s *Session) hasPriv(ino id.Ino) bool {
+	const setuid, setgid, groupExec = 0o4000, 0o2000, 0o010
+	n, ok := s.nodes.get(ino)
+	return !ok || n.perm&setuid != 0 || n.perm&(setgid|groupExec) == setgid|groupExec
 }
 
 func (s *Session) access(r *request) (int, error) {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"strings"
 )
 
@@ -14,10 +15,23 @@ type Options struct {
 	FSName        string       // source shown in /proc/mounts; "" is "varve"
 	AllowOther    bool         // users other than the one who mounts may use it (root always sets what it wants)
 	ReadOnly      bool         // the kernel and the Session refuse every change
+	Transport     Transport    // how requests come from the kernel; "" is Auto
+	Loops         int          // threads for Dev and Uring; 0: one for each processor, 8 at most; up to 64
 	MaxBackground int          // asynchronous requests the kernel keeps under way; 0 is 128, up to 65535
-	Readers       int          // descriptors that requests are read from, each by a goroutine; 0 is 2, up to 16
+	Readers       int          // for the transport of that name: descriptors, each read by a goroutine; 0 is 2, up to 16
 	MaxRequests   int          // requests served at once; above it the next one waits. 0 is 8192, at least 64
 }
+
+// Transport is a way by which requests come from the kernel.
+type Transport string
+
+// Transports.
+const (
+	Auto    Transport = "auto"    // what is best of those that the machine has
+	Dev     Transport = "dev"     // /dev/fuse, read by the threads of reactors
+	Uring   Transport = "uring"   // FUSE over io_uring
+	Readers Transport = "readers" // /dev/fuse, read by goroutines: where no operation can be begun on a reactor's thread, this does as well as Dev
+)
 
 const (
 	defaultMaxBackground = 128
@@ -25,6 +39,8 @@ const (
 	defaultMaxRequests   = 8192
 	minMaxRequests       = 64
 	maxReaders           = 16
+	maxLoops             = 64
+	mostLoops            = 8 // by default
 )
 
 // complete returns o with defaults filled in, or an error that names every fault.
@@ -41,6 +57,16 @@ func (o Options) complete() (Options, error) {
 	}
 	if o.Readers < 0 || o.Readers > maxReaders {
 		faults = append(faults, fmt.Errorf("readers %d: want 0 to %d", o.Readers, maxReaders))
+	}
+	switch o.Transport {
+	case "":
+		o.Transport = Auto
+	case Auto, Dev, Uring, Readers:
+	default:
+		faults = append(faults, fmt.Errorf("transport %q: want %s, %s, %s or %s", o.Transport, Auto, Dev, Uring, Readers))
+	}
+	if o.Loops < 0 || o.Loops > maxLoops {
+		faults = append(faults, fmt.Errorf("loops %d: want 0 to %d", o.Loops, maxLoops))
 	}
 	if o.MaxRequests != 0 && o.MaxRequests < minMaxRequests {
 		faults = append(faults, fmt.Errorf("requests at once %d: want at least %d", o.MaxRequests, minMaxRequests))
@@ -60,8 +86,15 @@ func (o Options) complete() (Options, error) {
 	if o.Readers == 0 {
 		o.Readers = defaultReaders
 	}
+	if o.Loops == 0 {
+		o.Loops = DefaultLoops()
+	}
 	if o.MaxRequests == 0 {
 		o.MaxRequests = defaultMaxRequests
 	}
 	return o, nil
 }
+
+// DefaultLoops is how many threads serve a mount's requests if Options.Loops does not say so. Each keeps a processor of Go (GOMAXPROCS) from others
+// while it waits in the kernel, until the runtime looks after it.
+func DefaultLoops() int { return min(runtime.NumCPU(), mostLoops) }

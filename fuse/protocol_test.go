@@ -44,6 +44,7 @@ func (f *fakeTransport) send(r *request, e syscall.Errno, n int) error {
 func (f *fakeTransport) run(func(*request)) error      { return errUnmounted }
 func (f *fakeTransport) notify(int32, ...[]byte) error { return nil }
 func (f *fakeTransport) close()                        {}
+func (f *fakeTransport) free()                         {}
 
 // panics is a log handler that fails the test when a panic was survived.
 type panics struct{ t testing.TB }

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"sync"
 	"syscall"
+	"time"
 
 	"varve/internal/id"
 	"varve/internal/wire/msg"
@@ -29,13 +30,16 @@ type request struct {
 	rest  []byte // names and data after them
 	via   replier
 
-	flight *flight // also the context of the operation
+	began  time.Time // when it arrived; zero: it is no operation, but something the kernel lets us know
+	flight *flight   // also the context of the operation; nil for what no goroutine serves
 
 	body []byte // of the answer, as room gave it
 	keep kept   // what of the answer the kernel may keep
 
 	lost func() // called if the kernel did not take a successful answer: undoes what only the kernel could undo
 	cost int    // what it holds of the budget, in bytes
+
+	hot hotState // of a request that goes on without a goroutine
 
 	// The rest belongs to the transport.
 	frame  []byte             // out header and room of the answer
@@ -80,7 +84,7 @@ func (r *request) free() {
 		r.out.put()
 	}
 	r.fixed, r.rest, r.via, r.flight, r.lost, r.cost = nil, nil, nil, nil, nil, 0
-	r.keep, r.body = kept{}, nil
+	r.keep, r.body, r.began, r.hot = kept{}, nil, time.Time{}, hotState{}
 	r.frame, r.in, r.out, r.source, r.result = nil, nil, nil, nil, nil
 	requestPool.Put(r)
 }

@@ -12,6 +12,7 @@ import (
 
 	"varve/internal/capture"
 	"varve/internal/fserr"
+	"varve/internal/hot"
 	"varve/internal/id"
 )
 
@@ -41,15 +42,23 @@ type transport interface {
 	notify(code int32, body ...[]byte) error
 	// close ends run, and by it the connection if the mount is still there.
 	close()
+	// free gives back what close could not, as requests might still be under way. It is called last.
+	free()
 }
 
 // Session is one mount. Its methods may be called at once.
 type Session struct {
 	opts    Options
 	backend Backend
-	keeper  Keeper // the backend, if it is one
+	keeper  Keeper   // the backend, if it is one
+	host    hot.Host // the backend, if it is one
 	log     *slog.Logger
 	via     transport
+	loops   []*loop // whose threads begin requests; these are set before the first comes
+
+	transport Transport // as in ConnInfo
+	why       string
+	threads   int
 
 	nodes    nodes
 	files    files
@@ -84,8 +93,9 @@ type ConnInfo struct {
 	Flags         uint64 // FUSE_* flags of INIT in effect
 	MaxWrite      int    // bytes
 	MaxBackground int
-	Transport     string // "/dev/fuse"
-	Readers       int
+	Transport     Transport // in use: Dev, Uring or Readers
+	Why           string    // it is that one, for people
+	Threads       int       // loops, or with Readers goroutines
 }
 
 // newSession makes a session that serves nothing yet.
@@ -101,6 +111,7 @@ func newSession(opts Options, backend Backend) *Session {
 	s.budget.init(opts.MaxRequests, maxDataInFlight)
 	s.notes.init()
 	s.keeper, _ = backend.(Keeper)
+	s.host, _ = backend.(hot.Host)
 	if b, ok := backend.(NotifierSetter); ok {
 		b.SetNotifier(s)
 	}
@@ -149,10 +160,12 @@ func (s *Session) run() {
 			f.cancel()
 		}
 	}
+	s.cancelHot()
 	close(stop)
 	s.drain(&helpers)
 	s.releaseAll()
 	s.via.close()
+	s.via.free()
 	s.err = err
 	close(s.ended)
 }
@@ -166,13 +179,16 @@ func (s *Session) drain(helpers *sync.WaitGroup) {
 	go func() {
 		s.serving.Wait()
 		helpers.Wait()
+		for end := time.Now().Add(drainTime); len(s.hotUnderWay()) > 0 && time.Now().Before(end); {
+			time.Sleep(time.Millisecond)
+		}
 		close(idle)
 	}()
 	select {
 	case <-idle:
 	case <-late.C:
 		left := s.flights.all()
-		s.log.Warn("requests did not end after the mount was gone", "requests", len(left), "waited", drainTime)
+		s.log.Warn("requests did not end after the mount was gone", "requests", len(left)+len(s.hotUnderWay()), "waited", drainTime)
 		for _, f := range left {
 			f.cancel()
 		}
@@ -227,6 +243,7 @@ func (s *Session) watch(stop <-chan struct{}) {
 				f.cancel()
 			}
 		}
+		s.watchHot()
 	}
 }
 
@@ -240,16 +257,19 @@ func (s *Session) slow(f *flight, took time.Duration) {
 	f.reported = true
 	f.mu.Unlock()
 	if !reported {
-		s.log.Warn("operation is slow", "op", f.op.String(), "inode", f.ino, "took", took.Round(time.Millisecond), "pid", f.pid)
+		s.slowNow(f.op, f.ino, f.pid, took)
 	}
 }
 
-// slowDone says how long an operation took in the end that was reported as slow.
-func (s *Session) slowDone(f *flight, took time.Duration) {
-	if took < slowAfter || f.op == opSetlkw {
-		return
+func (s *Session) slowNow(op opcode, ino id.Ino, pid uint32, took time.Duration) {
+	s.log.Warn("operation is slow", "op", op.String(), "inode", ino, "took", took.Round(time.Millisecond), "pid", pid)
+}
+
+// slowDone says how long an operation took in the end that was reported as slow, or would have been.
+func (s *Session) slowDone(r *request, took time.Duration) {
+	if r.op != opSetlkw {
+		s.log.Warn("slow operation ended", "op", r.op.String(), "inode", r.ino, "took", took.Round(time.Millisecond), "pid", r.pid)
 	}
-	s.log.Warn("slow operation ended", "op", f.op.String(), "inode", f.ino, "took", took.Round(time.Millisecond), "pid", f.pid)
 }
 
 func inoOf(v uint64) id.Ino { return id.Ino(v) }

@@ -42,13 +42,22 @@ func (c *counters) count(r *request, took time.Duration, e syscall.Errno, n int)
 func (s *Session) Stats() []OpStat {
 	var out []OpStat
 	for op := range s.counters {
-		k := &s.counters[op]
-		if n := k.count.Load(); n > 0 {
-			out = append(out, OpStat{
-				Op: opcode(op).String(), Count: n, Errors: k.errors.Load(), Bytes: k.bytes.Load(),
-				Elapsed: time.Duration(k.nanos.Load()),
-			})
+		st := OpStat{Op: opcode(op).String()}
+		s.counters.addTo(&st, op)
+		for _, l := range s.loops {
+			l.counters.addTo(&st, op)
+		}
+		if st.Count > 0 {
+			out = append(out, st)
 		}
 	}
 	return out
+}
+
+func (c *counters) addTo(st *OpStat, op int) {
+	k := &c[op]
+	st.Count += k.count.Load()
+	st.Errors += k.errors.Load()
+	st.Bytes += k.bytes.Load()
+	st.Elapsed += time.Duration(k.nanos.Load())
 }

@@ -3,6 +3,7 @@ package fuse
 import (
 	"sync"
 
+	"varve/internal/hot"
 	"varve/internal/id"
 	"varve/internal/wire/msg"
 )
@@ -107,6 +108,7 @@ func (t *nodes) size() int {
 // file is one open file, known to the kernel by its number.
 type file struct {
 	handle Handle
+	hot    hot.File // the handle, if it is one
 	ino    id.Ino
 	write  bool
 }
@@ -121,6 +123,7 @@ type files struct {
 func (t *files) init() { t.m = make(map[uint64]*file) }
 
 func (t *files) add(f *file) uint64 {
+	f.hot, _ = f.handle.(hot.File)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.last++
@@ -171,54 +174,4 @@ func (t *files) size() int {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	return len(t.m)
-}
-
-// budget bounds the requests served at once, by number and by the bytes they hold.
-type budget struct {
-	mu       sync.Mutex
-	free     *sync.Cond
-	requests int // still to be had
-	bytes    int
-	closed   bool
-}
-
-func (b *budget) init(requests, bytes int) {
-	b.free = sync.NewCond(&b.mu)
-	b.requests, b.bytes = requests, bytes
-}
-
-// take waits until there is room for one more request of cost bytes; false means that the session ends.
-func (b *budget) take(cost int, waiting func()) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	told := false
-	for (b.requests < 1 || b.bytes < cost) && !b.closed {
-		if !told {
-			told = true
-			waiting()
-		}
-		b.free.Wait()
-	}
-	if b.closed {
-		return false
-	}
-	b.requests--
-	b.bytes -= cost
-	return true
-}
-
-func (b *budget) give(cost int) {
-	b.mu.Lock()
-	b.requests++
-	b.bytes += cost
-	b.mu.Unlock()
-	b.free.Signal()
-}
-
-// close makes everyone who waits give up.
-func (b *budget) close() {
-	b.mu.Lock()
-	b.closed = true
-	b.mu.Unlock()
-	b.free.Broadcast()
 }

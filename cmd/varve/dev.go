@@ -119,7 +119,7 @@ func (a *app) devUp(ctx context.Context, f *devFlags) (err error) {
 		return err
 	}
 	if !c.Procs {
-		makeRoom(len(c.CS))
+		makeRoom(len(c.CS) * max(runtime.GOMAXPROCS(0)/2, 1)) // mounts make their own
 	}
 	defer func() { err = errors.Join(err, p.stopAll()) }()
 	started, cancel := context.WithTimeout(ctx, startTimeout)
@@ -139,13 +139,12 @@ func (a *app) devUp(ctx context.Context, f *devFlags) (err error) {
 	}
 }
 
-// makeRoom lets Go run as many goroutines at once as there are processors for, though the threads of so many chunk servers wait in the kernel: each keeps
+// makeRoom lets Go run as many goroutines at once as there are processors for, though so many threads of reactors wait in the kernel: each keeps
 // what it runs on from the others until the runtime looks after it, which takes 20 µs to 10 ms. Servers that have a process of their own have fewer
 // such threads than processors.
-func makeRoom(servers int) {
+func makeRoom(threads int) {
 	if os.Getenv("GOMAXPROCS") == "" {
-		n := runtime.GOMAXPROCS(0)
-		runtime.GOMAXPROCS(n + servers*max(n/2, 1) + 1) // and the mount's own ring
+		runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + threads)
 	}
 }
 

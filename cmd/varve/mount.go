@@ -107,8 +107,10 @@ func runMount(ctx context.Context, spec mountSpec, log *slog.Logger, ready func(
 	if err != nil {
 		return unreached(d, err)
 	}
+	makeRoom(fuse.DefaultLoops() + 1) // and the client's own ring
 	s, err := fuse.Mount(ctx, fuse.Options{
 		Logger: log, MountPoint: spec.dir, FSName: mountSource(spec.cluster), AllowOther: os.Geteuid() == 0, ReadOnly: spec.readOnly,
+		Transport: fuse.Transport(spec.transport),
 	}, backend{c})
 	if err != nil {
 		return errors.Join(mountPointHint(spec.dir, err), c.Close())

@@ -1,0 +1,294 @@
+package fuse
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"varve/iouring"
+	"varve/iouring/reactor"
+)
+
+// loops is the transport whose requests arrive on the threads of reactors: each loop has a descriptor of /dev/fuse of its own (a clone), waits
+// with everything else until it can be read, and then reads requests and writes answers with plain system calls. Answers of goroutines are written by these.
+type loops struct {
+	*device // of these descriptors
+	s       *Session
+	all     []*devLoop
+	reading sync.WaitGroup
+	closed  sync.Once
+}
+
+var _ transport = (*loops)(nil)
+
+// devLoop is what reads /dev/fuse on one loop.
+type devLoop struct {
+	*loop
+	t      *loops
+	desc   *descriptor
+	fd     int
+	poll   reactor.Op
+	buf    *buffer
+	resume reactor.Task // after a wait for the budget
+	held   bool         // until then nothing is read
+	over   bool         // nothing is read any more
+	err    error        // why; errUnmounted in order
+}
+
+const (
+	// readsAtOnce is how many requests a loop reads before it looks after other things.
+	readsAtOnce = 64
+	// loopEnd bounds how long the end of a session waits for a loop.
+	loopEnd = 5 * time.Second
+)
+
+// startLoops starts n reactors and has the Backend sit on each.
+func (s *Session) startLoops(n int, o reactor.Options) ([]*loop, error) {
+	var all []*loop
+	sets := processors(n)
+	for i := range n {
+		o.CPUs, o.Logger = sets[i], s.log
+		l, err := reactor.Start(o)
+		if err != nil {
+			s.endLoops(all)
+			return nil, fmt.Errorf("start a reactor: %w", err)
+		}
+		one := &loop{s: s, l: l}
+		all = append(all, one)
+		if s.host == nil {
+			continue
+		}
+		if one.seat, err = s.host.Sit(l); err != nil {
+			s.log.Warn("operations are not begun on a reactor's thread; goroutines do them", "loop", i, "cause", err)
+		}
+		one.seated = err == nil
+	}
+	return all, nil
+}
+
+// endLoops ends loops whose requests have ended. A Backend or a kernel that does not let go keeps its loop for ever: memory that is in use is never freed.
+func (s *Session) endLoops(all []*loop) {
+	var each sync.WaitGroup
+	ctx, cancel := context.WithTimeout(context.Background(), loopEnd)
+	defer cancel()
+	for i, l := range all {
+		each.Go(func() {
+			if l.seated {
+				left := make(chan struct{})
+				go func() { s.host.Leave(l.seat); close(left) }()
+				select {
+				case <-left:
+				case <-ctx.Done():
+					s.log.Warn("operations begun on a reactor did not end; it stays", "loop", i, "waited", loopEnd)
+					return
+				}
+			}
+			if err := l.l.Close(ctx); err != nil {
+				s.log.Warn("reactor did not end in order", "loop", i, "cause", err)
+			}
+		})
+	}
+	each.Wait()
+}
+
+// processors says on which processors each of n loops runs: those of the process, dealt out in turn. One loop runs where it likes.
+func processors(n int) [][]int {
+	sets := make([][]int, n)
+	var may unix.CPUSet
+	if n < 2 || unix.SchedGetaffinity(0, &may) != nil || may.Count() < n {
+		return sets
+	}
+	i := 0
+	for cpu := range len(may) * 64 {
+		if may.IsSet(cpu) {
+			sets[i%n] = append(sets[i%n], cpu)
+			i++
+		}
+	}
+	return sets
+}
+
+// newLoops takes over fd, which is mounted.
+func newLoops(s *Session, fd int) (*loops, error) {
+	d, err := newDevice(fd, s.opts.Loops, unpolled, s.log)
+	if err != nil {
+		return nil, err
+	}
+	all, err := s.startLoops(len(d.readers), reactor.Options{Ring: iouring.Options{}})
+	if err != nil {
+		d.close()
+		return nil, err
+	}
+	t := &loops{device: d, s: s}
+	for i, l := range all {
+		dl := &devLoop{loop: l, t: t, desc: d.readers[i], buf: getBuffer(maxWrite)}
+		dl.poll.Done = dl.ready
+		dl.resume.Run = dl.goOn
+		if err := dl.desc.raw.Control(func(fd uintptr) { dl.fd = int(fd) }); err != nil {
+			s.endLoops(all)
+			d.close()
+			return nil, err
+		}
+		t.all = append(t.all, dl)
+	}
+	s.loops = all
+	return t, nil
+}
+
+// run reads on all loops until the mount is gone.
+func (t *loops) run(func(*request)) error {
+	for i, d := range t.all {
+		t.reading.Add(1)
+		if !d.l.Do(d.start) {
+			t.reading.Done()
+			d.err = fmt.Errorf("reactor %d has ended: %w", i, errors.Join(d.l.Err(), reactor.ErrClosed))
+		}
+	}
+	stop := make(chan struct{})
+	defer close(stop)
+	for i, d := range t.all {
+		go func() {
+			select {
+			case <-stop:
+			case <-d.l.Done():
+				// What it had read is never answered, so the connection must end. Nothing runs on the loop any more.
+				if !d.over {
+					d.end(fmt.Errorf("reactor %d cannot go on: %w", i, d.l.Err()))
+					if err := abort(t.s.mount.conn); err != nil {
+						t.log.Warn("cannot abort the connection", "cause", err)
+					}
+				}
+			}
+		}()
+	}
+	t.reading.Wait()
+	for _, d := range t.all {
+		if !errors.Is(d.err, errUnmounted) {
+			return d.err
+		}
+	}
+	return errUnmounted
+}
+
+func (d *devLoop) start() {
+	if err := d.l.Watch(d.fd); err != nil {
+		d.end(err)
+		return
+	}
+	d.arm()
+}
+
+// arm waits for the next request. Of the loops that do, one is woken for each.
+func (d *devLoop) arm() { d.l.Poll(&d.poll, d.fd, unix.POLLIN|unix.EPOLLEXCLUSIVE) }
+
+// end says that this loop reads no more. The first one to end has the others end.
+func (d *devLoop) end(err error) {
+	if d.over {
+		return
+	}
+	d.over, d.err = true, err
+	d.t.reading.Done()
+	d.t.close()
+}
+
+// ready is told that there may be something to read.
+func (d *devLoop) ready(_ int, err error) {
+	switch {
+	case d.t.closing.Load():
+		d.shut()
+	case err != nil:
+		d.end(fmt.Errorf("wait for %s: %w", devicePath, err))
+	default:
+		d.read()
+	}
+}
+
+func (d *devLoop) read() {
+	for range readsAtOnce {
+		n, err := unix.Read(d.fd, d.buf.mem[readStart:])
+		switch {
+		case err == nil:
+			if !d.take(n) {
+				return
+			}
+		case err == unix.EAGAIN:
+			d.arm()
+			return
+		case err == unix.EINTR, err == unix.ENOENT: // ENOENT: the request was taken back
+		case d.t.closing.Load(), err == unix.ENODEV, err == unix.ECONNABORTED:
+			d.end(errUnmounted)
+			return
+		default:
+			d.end(fmt.Errorf("read %s: %w", devicePath, err))
+			return
+		}
+	}
+	d.arm()
+}
+
+// take deals with a request of n bytes that was read. False: nothing is to be read until the budget has room.
+func (d *devLoop) take(n int) bool {
+	r := d.t.request(d.desc, &d.buf, n)
+	s := d.s
+	if r == nil || s.atOnce(r) || s.begin(d.loop, r) {
+		return true
+	}
+	if s.budget.try(r.cost) {
+		s.spawn(r)
+		return true
+	}
+	d.held = true
+	s.serving.Add(1)
+	go func() {
+		defer s.serving.Done()
+		if s.budget.take(r.cost, s.saturated) {
+			s.spawn(r)
+		} else {
+			s.refuse(r)
+		}
+		d.l.Post(&d.resume)
+	}()
+	return false
+}
+
+// goOn reads again after a wait for the budget.
+func (d *devLoop) goOn() {
+	if d.held = false; !d.over {
+		d.ready(0, nil)
+	}
+}
+
+// shut is close on the loop's thread.
+func (d *devLoop) shut() {
+	if d.poll.UnderWay() {
+		d.l.Cancel(&d.poll) // and once more when it has ended
+		return
+	}
+	d.l.Unwatch(d.fd)
+	_ = d.desc.file.Close() // the second time it says so, which does no harm
+	d.end(errUnmounted)
+}
+
+// close has the loops stop reading, and closes the descriptors when they have.
+func (t *loops) close() {
+	t.closed.Do(func() {
+		t.closing.Store(true)
+		for _, d := range t.all {
+			if !d.l.Do(d.shut) {
+				_ = d.desc.file.Close()
+			}
+		}
+	})
+}
+
+// free ends the loops.
+func (t *loops) free() {
+	t.s.endLoops(t.s.loops)
+	for _, d := range t.all {
+		d.buf.put()
+	}
+}
