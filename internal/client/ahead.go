@@ -67,32 +67,42 @@ func (in *inode) stampNow() (stamp, bool) {
 // readAhead fills p from off if all of it was read ahead, and has the next pieces fetched. It reports false if the read is still to
 // be done. Preconditions: none of the inode's locks is held; the session lives.
 func (in *inode) readAhead(ctx context.Context, p []byte, off int64) bool {
+	in.noteRead(off, int64(len(p)))
+	there, _ := in.copyAhead(ctx.Done(), p, off)
+	return there
+}
+
+// noteRead notes a read, and has fetched what may be read next.
+func (in *inode) noteRead(off, n int64) {
 	a := &in.ahead
-	limit := in.s.c.o.ReadAhead
-	if limit < aheadPiece {
-		return false
+	if in.s.c.o.ReadAhead < aheadPiece {
+		return
 	}
 	a.mu.Lock()
-	from, to := a.streams.read(off, int64(len(p)))
+	from, to := a.streams.read(off, n)
 	a.mu.Unlock()
 	if from < to && a.reading.Load() < pipelined {
 		in.fetchAhead(from, to)
 	}
+}
+
+// copyAhead fills p from off if all of it was read ahead. What is being fetched it waits for until giveUp is closed; then
+// it says that it is coming.
+func (in *inode) copyAhead(giveUp <-chan struct{}, p []byte, off int64) (there, coming bool) {
+	a := &in.ahead
 	if !a.on.Load() {
-		return false
+		return false, false
 	}
 	under, keeps := in.stampNow()
 	used := false // a piece, up to its end
 	for done := 0; done < len(p); {
 		pc := a.take(off + int64(done))
 		if pc == nil {
-			return false
+			return false, false
 		}
-		select {
-		case <-pc.fetched:
-		case <-ctx.Done():
+		if !pc.await(giveUp) {
 			in.give(pc, false)
-			return false // the read itself says why
+			return false, true // the read itself says why
 		}
 		n := 0
 		if keeps && pc.under == under {
@@ -109,7 +119,7 @@ func (in *inode) readAhead(ctx context.Context, p []byte, off int64) bool {
 		over := off+int64(done+n) == pc.off+aheadPiece
 		in.give(pc, n == 0 || over)
 		if n == 0 {
-			return false
+			return false, false
 		}
 		done += n
 		used = used || over
@@ -120,7 +130,25 @@ func (in *inode) readAhead(ctx context.Context, p []byte, off int64) bool {
 		a.mu.Unlock()
 	}
 	in.s.c.aheadStats.hits.Add(1)
-	return true
+	return true, false
+}
+
+// atOnce is for those who do not wait.
+var atOnce = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
+
+// await waits until the piece is there, or will not be, or giveUp is closed.
+func (pc *piece) await(giveUp <-chan struct{}) bool {
+	select {
+	case <-pc.fetched:
+		return true
+	default:
+	}
+	select {
+	case <-pc.fetched:
+		return true
+	case <-giveUp:
+		return false
+	}
 }
 
 // take returns the piece that holds off, which the caller gives back.

@@ -35,6 +35,8 @@ type Client struct {
 	disk           localDisk
 	uplink         uplink
 	start          time.Time
+	hot            hotStats
+	seats          [maxSeats]atomic.Pointer[seat]
 
 	ctx    context.Context // ends when Close gives up waiting
 	cancel context.CancelFunc

@@ -33,7 +33,9 @@ type dataOp struct {
 
 	relay  relayed
 	owed   [maxReplicas]id.ServerID // see owe
-	ticket ticket                   // of the uplink, for a large write under an exclusive lease
+	debts  [maxReplicas]hotDebt     // see payHot
+	nDebts int
+	ticket ticket // of the uplink, for a large write under an exclusive lease
 
 	req      wire.DataRequest
 	frame    wire.Frame
@@ -102,6 +104,7 @@ func newDataOp(in *inode, typ wire.Type, piece chunk.Piece, data []byte) *dataOp
 	op.sent, op.appending, op.n, op.at = false, false, 0, location{}
 	op.relay, op.ticket = undecided, ticket{}
 	clear(op.owed[:])
+	op.nDebts = 0
 	op.troubles = op.troubles[:0]
 	return op
 }
@@ -113,6 +116,7 @@ func (op *dataOp) free() {
 	op.in, op.data = nil, nil
 	op.frame = wire.Frame{}
 	clear(op.targets[:])
+	clear(op.debts[:])
 	dataOps.Put(op)
 }
 
@@ -227,6 +231,9 @@ func (op *dataOp) attempt(loc *location, mode msg.Mode) {
 	timeout := c.o.WriteTimeout
 	if !ordered && op.typ == wire.Write && op.n > 1 && op.relays(loc) {
 		ordered = true
+	}
+	if !op.payHot(loc) {
+		return
 	}
 	if ordered {
 		if !op.payUp(loc) {

@@ -202,6 +202,7 @@ func (op *dataOp) undo(ctx context.Context, loc *location, full id.ServerID) boo
 	back := newDataOp(in, wire.Write, piece, old.Data)
 	defer back.free()
 	back.lane, back.relay = op.lane, inParallel
+	back.debts, back.nDebts = op.debts, op.nDebts
 	rest := *cur
 	rest.replicas = nil
 	for _, r := range cur.replicas {

@@ -58,6 +58,22 @@ func (l *rangeLock) locked(h *rangeHold) {
 	}
 }
 
+// try locks [first, last] if it need not wait, and else returns nil.
+func (l *rangeLock) try(first, last int64, write bool) *rangeHold {
+	h := holdPool.Get().(*rangeHold)
+	*h = rangeHold{first: first, last: last, write: write, held: true}
+	l.mu.Lock()
+	if l.blocked(h, len(l.all)) {
+		l.mu.Unlock()
+		holdPool.Put(h)
+		return nil
+	}
+	l.all = append(l.all, h)
+	l.mu.Unlock()
+	l.locked(h)
+	return h
+}
+
 // blocked reports whether one of the first n requests keeps h waiting.
 func (l *rangeLock) blocked(h *rangeHold, n int) bool {
 	for _, o := range l.all[:n] {

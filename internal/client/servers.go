@@ -48,6 +48,7 @@ type server struct {
 	slow       atomic.Bool  // the leader says so: it answers late
 	met        latency.Recorder
 	lanes      []lane
+	hot        [maxSeats]atomic.Pointer[hotLane]
 }
 
 // lane is one of the connections to a server. A request that is tried again uses the lane that it used before: the new
@@ -100,6 +101,7 @@ func (p *pool) close() {
 				c.Close()
 			}
 		}
+		srv.closeHot()
 	}
 }
 

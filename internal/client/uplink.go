@@ -128,6 +128,13 @@ func (u *uplink) open(now time.Duration, trial bool) {
 	u.began, u.first, u.bytes, u.trial = now, 0, 0, trial
 }
 
+// forgo takes back that a write which begin was asked about is relayed: it will be asked about again.
+func (u *uplink) forgo() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.relayed--
+}
+
 // count returns how many writes were relayed, and whether they are now.
 func (u *uplink) count() (writes uint64, now bool) {
 	u.mu.Lock()
