@@ -54,6 +54,7 @@ var rooms = []room{
 	{dir: "internal/local", may: append([]string{"internal/boottime"}, pureInternal...)},
 	{dir: "internal/capture", may: pureInternal},
 	{dir: "internal/nbd", may: []string{"internal/nbd/..."}},
+	{dir: "internal/bond"},
 	{dir: "internal/hot", may: []string{"iouring/reactor"}},
 	{dir: "internal/rules"},
 	{dir: "internal/sim", may: []string{"all"}},
