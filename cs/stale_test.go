@@ -26,7 +26,11 @@ func TestStaleReturn(t *testing.T) {
 		chunks, away = 160, d
 	}
 	f := newFakeLeader(t)
-	src, dst := newTestServer(t, f), newTestServer(t, f)
+	server := newTestServer
+	if chunks > 1 {
+		server = func(t testing.TB, f *fakeLeader) *testServer { return newDiskServer(t, f, nil) } // a simulated disk is memory
+	}
+	src, dst := server(t, f), server(t, f)
 	rng := rand.New(rand.NewPCG(1, 7))
 	c, d := dial(t, src, 100), dial(t, dst, 100)
 	for k := id.ChunkID(1); k <= id.ChunkID(chunks); k++ {

@@ -25,6 +25,7 @@ type chunkServer struct {
 	heard       time.Duration // bootNow; after an answer was sent, so that its lease ends no later than heard + ServerLease
 	ready       bool          // its report is complete: it serves
 	down        time.Duration // bootNow, since when it is not live
+	doubted     time.Duration // bootNow, when a client had a replica on it dropped; until it is heard from again nothing is put there
 	incarnation uint64
 	beat        *msg.Heartbeat           // the newest one, never nil
 	stale       map[id.ChunkID]id.Epoch  // old copies
@@ -204,6 +205,8 @@ func (l *leadership) watchServers() {
 			l.setDown(c, "its disk failed: "+c.beat.Reason)
 		case c.down != 0 && c.conn != nil && c.ready:
 			c.down = 0
+			l.forgetFailures(c.id)
+			l.planSoonLocked()
 			l.s.log.Info("chunk server up", "cs", c.id)
 		}
 	}
@@ -274,7 +277,7 @@ func (l *leadership) views(st *state.State) []plan.ServerView {
 		v := plan.ServerView{
 			ID: x.ID, Host: x.Host, Rack: x.Rack, Tier: x.Tier, Free: c.beat.Free, Total: c.beat.Total, Load: c.load,
 			Slow: l.pacing.watch.Slow(x.ID) != "", Standby: x.Mode == event.ServerMode_STANDBY, Draining: x.Leaving(), Coming: l.coming(x.ID),
-			Live: l.live(c), Lost: c.failed() || c.down != 0 && now-c.down > l.s.o.RepairGrace,
+			Live: l.live(c) && c.heard >= c.doubted, Lost: c.failed() || c.down != 0 && now-c.down > l.s.o.RepairGrace,
 		}
 		if len(c.stale) > 0 {
 			v.Stale = func(k id.ChunkID) bool { return l.hasStale(c, k) }

@@ -49,7 +49,8 @@ func (l *leadership) changeLayout(ctx context.Context, req *msg.MetaRequest, ino
 	return out, err
 }
 
-// noteDropped remembers what copies the server of the event was left with.
+// noteDropped remembers what copies the server of the event was left with, to be brought up to date as soon as it is heard from again: who
+// dropped it may have met a server that answers nobody, which the leader does not know yet.
 func (l *leadership) noteDropped(ev *event.ReplicaDrop) {
 	var chunks []*state.Chunk
 	l.s.fsm.view(func(st *state.State) {
@@ -59,7 +60,13 @@ func (l *leadership) noteDropped(ev *event.ReplicaDrop) {
 			}
 		}
 	})
-	l.noteStale(id.ServerID(ev.GetServer()), chunks...)
+	server := id.ServerID(ev.GetServer())
+	l.noteStale(server, chunks...)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if c := l.servers[server]; c != nil {
+		c.doubted = bootNow()
+	}
 }
 
 // recallLayouts returns when no holder but session uses a layout of the inode. members says that only replica sets are to change.

@@ -39,8 +39,18 @@ const (
 
 // backoff is when a rebuild that failed is tried again.
 type backoff struct {
-	until time.Duration // bootNow
-	next  time.Duration
+	until          time.Duration // bootNow
+	next           time.Duration
+	target, source id.ServerID // of the last one
+}
+
+// forgetFailures has what failed on a server tried again without delay, now that it is back. The caller holds l.mu.
+func (l *leadership) forgetFailures(server id.ServerID) {
+	for k, b := range l.retry {
+		if b.target == server || b.source == server {
+			delete(l.retry, k)
+		}
+	}
 }
 
 // latchChunk returns the chunk, which does not change until release; nil if it is gone.
@@ -130,6 +140,16 @@ func (l *leadership) repair() {
 	l.mendBad(st, now)
 	l.endDrains(st)
 	l.planNext(st, now, 0)
+}
+
+// planSoonLocked has the planner run again, now that something has ended or a server has come back. The caller holds l.mu.
+func (l *leadership) planSoonLocked() {
+	if !l.replan.Swap(true) {
+		l.spawnLocked(func() {
+			defer l.replan.Store(false)
+			l.planOn()
+		})
+	}
 }
 
 // planOn plans again when something has ended, if there is more to do.
@@ -297,15 +317,11 @@ func (l *leadership) act(j *job) {
 	}
 	if err == nil {
 		delete(l.retry, j.Chunk)
-		if !l.replan.Swap(true) {
-			l.spawnLocked(func() {
-				defer l.replan.Store(false)
-				l.planOn()
-			})
-		}
+		l.planSoonLocked()
 		return
 	}
 	b := l.retry[j.Chunk]
+	b.target, b.source = j.Target, j.Source
 	b.next = min(max(2*b.next, backoffFirst), backoffMax)
 	b.until = now + b.next
 	l.retry[j.Chunk] = b

@@ -65,6 +65,11 @@ func (l *leadership) chunkReport(ctx context.Context, conn *wire.Conn, p *peer, 
 	if c.conn != conn {
 		return nil, fmt.Errorf("%v registered again: %w", server, fserr.NotReady)
 	}
+	for k, epoch := range c.stale { // noted since it registered: perhaps of a drop that was not in the state yet that judge has seen
+		if _, has := all[k]; has {
+			v.stale[k] = epoch
+		}
+	}
 	c.reported, c.stale = nil, v.stale
 	for _, k := range v.unknown {
 		key := copyKey{server, k}
@@ -96,6 +101,8 @@ func (l *leadership) chunkReport(ctx context.Context, conn *wire.Conn, p *peer, 
 		u.servers[server], u.busy = hasUnknown, true
 		l.spawnLocked(func() { l.promoteLate(server, k, all[k.ID].epoch) })
 	}
+	l.forgetFailures(server)
+	l.planSoonLocked()
 	l.s.log.Info("chunk server ready", "cs", server, "chunks", len(all), "unclean", len(v.unclean), "stale", len(v.stale),
 		"unknown", len(v.unknown), "missing", len(v.missing))
 	return &msg.ChunkReportReply{}, nil

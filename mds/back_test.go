@@ -1,0 +1,106 @@
+package mds
+
+import (
+	"testing"
+	"time"
+
+	"varve/internal/fserr"
+	"varve/internal/id"
+	"varve/internal/wire"
+	"varve/internal/wire/msg"
+	"varve/mds/state"
+)
+
+// TestBackAtOnce: a server that a client had a replica on it dropped gets it back as soon as it is heard from, however long repair waits for one that
+// is away: whether it kept its connection, made a new one, or failed to do it before.
+func TestBackAtOnce(t *testing.T) {
+	c := newCluster(t, 1, func(o *Options) { o.RepairGrace = time.Hour })
+	cs := c.chunkServers(4)
+	a := newClient(c)
+	ino, chunks := a.file("f", 1)
+	k := chunks[0]
+	victim := k.Replicas[2].Server
+	drop := func() {
+		t.Helper()
+		var epoch uint64
+		c.leader().fsm.view(func(st *state.State) {
+			x, _ := st.ChunkByID(id.ChunkID(k.Id))
+			epoch = uint64(x.Epoch())
+		})
+		a.must(a.change(&msg.DropReplica{Ino: uint64(ino), Server: victim, Chunk: k.Id, Epoch: epoch, Reason: "test", Count: 1}))
+	}
+	back := func(how string) {
+		t.Helper()
+		c.until("the replica to be back, "+how, func(st *state.State) bool {
+			x, _ := st.ChunkByID(id.ChunkID(k.Id))
+			_, there := x.Find(id.ServerID(victim))
+			return there && x.InSync() == 3
+		})
+	}
+	drop()
+	back("on its connection")
+	cs[victim].halt()
+	drop()
+	cs[victim].run()
+	back("on a new connection")
+
+	// What failed while it was away is not waited out.
+	cs[victim].mu.Lock()
+	cs[victim].refuse[wire.ChunkRebuild] = fserr.Unavailable
+	cs[victim].mu.Unlock()
+	drop()
+	l := c.leader().lead.Load()
+	failed := func() (ok bool) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		b, ok := l.retry[id.ChunkID(k.Id)]
+		ok = ok && b.target == id.ServerID(victim) && len(l.busy) == 0
+		if ok {
+			b.until += time.Hour
+			l.retry[id.ChunkID(k.Id)] = b
+		}
+		return ok
+	}
+	c.eventually("a rebuild to fail", failed)
+	cs[victim].halt()
+	cs[victim].mu.Lock()
+	delete(cs[victim].refuse, wire.ChunkRebuild)
+	cs[victim].mu.Unlock()
+	cs[victim].run()
+	back("after what failed")
+}
+
+// TestDoubted: a server that a client had a replica on it dropped gets nothing until it is heard from again, live as it may seem.
+func TestDoubted(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	cs := c.chunkServers(4)
+	a := newClient(c)
+	ino, chunks := a.file("f", 1)
+	victim := id.ServerID(chunks[0].Replicas[0].Server)
+	l := c.leader().lead.Load()
+	c.eventually("it to be there", func() bool { return l.isLive(victim) })
+	k := cs[uint32(victim)]
+	k.mu.Lock()
+	close(k.stop) // no heartbeats from now on; its connection stays
+	k.mu.Unlock()
+	a.must(a.change(&msg.DropReplica{Ino: uint64(ino), Server: uint32(victim), Chunk: chunks[0].Id, Epoch: chunks[0].Epoch, Reason: "test", Count: 1}))
+	seen := false
+	for range 10 {
+		if !l.isLive(victim) {
+			break
+		}
+		for _, v := range l.views(l.s.fsm.clone()) {
+			seen = seen || v.ID == victim && v.Live
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	// A heartbeat may have been on its way when the others were stopped.
+	if n := k.count(wire.ChunkJoin); n > 0 && !seen {
+		t.Errorf("it joined %d times", n)
+	}
+	k.run()
+	c.until("the replica to be back", func(st *state.State) bool {
+		x, _ := st.ChunkByID(id.ChunkID(chunks[0].Id))
+		return x.InSync() == 3
+	})
+}
