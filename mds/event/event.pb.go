@@ -2714,6 +2714,8 @@ type ServerMode struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	Mode          ServerMode_Mode        `protobuf:"varint,2,opt,name=mode,proto3,enum=varve.event.ServerMode_Mode" json:"mode,omitempty"`
+	Since         int64                  `protobuf:"varint,3,opt,name=since,proto3" json:"since,omitempty"` // ns, by the leader's clock when it decided; 0: an older version wrote it
+	Until         int64                  `protobuf:"varint,4,opt,name=until,proto3" json:"until,omitempty"` // ns, by that clock: when a leader ends STANDBY; 0: when somebody says so
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2760,6 +2762,20 @@ func (x *ServerMode) GetMode() ServerMode_Mode {
 		return x.Mode
 	}
 	return ServerMode_ACTIVE
+}
+
+func (x *ServerMode) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *ServerMode) GetUntil() int64 {
+	if x != nil {
+		return x.Until
+	}
+	return 0
 }
 
 // A metadata server is known under the id, which was never used before.
@@ -3437,11 +3453,13 @@ const file_event_proto_rawDesc = "" +
 	"\x04rack\x18\x04 \x01(\tR\x04rack\x12\x12\n" +
 	"\x04tier\x18\x05 \x01(\rR\x04tier\"\x1e\n" +
 	"\fServerRetire\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\rR\x02id\"\x98\x01\n" +
+	"\x02id\x18\x01 \x01(\rR\x02id\"\xc4\x01\n" +
 	"\n" +
 	"ServerMode\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x120\n" +
-	"\x04mode\x18\x02 \x01(\x0e2\x1c.varve.event.ServerMode.ModeR\x04mode\"H\n" +
+	"\x04mode\x18\x02 \x01(\x0e2\x1c.varve.event.ServerMode.ModeR\x04mode\x12\x14\n" +
+	"\x05since\x18\x03 \x01(\x03R\x05since\x12\x14\n" +
+	"\x05until\x18\x04 \x01(\x03R\x05until\"H\n" +
 	"\x04Mode\x12\n" +
 	"\n" +
 	"\x06ACTIVE\x10\x00\x12\f\n" +

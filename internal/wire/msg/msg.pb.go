@@ -4394,12 +4394,14 @@ func (x *LocalReads) GetDamaged() uint64 {
 
 // cache_ms: how long from the sending of the renewal, on the client's boot-time clock, what was granted on this connection may
 // be used; also the answer to OpenSession's first renewal. 0: not at all.
-// slow: chunk servers that answer late; reads go to others where there are others.
+// slow: chunk servers that answer late; reads go to others where there are others. silent: ones that the leader has not heard from for longer than they
+// may be silent, while it hears from others: they answer nobody.
 type RenewSessionReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	LeaseMs       uint32                 `protobuf:"varint,1,opt,name=lease_ms,json=leaseMs,proto3" json:"lease_ms,omitempty"`
 	CacheMs       uint32                 `protobuf:"varint,2,opt,name=cache_ms,json=cacheMs,proto3" json:"cache_ms,omitempty"`
 	Slow          []uint32               `protobuf:"varint,3,rep,packed,name=slow,proto3" json:"slow,omitempty"`
+	Silent        []uint32               `protobuf:"varint,4,rep,packed,name=silent,proto3" json:"silent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4451,6 +4453,13 @@ func (x *RenewSessionReply) GetCacheMs() uint32 {
 func (x *RenewSessionReply) GetSlow() []uint32 {
 	if x != nil {
 		return x.Slow
+	}
+	return nil
+}
+
+func (x *RenewSessionReply) GetSilent() []uint32 {
+	if x != nil {
+		return x.Silent
 	}
 	return nil
 }
@@ -7523,6 +7532,13 @@ type RepairStatus struct {
 	Warnings      []string               `protobuf:"bytes,9,rep,name=warnings,proto3" json:"warnings,omitempty"` // what cannot be as attributes say
 	GuestP99Us    uint32                 `protobuf:"varint,10,opt,name=guest_p99_us,json=guestP99Us,proto3" json:"guest_p99_us,omitempty"`
 	UsualP99Us    uint32                 `protobuf:"varint,11,opt,name=usual_p99_us,json=usualP99Us,proto3" json:"usual_p99_us,omitempty"` // lately; without repair. 0: not known
+	CountingMs    int64                  `protobuf:"varint,12,opt,name=counting_ms,json=countingMs,proto3" json:"counting_ms,omitempty"`   // for how long the leader has led, and counted the following
+	Rebuilt       uint64                 `protobuf:"varint,13,opt,name=rebuilt,proto3" json:"rebuilt,omitempty"`
+	Copied        uint64                 `protobuf:"varint,14,opt,name=copied,proto3" json:"copied,omitempty"` // replicas rebuilt; bytes copied for rebuilds, those that failed included
+	Failed        uint64                 `protobuf:"varint,15,opt,name=failed,proto3" json:"failed,omitempty"`
+	Removed       uint64                 `protobuf:"varint,16,opt,name=removed,proto3" json:"removed,omitempty"` // steps that failed; replicas taken out that were too many or on lost servers
+	Left          uint64                 `protobuf:"varint,17,opt,name=left,proto3" json:"left,omitempty"`
+	EtaMs         int64                  `protobuf:"varint,18,opt,name=eta_ms,json=etaMs,proto3" json:"eta_ms,omitempty"` // bytes of all that there is to do; -1: nothing is being copied
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -7630,6 +7646,55 @@ func (x *RepairStatus) GetGuestP99Us() uint32 {
 func (x *RepairStatus) GetUsualP99Us() uint32 {
 	if x != nil {
 		return x.UsualP99Us
+	}
+	return 0
+}
+
+func (x *RepairStatus) GetCountingMs() int64 {
+	if x != nil {
+		return x.CountingMs
+	}
+	return 0
+}
+
+func (x *RepairStatus) GetRebuilt() uint64 {
+	if x != nil {
+		return x.Rebuilt
+	}
+	return 0
+}
+
+func (x *RepairStatus) GetCopied() uint64 {
+	if x != nil {
+		return x.Copied
+	}
+	return 0
+}
+
+func (x *RepairStatus) GetFailed() uint64 {
+	if x != nil {
+		return x.Failed
+	}
+	return 0
+}
+
+func (x *RepairStatus) GetRemoved() uint64 {
+	if x != nil {
+		return x.Removed
+	}
+	return 0
+}
+
+func (x *RepairStatus) GetLeft() uint64 {
+	if x != nil {
+		return x.Left
+	}
+	return 0
+}
+
+func (x *RepairStatus) GetEtaMs() int64 {
+	if x != nil {
+		return x.EtaMs
 	}
 	return 0
 }
@@ -7955,6 +8020,11 @@ type ChunkServer struct {
 	Waiting       uint32                 `protobuf:"varint,24,opt,name=waiting,proto3" json:"waiting,omitempty"`
 	Left          uint64                 `protobuf:"varint,25,opt,name=left,proto3" json:"left,omitempty"` // left: bytes to move away, of one that is drained or removed
 	Rack          string                 `protobuf:"bytes,26,opt,name=rack,proto3" json:"rack,omitempty"`
+	ModeSince     int64                  `protobuf:"varint,27,opt,name=mode_since,json=modeSince,proto3" json:"mode_since,omitempty"`
+	ModeUntil     int64                  `protobuf:"varint,28,opt,name=mode_until,json=modeUntil,proto3" json:"mode_until,omitempty"` // ns, by the wall clock: of mode; 0: not known, no end
+	LeftChunks    uint64                 `protobuf:"varint,29,opt,name=left_chunks,json=leftChunks,proto3" json:"left_chunks,omitempty"`
+	LeftMost      uint64                 `protobuf:"varint,30,opt,name=left_most,json=leftMost,proto3" json:"left_most,omitempty"` // as left; the most that left was under this leader
+	Going         uint64                 `protobuf:"varint,31,opt,name=going,proto3" json:"going,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -8169,6 +8239,41 @@ func (x *ChunkServer) GetRack() string {
 		return x.Rack
 	}
 	return ""
+}
+
+func (x *ChunkServer) GetModeSince() int64 {
+	if x != nil {
+		return x.ModeSince
+	}
+	return 0
+}
+
+func (x *ChunkServer) GetModeUntil() int64 {
+	if x != nil {
+		return x.ModeUntil
+	}
+	return 0
+}
+
+func (x *ChunkServer) GetLeftChunks() uint64 {
+	if x != nil {
+		return x.LeftChunks
+	}
+	return 0
+}
+
+func (x *ChunkServer) GetLeftMost() uint64 {
+	if x != nil {
+		return x.LeftMost
+	}
+	return 0
+}
+
+func (x *ChunkServer) GetGoing() uint64 {
+	if x != nil {
+		return x.Going
+	}
+	return 0
 }
 
 type Session struct {
@@ -8877,11 +8982,12 @@ func (x *AdminReply) GetLeader() string {
 }
 
 // Use chunk servers for something else from now on. mode is that of the event ServerMode: ACTIVE, DRAINING or STANDBY. Refused (Busy) where
-// data could not be kept as attributes say.
+// data could not be kept as attributes say. for_ms: of STANDBY, after which a leader makes them active; 0: no end.
 type SetServerMode struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Servers       []uint32               `protobuf:"varint,1,rep,packed,name=servers,proto3" json:"servers,omitempty"`
 	Mode          uint32                 `protobuf:"varint,2,opt,name=mode,proto3" json:"mode,omitempty"`
+	ForMs         uint64                 `protobuf:"varint,3,opt,name=for_ms,json=forMs,proto3" json:"for_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -8930,12 +9036,21 @@ func (x *SetServerMode) GetMode() uint32 {
 	return 0
 }
 
+func (x *SetServerMode) GetForMs() uint64 {
+	if x != nil {
+		return x.ForMs
+	}
+	return 0
+}
+
 // Drain a chunk server, then retire its id; the answer comes when it is begun. Refused (Busy) as SetServerMode. force: retire it now, although replicas
-// are there that will be missed; of a server that lives only if each chunk has another one in sync.
+// are there that will be missed; of a server that lives only if each chunk has another one in sync. lose: although chunks are lost by it, which is
+// refused (Busy) without.
 type RemoveServer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Server        uint32                 `protobuf:"varint,1,opt,name=server,proto3" json:"server,omitempty"`
 	Force         bool                   `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
+	Lose          bool                   `protobuf:"varint,3,opt,name=lose,proto3" json:"lose,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -8980,6 +9095,13 @@ func (x *RemoveServer) GetServer() uint32 {
 func (x *RemoveServer) GetForce() bool {
 	if x != nil {
 		return x.Force
+	}
+	return false
+}
+
+func (x *RemoveServer) GetLose() bool {
+	if x != nil {
+		return x.Lose
 	}
 	return false
 }
@@ -10640,11 +10762,12 @@ const file_msg_proto_rawDesc = "" +
 	"\x05reads\x18\x03 \x01(\x04R\x05reads\x12\x14\n" +
 	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\x12\x1c\n" +
 	"\tfallbacks\x18\x05 \x01(\x04R\tfallbacks\x12\x18\n" +
-	"\adamaged\x18\x06 \x01(\x04R\adamaged\"]\n" +
+	"\adamaged\x18\x06 \x01(\x04R\adamaged\"u\n" +
 	"\x11RenewSessionReply\x12\x19\n" +
 	"\blease_ms\x18\x01 \x01(\rR\aleaseMs\x12\x19\n" +
 	"\bcache_ms\x18\x02 \x01(\rR\acacheMs\x12\x12\n" +
-	"\x04slow\x18\x03 \x03(\rR\x04slow\"(\n" +
+	"\x04slow\x18\x03 \x03(\rR\x04slow\x12\x16\n" +
+	"\x06silent\x18\x04 \x03(\rR\x06silent\"(\n" +
 	"\fCloseSession\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\"\x8c\x03\n" +
 	"\bCallback\x12,\n" +
@@ -10916,7 +11039,7 @@ const file_msg_proto_rawDesc = "" +
 	"leading_ms\x18\x15 \x01(\x03R\tleadingMs\x12\x12\n" +
 	"\x04disk\x18\x16 \x01(\tR\x04disk\x12\x1b\n" +
 	"\tdisk_free\x18\x17 \x01(\x04R\bdiskFree\x12/\n" +
-	"\x06repair\x18\x18 \x01(\v2\x17.varve.msg.RepairStatusR\x06repair\"\xd6\x02\n" +
+	"\x06repair\x18\x18 \x01(\v2\x17.varve.msg.RepairStatusR\x06repair\"\x86\x04\n" +
 	"\fRepairStatus\x12\x12\n" +
 	"\x04rate\x18\x01 \x01(\x04R\x04rate\x12\x12\n" +
 	"\x04most\x18\x02 \x01(\x04R\x04most\x12\x18\n" +
@@ -10931,7 +11054,15 @@ const file_msg_proto_rawDesc = "" +
 	" \x01(\rR\n" +
 	"guestP99Us\x12 \n" +
 	"\fusual_p99_us\x18\v \x01(\rR\n" +
-	"usualP99Us\"\xf4\x01\n" +
+	"usualP99Us\x12\x1f\n" +
+	"\vcounting_ms\x18\f \x01(\x03R\n" +
+	"countingMs\x12\x18\n" +
+	"\arebuilt\x18\r \x01(\x04R\arebuilt\x12\x16\n" +
+	"\x06copied\x18\x0e \x01(\x04R\x06copied\x12\x16\n" +
+	"\x06failed\x18\x0f \x01(\x04R\x06failed\x12\x18\n" +
+	"\aremoved\x18\x10 \x01(\x04R\aremoved\x12\x12\n" +
+	"\x04left\x18\x11 \x01(\x04R\x04left\x12\x15\n" +
+	"\x06eta_ms\x18\x12 \x01(\x03R\x05etaMs\"\xf4\x01\n" +
 	"\tRepairJob\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\x04R\x05chunk\x12\x14\n" +
 	"\x05class\x18\x02 \x01(\tR\x05class\x12\x16\n" +
@@ -10961,7 +11092,7 @@ const file_msg_proto_rawDesc = "" +
 	"\aapplied\x18\x04 \x01(\x04R\aapplied\x12\x14\n" +
 	"\x05voter\x18\x05 \x01(\bR\x05voter\x12\x12\n" +
 	"\x04disk\x18\x06 \x01(\tR\x04disk\x12\x1b\n" +
-	"\tdisk_free\x18\a \x01(\x04R\bdiskFree\"\xb5\x05\n" +
+	"\tdisk_free\x18\a \x01(\x04R\bdiskFree\"\xc7\x06\n" +
 	"\vChunkServer\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\rR\x06server\x12\x12\n" +
 	"\x04addr\x18\x02 \x01(\tR\x04addr\x12\x12\n" +
@@ -10992,7 +11123,15 @@ const file_msg_proto_rawDesc = "" +
 	"guestP99Us\x12\x18\n" +
 	"\awaiting\x18\x18 \x01(\rR\awaiting\x12\x12\n" +
 	"\x04left\x18\x19 \x01(\x04R\x04left\x12\x12\n" +
-	"\x04rack\x18\x1a \x01(\tR\x04rack\"\xe5\x01\n" +
+	"\x04rack\x18\x1a \x01(\tR\x04rack\x12\x1d\n" +
+	"\n" +
+	"mode_since\x18\x1b \x01(\x03R\tmodeSince\x12\x1d\n" +
+	"\n" +
+	"mode_until\x18\x1c \x01(\x03R\tmodeUntil\x12\x1f\n" +
+	"\vleft_chunks\x18\x1d \x01(\x04R\n" +
+	"leftChunks\x12\x1b\n" +
+	"\tleft_most\x18\x1e \x01(\x04R\bleftMost\x12\x14\n" +
+	"\x05going\x18\x1f \x01(\x04R\x05going\"\xe5\x01\n" +
 	"\aSession\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x14\n" +
@@ -11048,13 +11187,15 @@ const file_msg_proto_rawDesc = "" +
 	"\n" +
 	"AdminReply\x12\x16\n" +
 	"\x06detail\x18\x01 \x01(\tR\x06detail\x12\x16\n" +
-	"\x06leader\x18\x02 \x01(\tR\x06leader\"=\n" +
+	"\x06leader\x18\x02 \x01(\tR\x06leader\"T\n" +
 	"\rSetServerMode\x12\x18\n" +
 	"\aservers\x18\x01 \x03(\rR\aservers\x12\x12\n" +
-	"\x04mode\x18\x02 \x01(\rR\x04mode\"<\n" +
+	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x15\n" +
+	"\x06for_ms\x18\x03 \x01(\x04R\x05forMs\"P\n" +
 	"\fRemoveServer\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\rR\x06server\x12\x14\n" +
-	"\x05force\x18\x02 \x01(\bR\x05force\"`\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\x12\x12\n" +
+	"\x04lose\x18\x03 \x01(\bR\x04lose\"`\n" +
 	"\x11RemoveServerReply\x12\x18\n" +
 	"\aretired\x18\x01 \x01(\bR\aretired\x12\x12\n" +
 	"\x04lost\x18\x02 \x01(\x04R\x04lost\x12\x1d\n" +
