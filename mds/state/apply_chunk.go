@@ -268,14 +268,30 @@ func (s *State) serverMode(b *event.ServerMode) {
 	if b.Mode < 0 || b.Mode > lastMode || r.Retired {
 		s.misfit("%v is to be %v, retired %v", r.ID, b.Mode, r.Retired)
 	}
+	if b.Since < 0 || b.Until < 0 || b.Until > 0 && b.Mode != event.ServerMode_STANDBY {
+		s.misfit("%v is to be %v since %d until %d", r.ID, b.Mode, b.Since, b.Until)
+	}
 	r.Mode = b.Mode
 	s.putServer(&r)
+	s.noteMode(r.ID, b.Since, b.Until)
+}
+
+// noteMode keeps since when and until when a server is used as it is; 0: not known, no end.
+func (s *State) noteMode(server id.ServerID, since, until int64) {
+	for _, n := range []note{{noteMode, uint64(server), uint64(since)}, {noteUntil, uint64(server), uint64(until)}} {
+		if n.value == 0 {
+			s.dropNote(n.what, n.key)
+		} else {
+			s.putNote(n)
+		}
+	}
 }
 
 func (s *State) serverRetire(server id.ServerID) {
 	r := *s.mustServer(server)
 	r.Retired, r.Mode = true, event.ServerMode_ACTIVE
 	s.putServer(&r)
+	s.noteMode(server, 0, 0)
 	s.dropServer(server)
 	for _, c := range s.Garbage(server, s.garbage.Len()) {
 		s.dropGarbage(garbageKey{server, c})

@@ -7,6 +7,7 @@ import (
 
 	"varve/internal/id"
 	"varve/internal/wire/msg"
+	"varve/mds/event"
 )
 
 // maxFaults bounds what one Check reports.
@@ -277,6 +278,11 @@ func (c *checker) rest() {
 		case noteSince:
 			if n.key != 0 || id.Index(n.value) > c.s.index {
 				return c.badf("note of writers up to index %d, about %d", n.value, n.key)
+			}
+		case noteMode, noteUntil:
+			r, ok := c.s.Server(id.ServerID(n.key))
+			if !ok || r.Retired || n.what == noteUntil && r.Mode != event.ServerMode_STANDBY {
+				return c.badf("note of the mode of chunk server %d: there %v", n.key, ok)
 			}
 		}
 		return true

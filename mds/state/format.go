@@ -38,13 +38,14 @@ import (
 //	10 results   session, floor, count, (seq, ino, index, value)...
 //	11 locks     ino, twice (posix, flock): count, (session, owner, pid, write, start, end)...
 //	12 garbage   server, chunk
-//	13 note      what (1 lost, 2 puncher, 3 writer, 4 since), of which chunk or inode (4: 0), epoch, session or index; only if there are any
+//	13 note      what (1 lost, 2 puncher, 3 writer, 4 since, 5 mode since, 6 standby until), of which chunk, inode (4: 0) or chunk server; epoch,
+//	             session, index or ns; only if there are any
 //
 // Versions: 1, the first: dentries by parent and name, a trailer of 32 bytes with the SHA-256 of the bodies in order. 2: the sum, which
 // the writer counts from the records, so that damaged memory is not written down as the truth; dentries as they are kept, so that none
 // are sorted. Version 1 is read. The status of chunk
 // servers other than active and retired came later: a reader that does not know of it refuses such a checkpoint. Notes came later
-// still, and those of writers last: a reader that does not know them refuses a checkpoint that has some.
+// still, and those of writers and modes last: a reader that does not know them refuses a checkpoint that has some.
 //
 // The digest of kind 0, Digest, is the SHA-256 of the bodies of version 1, which is the canonical encoding of the state.
 //

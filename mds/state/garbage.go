@@ -95,6 +95,14 @@ func (l *garbageList) ascend(fn func(garbageKey) bool) bool {
 	return l.ids.ascendKeys(func(chunk uint64) bool { return fn(garbageKey{l.server, id.ChunkID(chunk)}) })
 }
 
+// LenOf counts the chunks on the server's list.
+func (g *garbageLists) LenOf(server id.ServerID) int {
+	if l, ok := g.servers.Get(uint64(server)); ok {
+		return l.ids.Len()
+	}
+	return 0
+}
+
 // Of calls fn for each chunk on the server's list, by number, until fn returns false.
 func (g *garbageLists) Of(server id.ServerID, fn func(id.ChunkID) bool) {
 	if l, ok := g.servers.Get(uint64(server)); ok {

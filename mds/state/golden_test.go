@@ -33,6 +33,7 @@ var recipes = map[string]func() []*event.Event{
 	"policy-4":      policies,
 	"replicas-3":    replicaEvents,
 	"writers-5":     writerEvents,
+	"mode-times-6":  modeTimes,
 }
 
 // history is what the first golden journal holds: every kind of event once, as the first version of the schema had them.
@@ -162,6 +163,22 @@ func serverModes() []*event.Event {
 	mode(2, event.ServerMode_DRAINING)
 	mode(6, event.ServerMode_REMOVING)
 	return append(evs, &event.Event{Body: &event.Event_ServerRetire{ServerRetire: &event.ServerRetire{Id: 6}}})
+}
+
+// modeTimes has chunk servers whose modes have a beginning, and an end.
+func modeTimes() []*event.Event {
+	evs := []*event.Event{evInit()}
+	for n := range uint32(4) {
+		evs = append(evs, evServer(n+1))
+	}
+	for i, m := range []*event.ServerMode{
+		{Id: 1, Mode: event.ServerMode_STANDBY, Since: 7, Until: 1 << 62}, {Id: 2, Mode: event.ServerMode_STANDBY, Since: 8, Until: 9},
+		{Id: 3, Mode: event.ServerMode_DRAINING, Since: 9}, {Id: 4, Mode: event.ServerMode_REMOVING, Since: 10}, {Id: 2, Mode: event.ServerMode_ACTIVE, Since: 11},
+		{Id: 3, Mode: event.ServerMode_STANDBY, Since: 12, Until: 13}, {Id: 3, Mode: event.ServerMode_STANDBY},
+	} {
+		evs = append(evs, &event.Event{Time: int64(7 + i), Cause: &event.Cause{Reason: "an administrator says so"}, Body: &event.Event_ServerMode{ServerMode: m}})
+	}
+	return append(evs, &event.Event{Body: &event.Event_ServerRetire{ServerRetire: &event.ServerRetire{Id: 4}}})
 }
 
 // policies has what a policy came to have beside replicas.

@@ -8,7 +8,7 @@ import (
 	"varve/mds/event"
 )
 
-// note is what is known of few chunks or inodes, so that the records of all others need no room for it.
+// note is what is known of few chunks, inodes or chunk servers, so that the records of all others need no room for it.
 type note struct {
 	what  uint8
 	key   uint64
@@ -20,7 +20,9 @@ const (
 	notePuncher uint8 = 2 // inode with a pending punch -> the session that owes it
 	noteWriter  uint8 = 3 // inode -> the event that let a session write to it last
 	noteSince   uint8 = 4 // 0 -> for inodes without such a note, an event after which no session was let
-	lastNote          = noteSince
+	noteMode    uint8 = 5 // chunk server -> ns, since when it is used as it is
+	noteUntil   uint8 = 6 // chunk server on standby -> ns, until when
+	lastNote          = noteUntil
 )
 
 // maxWriters bounds the notes of writers. Beyond it the oldest goes, and counts for all that have none.
@@ -75,6 +77,15 @@ func (s *State) Lost(c id.ChunkID) id.Epoch { return id.Epoch(s.noted(noteLost, 
 // Puncher returns the session that is to punch the tail that a truncate left, 0 if it is not known or nothing is left.
 func (s *State) Puncher(ino id.Ino) id.SessionID {
 	return id.SessionID(s.noted(notePuncher, uint64(ino)))
+}
+
+// ModeSince returns since when, by the clock of the leader that decided it, a chunk server is used as its mode says, in ns; 0 if that is not known,
+// or it was never used otherwise.
+func (s *State) ModeSince(server id.ServerID) int64 { return int64(s.noted(noteMode, uint64(server))) }
+
+// StandbyUntil returns when, by that clock, the server's time on standby ends; 0 if it has no end.
+func (s *State) StandbyUntil(server id.ServerID) int64 {
+	return int64(s.noted(noteUntil, uint64(server)))
 }
 
 func (s *State) noted(what uint8, key uint64) uint64 {
@@ -148,6 +159,10 @@ func noteText(n note) (key, value string) {
 		return fmt.Sprintf("about inode %d", n.key), fmt.Sprintf("a session was let write at index %d", n.value)
 	case noteSince:
 		return "about writers", fmt.Sprintf("those up to index %d are not known", n.value)
+	case noteMode:
+		return "about " + id.ServerID(n.key).String(), fmt.Sprintf("used as it is since %d", n.value)
+	case noteUntil:
+		return "about " + id.ServerID(n.key).String(), fmt.Sprintf("on standby until %d", n.value)
 	}
 	return fmt.Sprintf("about inode %d", n.key), fmt.Sprintf("session %d punches its tail", n.value)
 }

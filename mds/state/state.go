@@ -448,6 +448,9 @@ func (s *State) Garbage(server id.ServerID, limit int) []id.ChunkID {
 	return out
 }
 
+// GarbageOf counts the chunks that the server is still to delete.
+func (s *State) GarbageOf(server id.ServerID) int { return s.garbage.LenOf(server) }
+
 // IsGarbage reports whether the chunk is on the server's garbage list.
 func (s *State) IsGarbage(server id.ServerID, c id.ChunkID) bool {
 	return s.garbage.Has(garbageKey{server, c})
