@@ -174,8 +174,11 @@ func (s *Server) status() *msg.StatusReply {
 		} else if x.Mode != event.ServerMode_ACTIVE {
 			one.Mode = strings.ToLower(x.Mode.String())
 		}
+		if !x.Retired {
+			one.ModeSince, one.ModeUntil = st.ModeSince(x.ID), st.StandbyUntil(x.ID)
+		}
 		if x.Leaving() {
-			_, one.Left = leftOn(st, x.ID)
+			one.LeftChunks, one.Left = leftOn(st, x.ID)
 		}
 		r.Servers = append(r.Servers, one)
 		return true
@@ -193,13 +196,13 @@ func (s *Server) status() *msg.StatusReply {
 	if l != nil {
 		r.LeadingMs = max((bootNow() - l.since).Milliseconds(), 1)
 		r.Repair = l.repairStatus(st)
-		l.addSoft(r)
+		l.addSoft(r, st)
 	}
 	return r
 }
 
 // addSoft fills in what only the leader knows.
-func (l *leadership) addSoft(r *msg.StatusReply) {
+func (l *leadership) addSoft(r *msg.StatusReply, st *state.State) {
 	now := bootNow()
 	settling := l.settling()
 	l.mu.Lock()
@@ -214,6 +217,9 @@ func (l *leadership) addSoft(r *msg.StatusReply) {
 		one.Scrubbed, one.ScrubPermille, one.Reason = c.beat.Scrubbed, c.beat.ScrubPermille, c.beat.Reason
 		one.Memory, one.Resident, one.DataPath = c.beat.Memory, c.beat.Resident, c.beat.DataPath
 		one.Journal, one.Slow = c.beat.Journal, l.pacing.watch.Slow(c.id)
+		one.Going = c.going(st)
+		l.leftMost[c.id] = max(l.leftMost[c.id], one.Left)
+		one.LeftMost = l.leftMost[c.id]
 		if load := c.beat.Load; load != nil {
 			one.Waiting, one.GuestP99Us = load.Waiting, uint32(latency.Quantile(load.Latencies, 0.99).Microseconds())
 		}

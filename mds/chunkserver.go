@@ -269,6 +269,7 @@ func (l *leadership) views(st *state.State) []plan.ServerView {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	out := make([]plan.ServerView, 0, len(l.servers))
+	coming := l.coming()
 	st.Servers(func(x *state.Server) bool {
 		c := l.servers[x.ID]
 		if x.Retired || c == nil {
@@ -276,7 +277,7 @@ func (l *leadership) views(st *state.State) []plan.ServerView {
 		}
 		v := plan.ServerView{
 			ID: x.ID, Host: x.Host, Rack: x.Rack, Tier: x.Tier, Free: c.beat.Free, Total: c.beat.Total, Load: c.load,
-			Slow: l.pacing.watch.Slow(x.ID) != "", Standby: x.Mode == event.ServerMode_STANDBY, Draining: x.Leaving(), Coming: l.coming(x.ID),
+			Slow: l.pacing.watch.Slow(x.ID) != "", Standby: x.Mode == event.ServerMode_STANDBY, Draining: x.Leaving(), Coming: coming[x.ID], Going: c.going(st),
 			Live: l.live(c) && c.heard >= c.doubted, Lost: c.failed() || c.down != 0 && now-c.down > l.s.o.RepairGrace,
 		}
 		if len(c.stale) > 0 {
@@ -286,6 +287,15 @@ func (l *leadership) views(st *state.State) []plan.ServerView {
 		return true
 	})
 	return out
+}
+
+// going returns about how many bytes the server will get back when it has deleted what it is to delete. The caller holds leadership.mu.
+func (c *chunkServer) going(st *state.State) uint64 {
+	if c.beat.Chunks == 0 {
+		return 0
+	}
+	n := min(uint64(st.GarbageOf(c.id)), c.beat.Chunks)
+	return n * (c.beat.Allocated / c.beat.Chunks)
 }
 
 // noteStale remembers the copies that a server was left with, to rebuild from or to delete.

@@ -23,6 +23,8 @@ const (
 	// lastBatch bounds the replicas that one look of giveUpLast takes out of their sets; lastInterval is how often it looks at a server.
 	lastBatch    = 256
 	lastInterval = 5 * time.Second
+	// maxStandby is how long a server may be on standby with an end.
+	maxStandby = 365 * 24 * time.Hour
 	// maxPathsTold bounds the files that an answer names.
 	maxPathsTold = 10
 )
@@ -91,6 +93,9 @@ func (l *leadership) setMode(ctx context.Context, m *msg.SetServerMode) error {
 	if mode != event.ServerMode_ACTIVE && mode != event.ServerMode_DRAINING && mode != event.ServerMode_STANDBY || len(m.Servers) == 0 || len(m.Servers) > maxChunkServers {
 		return fmt.Errorf("mode %v for %d servers: %w", mode, len(m.Servers), fserr.Invalid)
 	}
+	if m.ForMs > 0 && mode != event.ServerMode_STANDBY || m.ForMs > uint64(maxStandby.Milliseconds()) {
+		return fmt.Errorf("mode %v for %d ms: only standby has an end, in %v at most: %w", mode, m.ForMs, maxStandby, fserr.Invalid)
+	}
 	var leaving []id.ServerID
 	for _, n := range m.Servers {
 		x, err := l.serverOf(id.ServerID(n))
@@ -107,30 +112,48 @@ func (l *leadership) setMode(ctx context.Context, m *msg.SetServerMode) error {
 	for _, n := range m.Servers {
 		words := map[event.ServerMode_Mode]string{event.ServerMode_ACTIVE: "an administrator has it take new data",
 			event.ServerMode_DRAINING: "an administrator drains it", event.ServerMode_STANDBY: "an administrator puts it on standby"}
-		if err := l.modeEvent(ctx, id.ServerID(n), mode, words[mode]); err != nil {
+		if err := l.modeEvent(ctx, id.ServerID(n), mode, time.Duration(m.ForMs)*time.Millisecond, words[mode]); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// modeEvent records the mode, after every allocation that was decided before.
-func (l *leadership) modeEvent(ctx context.Context, server id.ServerID, mode event.ServerMode_Mode, reason string) error {
+// modeEvent records the mode, for so long (0: without end), after every allocation that was decided before, unless a standby that is to end was
+// prolonged meanwhile.
+func (l *leadership) modeEvent(ctx context.Context, server id.ServerID, mode event.ServerMode_Mode, long time.Duration, reason string) error {
 	latch := []decide.Latch{{Kind: latchMembership, Exclusive: true}}
 	if err := l.latches.acquire(ctx, latch); err != nil {
 		return err
 	}
 	defer l.latches.release(latch)
 	x, err := l.serverOf(server)
-	if err != nil || x.Mode == mode || mode == event.ServerMode_DRAINING && x.Mode == event.ServerMode_DRAINED {
+	if err != nil || mode == event.ServerMode_DRAINING && x.Mode == event.ServerMode_DRAINED {
 		return err
+	}
+	var since, until int64
+	l.s.fsm.view(func(st *state.State) { since, until = st.ModeSince(server), st.StandbyUntil(server) })
+	if x.Mode == mode && long == 0 && until == 0 {
+		return nil
+	}
+	if reason == standbyOver && (until == 0 || until > l.s.o.Wall().UnixNano()) {
+		return nil
 	}
 	if mode == event.ServerMode_DRAINED && x.Mode != event.ServerMode_DRAINING {
 		return nil // somebody has changed his mind
 	}
-	err = l.propose(&event.Event{Body: &event.Event_ServerMode{ServerMode: &event.ServerMode{Id: uint32(server), Mode: mode}}}, reason)
+	now := l.s.o.Wall()
+	if x.Mode != mode || since == 0 {
+		since = now.UnixNano()
+	}
+	until = 0
+	if long > 0 {
+		until = now.Add(long).UnixNano()
+	}
+	ev := &event.ServerMode{Id: uint32(server), Mode: mode, Since: since, Until: until}
+	err = l.propose(&event.Event{Body: &event.Event_ServerMode{ServerMode: ev}}, reason)
 	if err == nil {
-		l.s.log.Info("mode of a chunk server changed", "cs", server, "mode", strings.ToLower(mode.String()), "cause", reason)
+		l.s.log.Info("mode of a chunk server changed", "cs", server, "mode", strings.ToLower(mode.String()), "for", long, "cause", reason)
 	}
 	return err
 }
@@ -212,18 +235,18 @@ func (l *leadership) removeServer(ctx context.Context, m *msg.RemoveServer) (*ms
 		return nil, err
 	}
 	if m.Force {
-		return l.removeNow(ctx, server)
+		return l.removeNow(ctx, server, m.Lose)
 	}
 	if !x.Leaving() {
 		if err := l.fits([]id.ServerID{server}); err != nil {
 			return nil, err
 		}
 	}
-	return &msg.RemoveServerReply{}, l.modeEvent(ctx, server, event.ServerMode_REMOVING, "an administrator removes it")
+	return &msg.RemoveServerReply{}, l.modeEvent(ctx, server, event.ServerMode_REMOVING, 0, "an administrator removes it")
 }
 
-// removeNow retires a server that is lost, or that nobody needs.
-func (l *leadership) removeNow(ctx context.Context, server id.ServerID) (*msg.RemoveServerReply, error) {
+// removeNow retires a server that is lost, or that nobody needs. lose: although chunks are lost by it.
+func (l *leadership) removeNow(ctx context.Context, server id.ServerID, lose bool) (*msg.RemoveServerReply, error) {
 	reply := new(msg.RemoveServerReply)
 	st := l.s.fsm.clone()
 	paths := newPaths(st)
@@ -238,14 +261,51 @@ func (l *leadership) removeNow(ctx context.Context, server id.ServerID) (*msg.Re
 		return true
 	})
 	if reply.Lost > 0 && l.isLive(server) {
-		return nil, fmt.Errorf("%v lives, and has the only replica of %d chunks (such as of %s), which would be lost: remove it without --force, "+
-			"which moves them first: %w", server, reply.Lost, reply.LostPaths[0], fserr.Busy)
+		return nil, fmt.Errorf("%v lives, and has the only replica of %d chunks (of %s), which would be lost: remove it without --force, "+
+			"which moves them first: %w", server, reply.Lost, filesTold(reply), fserr.Busy)
+	}
+	if reply.Lost > 0 && !lose {
+		return nil, fmt.Errorf("%v has the only replica of %d chunks (of %s), which would be lost for good: bring it back if that can be done, else say "+
+			"so with --lose-data: %w", server, reply.Lost, filesTold(reply), fserr.Busy)
 	}
 	if err := l.retire(ctx, server, "removed by force", true); err != nil {
 		return nil, err
 	}
 	reply.Retired = true
 	return reply, nil
+}
+
+// filesTold names the files of an answer, and says if there may be more.
+func filesTold(r *msg.RemoveServerReply) string {
+	names := make([]string, len(r.LostPaths))
+	for i, p := range r.LostPaths {
+		names[i] = string(p)
+	}
+	out := strings.Join(names, ", ")
+	if len(names) == maxPathsTold {
+		out += " and perhaps more"
+	}
+	return out
+}
+
+// standbyOver is the cause of what endStandby does.
+const standbyOver = "its time on standby is over"
+
+// endStandby makes servers active whose time on standby is over. One that is still away is given up by then as any other.
+func (l *leadership) endStandby(st *state.State) {
+	now := l.s.o.Wall().UnixNano()
+	var over []id.ServerID
+	st.Servers(func(x *state.Server) bool {
+		if at := st.StandbyUntil(x.ID); at > 0 && at <= now {
+			over = append(over, x.ID)
+		}
+		return true
+	})
+	for _, server := range over {
+		if err := l.modeEvent(l.ctx, server, event.ServerMode_ACTIVE, 0, standbyOver); err != nil && l.ctx.Err() == nil {
+			l.s.log.Warn("end of standby not recorded, will be tried again", "cs", server, "err", err)
+		}
+	}
 }
 
 // retire retires the id of a server, with the layouts of its files called back. Without force it does nothing if there are replicas on it.
@@ -320,7 +380,7 @@ func (l *leadership) endDrains(st *state.State) {
 		if x.Mode == event.ServerMode_REMOVING {
 			err = l.retire(l.ctx, x.ID, "nothing is left on it", false)
 		} else {
-			err = l.modeEvent(l.ctx, x.ID, event.ServerMode_DRAINED, "nothing is left on it")
+			err = l.modeEvent(l.ctx, x.ID, event.ServerMode_DRAINED, 0, "nothing is left on it")
 		}
 		if err != nil && l.ctx.Err() == nil {
 			l.s.log.Warn("end of a drain not recorded, will be tried again", "cs", x.ID, "err", err)

@@ -55,7 +55,9 @@ type leadership struct {
 	short    map[id.ChunkID]time.Duration // degraded chunks, since when
 	jobs     map[id.ChunkID]*job          // steps of the planner under way
 	joins    int                          // those of them that copy
-	warnings map[string]time.Duration     // bootNow, when the planner said so last
+	did      did
+	leftMost map[id.ServerID]uint64   // bytes that there were to move away, of servers that are emptied
+	warnings map[string]time.Duration // bootNow, when the planner said so last
 	pacing   pacing
 	locks    map[id.Ino]chan struct{} // closed when locks on the inode are released
 	waiting  int                      // byte-range lock requests held
@@ -87,7 +89,8 @@ func newLeadership(s *Server) (*leadership, error) {
 		servers: make(map[id.ServerID]*chunkServer), unknown: make(map[copyKey]time.Duration),
 		unclean: make(map[id.ChunkID]*uncleanChunk), mended: make(map[copyKey]time.Duration), badTold: make(map[badBlock]struct{}), busy: make(map[id.ChunkID]struct{}), retry: make(map[id.ChunkID]backoff),
 		short: make(map[id.ChunkID]time.Duration), jobs: make(map[id.ChunkID]*job), warnings: make(map[string]time.Duration), pacing: newPacing(),
-		planner: plan.NewPlanner(), locks: make(map[id.Ino]chan struct{}),
+		leftMost: make(map[id.ServerID]uint64),
+		planner:  plan.NewPlanner(), locks: make(map[id.Ino]chan struct{}),
 	}
 	l.ctx, l.cancel = context.WithCancel(s.ctx)
 	l.prop = newProposer(s)

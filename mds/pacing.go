@@ -44,6 +44,24 @@ type job struct {
 	copied, left uint64        // bytes, as the target told last
 }
 
+// did counts what repair has done under this leader.
+type did struct {
+	rebuilt, failed, removed uint64 // replicas rebuilt; steps that failed; replicas taken out
+	copied                   uint64 // bytes, as servers tell
+}
+
+// ended counts a step. The caller holds l.mu.
+func (d *did) ended(kind plan.Kind, err error) {
+	switch {
+	case err != nil:
+		d.failed++
+	case kind == plan.Join:
+		d.rebuilt++
+	default:
+		d.removed++
+	}
+}
+
 // met adds up what was waited for one server.
 type met struct {
 	requests uint64
@@ -80,6 +98,7 @@ func (l *leadership) noteServerLoad(c *chunkServer, r *msg.LoadReport) {
 	p.sample.Heartbeat = max(p.sample.Heartbeat, time.Duration(r.HeartbeatUs)*time.Microsecond)
 	if c.told && r.Repaired > c.repaired {
 		p.sample.Copied += r.Repaired - c.repaired
+		l.did.copied += r.Repaired - c.repaired
 	}
 	c.told, c.repaired = true, r.Repaired
 	p.notePeers(r.Peers)
@@ -205,14 +224,18 @@ func (l *leadership) rateFor(server id.ServerID) uint64 {
 	return max(min(p.rate/uint64(len(targets)), p.perServer), leastServerRate)
 }
 
-// coming returns how many bytes are still on their way to the server. The caller holds l.mu.
-func (l *leadership) coming(server id.ServerID) (n uint64) {
+// coming returns how many bytes are still on their way to servers. The caller holds l.mu.
+func (l *leadership) coming() map[id.ServerID]uint64 {
+	if l.joins == 0 {
+		return nil
+	}
+	out := make(map[id.ServerID]uint64)
 	for _, j := range l.jobs {
-		if j.Kind == plan.Join && j.Target == server {
-			n += j.Bytes - min(j.copied, j.Bytes)
+		if j.Kind == plan.Join {
+			out[j.Target] += j.Bytes - min(j.copied, j.Bytes)
 		}
 	}
-	return n
+	return out
 }
 
 // rebuildLimits returns how many rebuilds there may be in the cluster, and how many from or to one server.
@@ -268,15 +291,23 @@ func (l *leadership) repairStatus(st *state.State) *msg.RepairStatus {
 	r := &msg.RepairStatus{
 		Rate: p.rate, Most: p.most, Copying: uint64(p.copying), Held: p.budget.Held(), Running: uint32(l.joins), MostRunning: uint32(most),
 		GuestP99Us: uint32(p.guests.P99.Microseconds()), UsualP99Us: uint32(usual.Microseconds()), Warnings: slices.Sorted(maps.Keys(l.warnings)),
+		CountingMs: max((now - l.since).Milliseconds(), 1), Rebuilt: l.did.rebuilt, Copied: l.did.copied, Failed: l.did.failed, Removed: l.did.removed,
+	}
+	eta := func(bytes uint64) int64 {
+		switch {
+		case bytes == 0:
+			return 0
+		case p.copying > 0:
+			return int64(float64(bytes) / p.copying * 1000)
+		}
+		return -1
 	}
 	for _, w := range work {
-		if w.EtaMs = -1; w.Bytes == 0 {
-			w.EtaMs = 0
-		} else if p.copying > 0 {
-			w.EtaMs = int64(float64(w.Bytes) / p.copying * 1000)
-		}
+		w.EtaMs = eta(w.Bytes)
+		r.Left += w.Bytes
 		r.Work = append(r.Work, w)
 	}
+	r.EtaMs = eta(r.Left)
 	for _, j := range l.jobs {
 		if len(r.Jobs) >= maxJobsTold {
 			break

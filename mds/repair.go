@@ -132,6 +132,7 @@ func (l *leadership) joinEvent(ctx context.Context, k id.ChunkID, target, source
 // repair runs the planner and starts what it says.
 func (l *leadership) repair() {
 	l.forgetFenced()
+	l.endStandby(l.s.fsm.clone())
 	l.giveUpLost()
 	l.giveUpLast()
 	st := l.s.fsm.clone()
@@ -311,6 +312,7 @@ func (l *leadership) act(j *job) {
 	defer l.mu.Unlock()
 	delete(l.busy, j.Chunk)
 	delete(l.jobs, j.Chunk)
+	l.did.ended(j.Kind, err)
 	if j.Kind == plan.Join {
 		l.joins--
 		l.addLoad(j.Action, -1)

@@ -191,6 +191,12 @@ func (e *explainer) server(ctx context.Context, server id.ServerID) error {
 	what := "member"
 	if v.Mode != event.ServerMode_ACTIVE {
 		what += ", " + strings.ToLower(v.Mode.String())
+		if at := e.now.ModeSince(server); at > 0 {
+			what += " since " + isoTime(at)
+		}
+		if at := e.now.StandbyUntil(server); at > 0 {
+			what += " until " + isoTime(at)
+		}
 	}
 	if v.Retired {
 		what = "retired"

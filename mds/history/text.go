@@ -298,7 +298,11 @@ func (x *Texter) storage(s *state.State, ev *event.Event) string {
 	case *event.Event_ServerRetire:
 		return servers(b.ServerRetire.Id) + " is retired for good"
 	case *event.Event_ServerMode:
-		return servers(b.ServerMode.Id) + " " + modeWords(b.ServerMode.Mode)
+		out := servers(b.ServerMode.Id) + " " + modeWords(b.ServerMode.Mode)
+		if b.ServerMode.Until > 0 {
+			out += ", until " + time.Unix(0, b.ServerMode.Until).UTC().Format("2006-01-02 15:04:05Z")
+		}
+		return out
 	case *event.Event_MetaAdd:
 		return fmt.Sprintf("%v at %s", id.MetaID(b.MetaAdd.Id), b.MetaAdd.Addr)
 	case *event.Event_MetaUpdate:
