@@ -134,7 +134,8 @@ func TestRemoveByForce(t *testing.T) {
 	c := newCluster(t, 1, nil)
 	cs := c.chunkServers(3)
 	a := newClient(c)
-	ino := a.create("single", true).Attr.Ino
+	opened := a.create("single", true)
+	ino := opened.Attr.Ino
 	a.must(a.change(&msg.SetPolicy{Ino: ino, Policy: &msg.Policy{Norm: 1, Min: 1}}))
 	k := a.must(a.change(&msg.AllocChunk{Ino: ino, Count: 1})).GetLayout().Chunks[0]
 	a.file("f", 2)
@@ -145,13 +146,23 @@ func TestRemoveByForce(t *testing.T) {
 	}
 	cs[holder].halt()
 	c.eventually("the server to be away", func() bool { return !c.leader().lead.Load().isLive(id.ServerID(holder)) })
-	reply, err := c.leader().lead.Load().removeServer(t.Context(), &msg.RemoveServer{Server: holder, Force: true})
+	code, why = c.adminAsk(wire.RemoveServer, &msg.RemoveServer{Server: holder, Force: true})
+	if code != fserr.Busy || !strings.Contains(why, "/single") || !strings.Contains(why, "--lose-data") {
+		t.Fatalf("%v, %s", code, why)
+	}
+	reply, err := c.leader().lead.Load().removeServer(t.Context(), &msg.RemoveServer{Server: holder, Force: true, Lose: true})
 	if err != nil || !reply.Retired || reply.Lost != 1 || string(reply.LostPaths[0]) != "/single" {
 		t.Fatalf("%+v, %v", reply, err)
 	}
 	c.until("its replicas to be gone", func(st *state.State) bool {
 		x, _ := st.Server(id.ServerID(holder))
 		return x.Retired && on(st, holder) == 1
+	})
+	// What only it had stays known as lost until its file goes; then nothing of the server is left.
+	a.must(a.change(&msg.Remove{Parent: 1, Name: []byte("single")}))
+	a.must(a.change(&msg.Release{Ino: ino, Lease: opened.GetOpen().Lease}))
+	c.until("nothing to be left of it", func(st *state.State) bool {
+		return on(st, holder) == 0 && st.GarbageOf(id.ServerID(holder)) == 0 && st.Check() == nil
 	})
 }
 
@@ -179,6 +190,50 @@ func TestStandbyIsNotLost(t *testing.T) {
 		t.Fatal(code, why)
 	}
 	c.until("it to be given up", func(st *state.State) bool { return on(st, victim) == 0 && whole(st, 3) })
+}
+
+// TestStandbyEnds: when the time on standby is over the servers are active, by an event, and one that is away by then is lost as any other. Time
+// can be prolonged.
+func TestStandbyEnds(t *testing.T) {
+	c := newCluster(t, 1, func(o *Options) { o.LostGrace = 100 * time.Millisecond })
+	cs := c.chunkServers(5)
+	a := newClient(c)
+	_, chunks := a.file("f", 3)
+	gone, there := chunks[0].Replicas[0].Server, chunks[0].Replicas[1].Server
+	standby := func(long time.Duration) {
+		t.Helper()
+		req := setModeMsg(event.ServerMode_STANDBY, gone, there)
+		req.ForMs = uint64(long.Milliseconds())
+		if code, why := c.adminAsk(wire.SetServerMode, req); code != fserr.OK {
+			t.Fatal(code, why)
+		}
+	}
+	standby(time.Hour)
+	l := c.leader().lead.Load()
+	for _, s := range l.s.status().Servers {
+		if on := s.Server == gone || s.Server == there; on != (s.Mode == "standby" && s.ModeSince > 0 && s.ModeUntil > s.ModeSince+int64(59*time.Minute)) {
+			t.Errorf("cs%d is %q since %d until %d", s.Server, s.Mode, s.ModeSince, s.ModeUntil)
+		}
+	}
+	cs[gone].halt()
+	c.eventually("the server to be away", func() bool { return !l.isLive(id.ServerID(gone)) })
+	standby(300 * time.Millisecond)
+	c.until("both to be active, and the one that is away to be given up", func(st *state.State) bool {
+		x, _ := st.Server(id.ServerID(gone))
+		y, _ := st.Server(id.ServerID(there))
+		return x.Mode == event.ServerMode_ACTIVE && y.Mode == event.ServerMode_ACTIVE && on(st, gone) == 0 && whole(st, 3)
+	})
+	c.leader().fsm.view(func(st *state.State) {
+		if on(st, there) == 0 || st.StandbyUntil(id.ServerID(there)) != 0 || st.ModeSince(id.ServerID(there)) == 0 {
+			t.Errorf("the server that is there has %d chunks, standby until %d", on(st, there), st.StandbyUntil(id.ServerID(there)))
+		}
+	})
+	for _, req := range []*msg.SetServerMode{{Servers: []uint32{there}, Mode: uint32(event.ServerMode_DRAINING), ForMs: 1000},
+		{Servers: []uint32{there}, Mode: uint32(event.ServerMode_STANDBY), ForMs: 1 << 50}} {
+		if code, _ := c.adminAsk(wire.SetServerMode, req); code != fserr.Invalid {
+			t.Errorf("%v: %v", req, code)
+		}
+	}
 }
 
 // TestMoreAwayThanThere: when most servers are away nobody is given up, and it is said.
