@@ -2,15 +2,18 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"varve/internal/id"
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
 	"varve/mds/event"
+	"varve/mds/settings"
 
 	"github.com/spf13/cobra"
 )
@@ -27,7 +30,8 @@ type modeJSON struct {
 	Servers []string `json:"servers"`
 	Mode    string   `json:"mode"`           // active, standby, draining, drained, removing or retired
 	Done    bool     `json:"done"`           // what was asked for has come to its end
-	Lost    uint64   `json:"lost,omitempty"` // chunks of which no replica is left
+	Until   string   `json:"until,omitempty"` // when standby ends
+	Lost    uint64   `json:"lost,omitempty"`  // chunks of which no replica is left
 	Paths   []string `json:"lost_paths,omitempty"`
 }
 
@@ -42,10 +46,12 @@ func (a *app) modeCommands() []*cobra.Command {
 			"returns when nothing is left; interrupted, it leaves them draining. `varve active` takes it back. Refused where the other servers could not\n" +
 			"keep as many replicas as files are to have, or have no room.", event.ServerMode_DRAINING, "drained: nothing is left on"},
 		{"standby", "Put chunk servers on standby for maintenance", "No new data is put on them; they serve what they have, and may be stopped and started: they are not taken for lost, and repair\n" +
-			"waits for them as long as enough other replicas are there. `varve active` takes it back.", event.ServerMode_STANDBY, "on standby:"},
+			"waits for them as long as enough other replicas are there. `varve active` takes it back; with --for it ends by itself, and who is not\n" +
+			"back by then is lost like any other. Said again, it counts from then on.", event.ServerMode_STANDBY, "on standby:"},
 		{"active", "Have chunk servers take new data again", "Ends drain, standby and a removal that has not come to its end.", event.ServerMode_ACTIVE, "active:"},
 	} {
 		var noWait bool
+		var long string
 		cmd := &cobra.Command{
 			Use: c.use + " NODE...", Short: c.short,
 			Long: c.short + ". NODE is a chunk server (cs3), a host with all its chunk servers, a range of either (cs1-4, vm1-4,vm7), or ALL.\n" + c.long,
@@ -53,18 +59,33 @@ func (a *app) modeCommands() []*cobra.Command {
 				if len(args) == 0 {
 					return usagef("%s: NODE is missing; see %s --help", cmd.CommandPath(), cmd.CommandPath())
 				}
-				return a.setMode(cmd.Context(), args, c.mode, c.done, noWait)
+				d, err := settings.Age(long)
+				if err != nil || d == 0 && cmd.Flags().Changed("for") {
+					return usagef("--for %q: want how long, such as 30m", long)
+				}
+				return a.setMode(cmd.Context(), args, modeChange{c.mode, c.done, noWait, d})
 			},
 		}
 		if c.mode == event.ServerMode_DRAINING {
 			cmd.Flags().BoolVar(&noWait, "no-wait", false, "return at once; varve stat shows how far it is")
+		}
+		if c.mode == event.ServerMode_STANDBY {
+			cmd.Flags().StringVar(&long, "for", "", "how long, such as 30m (default: until varve active)")
 		}
 		out = append(out, cmd)
 	}
 	return out
 }
 
-func (a *app) setMode(ctx context.Context, args []string, mode event.ServerMode_Mode, done string, noWait bool) error {
+// modeChange is what chunk servers are to be used for.
+type modeChange struct {
+	mode   event.ServerMode_Mode
+	done   string        // what to say of them then
+	noWait bool          // of a drain
+	long   time.Duration // of standby; 0: without end
+}
+
+func (a *app) setMode(ctx context.Context, args []string, to modeChange) error {
 	d, err := a.readCluster()
 	if err != nil {
 		return err
@@ -77,14 +98,19 @@ func (a *app) setMode(ctx context.Context, args []string, mode event.ServerMode_
 	if err != nil {
 		return err
 	}
-	if err := d.atLeader(ctx, wire.SetServerMode, &msg.SetServerMode{Servers: servers, Mode: uint32(mode)}, nil); err != nil {
+	mode, done := to.mode, to.done
+	req := &msg.SetServerMode{Servers: servers, Mode: uint32(mode), ForMs: uint64(to.long.Milliseconds())}
+	if err := d.atLeader(ctx, wire.SetServerMode, req, nil); err != nil {
 		return err
 	}
 	out := modeJSON{Mode: modeName(mode), Done: true}
+	if to.long > 0 {
+		out.Until = time.Now().Add(to.long).UTC().Format(time.RFC3339)
+	}
 	for _, s := range servers {
 		out.Servers = append(out.Servers, id.ServerID(s).String())
 	}
-	if mode == event.ServerMode_DRAINING && noWait {
+	if mode == event.ServerMode_DRAINING && to.noWait {
 		out.Done, done = false, "draining:"
 	} else if mode == event.ServerMode_DRAINING {
 		err := a.watchDrain(ctx, d, servers, "draining", func(s *msg.ChunkServer) (bool, error) {
@@ -96,17 +122,41 @@ func (a *app) setMode(ctx context.Context, args []string, mode event.ServerMode_
 				return true, nil
 			}
 			return false, nil
-		}, "varve active "+namesOf(servers)+" takes it back")
+		}, a.again("active "+nodeArgs(servers))+" takes it back")
 		if err != nil {
-			return err
+			return a.unfinished(out, err)
 		}
 		out.Mode = "drained"
 	}
 	if a.json {
 		return a.printJSON(out)
 	}
+	if to.long > 0 {
+		_, err = fmt.Fprintf(a.out, "%s %s, for %v\n", done, namesOf(servers), to.long)
+		return err
+	}
 	_, err = fmt.Fprintf(a.out, "%s %s\n", done, namesOf(servers))
 	return err
+}
+
+// unfinished says what was begun and is not done because of err, with --json also in JSON.
+func (a *app) unfinished(out modeJSON, err error) error {
+	if out.Done = false; a.json {
+		return errors.Join(err, a.printJSON(out))
+	}
+	return err
+}
+
+// again is another command for the same cluster.
+func (a *app) again(command string) string { return "varve -c " + shellQuote(a.cluster) + " " + command }
+
+// nodeArgs are the servers as arguments.
+func nodeArgs(servers []uint32) string {
+	out := make([]string, len(servers))
+	for i, s := range servers {
+		out[i] = id.ServerID(s).String()
+	}
+	return strings.Join(out, ",")
 }
 
 // modeName is a mode as stat names it.
@@ -152,20 +202,20 @@ func (a *app) watchDrain(ctx context.Context, d *clusterDir, servers []uint32, w
 		select {
 		case <-ctx.Done():
 			end()
-			return &exitError{exitFailed, fmt.Errorf("interrupted: %s goes on %s in the background, see varve -c %s stat; %s", namesOf(servers), what, d.name, takeBack)}
+			return &exitError{exitFailed, fmt.Errorf("interrupted: the cluster goes on %s %s; %s shows how far it is, %s", what, namesOf(servers), a.again("stat"), takeBack)}
 		case <-time.After(drainPoll):
 		}
 	}
 }
 
 func (a *app) rmCSCommand() *cobra.Command {
-	var force, noWait bool
+	var force, lose, noWait bool
 	cmd := &cobra.Command{
-		Use: "rm-cs [--force] ID", Short: "Remove a chunk server from the cluster; its id is retired for good", Args: exactArgs("ID"),
+		Use: "rm-cs [--force [--lose-data]] ID", Short: "Remove a chunk server from the cluster; its id is retired for good", Args: exactArgs("ID"),
 		Long: "Remove a chunk server (cs3, or 3) from the cluster. Its data moves to the others first, while it serves; then its id is retired, the server stops, and its\n" +
 			"directory never starts again. The command shows how far that is; interrupted, it leaves the server draining, and it is removed in the end\n" +
 			"unless `varve active` takes it back. Refused where the others could not keep as many replicas as files are to have, or have no room.\n" +
-			"--force removes it at once, for a server that is lost: what it alone had is lost with it, and is listed.",
+			"--force removes it at once, for a server that is lost. If it alone has chunks the command says of which files and refuses: with --lose-data they are given up.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			m := serverID.FindStringSubmatch(args[0])
 			if m == nil {
@@ -175,22 +225,26 @@ func (a *app) rmCSCommand() *cobra.Command {
 			if err != nil {
 				return usagef("%q is no chunk server: %w", args[0], err)
 			}
-			return a.removeServer(cmd.Context(), uint32(n), force, noWait)
+			if lose && !force {
+				return usagef("rm-cs --lose-data goes with --force; without it nothing is lost")
+			}
+			return a.removeServer(cmd.Context(), &msg.RemoveServer{Server: uint32(n), Force: force, Lose: lose}, noWait)
 		},
 	}
 	cmd.Flags().BoolVar(&force, "force", false, "remove it at once, although its data was not moved")
+	cmd.Flags().BoolVar(&lose, "lose-data", false, "with --force: although it alone has some of the data, which is lost for good")
 	cmd.Flags().BoolVar(&noWait, "no-wait", false, "return when it is begun")
 	return cmd
 }
 
-func (a *app) removeServer(ctx context.Context, server uint32, force, noWait bool) error {
+func (a *app) removeServer(ctx context.Context, req *msg.RemoveServer, noWait bool) error {
 	d, err := a.readCluster()
 	if err != nil {
 		return err
 	}
-	name := id.ServerID(server).String()
+	name := id.ServerID(req.Server).String()
 	reply := new(msg.RemoveServerReply)
-	if err := d.atLeader(ctx, wire.RemoveServer, &msg.RemoveServer{Server: server, Force: force}, reply); err != nil {
+	if err := d.atLeader(ctx, wire.RemoveServer, req, reply); err != nil {
 		return err
 	}
 	out := modeJSON{Servers: []string{name}, Mode: "retired", Done: true, Lost: reply.Lost}
@@ -200,14 +254,15 @@ func (a *app) removeServer(ctx context.Context, server uint32, force, noWait boo
 	if !reply.Retired && noWait {
 		out.Mode, out.Done = "removing", false
 	} else if !reply.Retired {
-		err := a.watchDrain(ctx, d, []uint32{server}, "removing", func(s *msg.ChunkServer) (bool, error) {
+		err := a.watchDrain(ctx, d, []uint32{req.Server}, "removing", func(s *msg.ChunkServer) (bool, error) {
 			if s.State != stateRetired && s.Mode != "removing" {
 				return false, fmt.Errorf("%s is not being removed any more: somebody has made it %s", name, map[bool]string{true: "active", false: s.Mode}[s.Mode == ""])
 			}
 			return s.State == stateRetired, nil
-		}, "varve active "+name+" takes it back")
+		}, a.again("active "+name)+" takes it back")
 		if err != nil {
-			return err
+			out.Mode = "removing"
+			return a.unfinished(out, err)
 		}
 	}
 	if a.json {

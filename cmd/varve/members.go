@@ -30,6 +30,7 @@ type adminReply interface {
 // atLeader has the leader do something, whoever that is, and asks again when leadership moves meanwhile: what is asked for may be done twice.
 // into, if not nil, takes an answer of OK. A refusal for safety (Busy) gets its exit code.
 func (d *clusterDir) atLeader(ctx context.Context, t wire.Type, req, into wire.Message) error {
+	whole := ctx
 	ctx, cancel := context.WithTimeout(ctx, leaderTimeout)
 	defer cancel()
 	var tried []string
@@ -74,6 +75,9 @@ func (d *clusterDir) atLeader(ctx context.Context, t wire.Type, req, into wire.M
 		}
 		select {
 		case <-ctx.Done():
+			if whole.Err() != nil {
+				return &exitError{exitFailed, fmt.Errorf("interrupted; whether it was done shows varve -c %s stat", d.name)}
+			}
 			return unreachablef("cluster %s: no leader did it within %v; asked %s; last: %w; see varve -c %s stat",
 				d.name, leaderTimeout, strings.Join(tried, ", "), last, d.name)
 		case <-time.After(pollPause):

@@ -77,7 +77,12 @@ type serverJSON struct {
 	Reason    string `json:"reason,omitempty"` // why its disk failed
 	Mode      string `json:"mode,omitempty"`   // draining, standby, removing or drained; none: it takes new data
 	Slow      string `json:"slow,omitempty"`   // why it gets no new data and few reads
-	Left      uint64 `json:"left_bytes,omitempty"`
+	ModeSince string `json:"mode_since,omitempty"`
+	ModeUntil string `json:"mode_until,omitempty"` // when standby ends
+	Left      uint64 `json:"left_bytes,omitempty"` // to be moved away, of one that is drained or removed
+	LeftOf    uint64 `json:"left_of_bytes,omitempty"`
+	LeftChunk uint64 `json:"left_chunks,omitempty"`
+	Going     uint64 `json:"going_bytes"` // of chunks that it is still to delete
 	GuestP99  uint32 `json:"guest_p99_us"`
 	Waiting   uint32 `json:"guests_waiting"`
 	Rack      string `json:"rack,omitempty"`
@@ -128,7 +133,7 @@ func newStatusJSON(st *msg.StatusReply) *statusJSON {
 	for _, c := range st.Servers {
 		s.Servers = append(s.Servers, serverJSON{c.Server, c.Addr, c.Host, c.Tier, c.State, c.Total, c.Free, c.Chunks, c.HeardMs, c.LatencyUs,
 			c.Memory, c.Resident, c.DataPath, c.Allocated, c.Reserved, c.BadBlocks, isoTime(c.Scrubbed), c.ScrubPermille, c.Reason,
-			c.Mode, c.Slow, c.Left, c.GuestP99Us, c.Waiting, c.Rack, c.Journal})
+			c.Mode, c.Slow, isoTime(c.ModeSince), isoTime(c.ModeUntil), c.Left, c.LeftMost, c.LeftChunks, c.Going, c.GuestP99Us, c.Waiting, c.Rack, c.Journal})
 	}
 	for _, c := range st.Sessions {
 		one := &sessionJSON{c.Session, c.Host, c.Mount, c.Files, c.RenewedMs, c.Connected, nil}
@@ -183,7 +188,11 @@ func health(s *statusJSON) (word string, reasons []string) {
 			worse("DEGRADED", "the disk of chunk server %s (%s) failed and is out of service: make a new server on another disk and remove this one (%s)",
 				id.ServerID(c.ID), c.Addr, c.Reason)
 		case c.Mode == "standby":
-			reasons = append(reasons, fmt.Sprintf("chunk server %s (%s) is %s, on standby: repair waits for it; varve active ends that", id.ServerID(c.ID), c.Addr, c.State))
+			end := ""
+			if c.ModeUntil != "" {
+				end = " until " + c.ModeUntil
+			}
+			reasons = append(reasons, fmt.Sprintf("chunk server %s (%s) is %s, on standby%s: repair waits for it; varve active ends that", id.ServerID(c.ID), c.Addr, c.State, end))
 		default:
 			worse("DEGRADED", "chunk server %s (%s) is %s", id.ServerID(c.ID), c.Addr, c.State)
 		}
@@ -324,7 +333,62 @@ func (a *app) printServers(s *statusJSON) error {
 	if err := a.table(rows); err != nil {
 		return err
 	}
+	if err := a.printModes(s); err != nil {
+		return err
+	}
 	return a.printJournals(s.Servers)
+}
+
+// printModes prints the table of chunk servers that are used for something else than new data, if there are any.
+func (a *app) printModes(s *statusJSON) error {
+	rows := [][]string{{"NOT ACTIVE", "MODE", "FOR", "STILL FOR", "LEFT", "DONE"}}
+	for _, c := range s.Servers {
+		if c.Mode == "" || c.State == stateRetired {
+			continue
+		}
+		rows = append(rows, []string{id.ServerID(c.ID).String(), c.Mode, a.since(c.ModeSince), a.until(c.ModeUntil), leftWords(a, c), doneWords(c)})
+	}
+	if len(rows) == 1 {
+		return nil
+	}
+	fmt.Fprintln(a.out)
+	return a.table(rows)
+}
+
+// since and until say how long ago or ahead a time of stat --json is.
+func (a *app) since(at string) string {
+	t, err := time.Parse(time.RFC3339, at)
+	if err != nil {
+		return "-"
+	}
+	return max(time.Since(t), 0).Round(time.Second).String()
+}
+
+func (a *app) until(at string) string {
+	t, err := time.Parse(time.RFC3339, at)
+	if err != nil {
+		return "-"
+	}
+	return max(time.Until(t), 0).Round(time.Second).String()
+}
+
+func leftWords(a *app, c serverJSON) string {
+	if c.Mode == "standby" {
+		return "-"
+	}
+	return a.size(c.Left) + ", " + count(c.LeftChunk, "chunk")
+}
+
+func doneWords(c serverJSON) string {
+	switch {
+	case c.Mode == "standby":
+		return "-"
+	case c.LeftChunk == 0:
+		return "100%"
+	case c.LeftOf == 0:
+		return "0%"
+	}
+	return strconv.FormatUint(100-min(c.Left*100/c.LeftOf, 100), 10) + "%"
 }
 
 // printJournals prints the table of write journals, if there are any.

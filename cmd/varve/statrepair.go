@@ -19,6 +19,13 @@ type repairJSON struct {
 	MostRunning uint32     `json:"most_rebuilds"`
 	GuestP99US  uint32     `json:"guest_p99_us"`
 	UsualP99US  uint32     `json:"usual_guest_p99_us"` // without repair, as far as that was seen
+	CountingMS  int64      `json:"counting_ms"`        // for how long the leader has counted what follows
+	Rebuilt     uint64     `json:"rebuilt"`            // replicas
+	Copied      uint64     `json:"copied_bytes"`
+	Failed      uint64     `json:"failed_steps"`
+	Removed     uint64     `json:"removed"` // replicas that were too many, or joining on lost servers
+	Left        uint64     `json:"left_bytes"`
+	ETAMS       int64      `json:"eta_ms"` // -1: nothing is being copied
 	Jobs        []jobJSON  `json:"jobs"`
 	Work        []workJSON `json:"work"`
 	Warnings    []string   `json:"warnings,omitempty"`
@@ -50,7 +57,8 @@ func newRepairJSON(r *msg.RepairStatus) *repairJSON {
 		return nil
 	}
 	out := &repairJSON{Rate: r.Rate, Most: r.Most, Copying: r.Copying, Held: r.Held, Running: r.Running, MostRunning: r.MostRunning,
-		GuestP99US: r.GuestP99Us, UsualP99US: r.UsualP99Us, Warnings: r.Warnings, Jobs: []jobJSON{}, Work: []workJSON{}}
+		GuestP99US: r.GuestP99Us, UsualP99US: r.UsualP99Us, Warnings: r.Warnings, Jobs: []jobJSON{}, Work: []workJSON{},
+		CountingMS: r.CountingMs, Rebuilt: r.Rebuilt, Copied: r.Copied, Failed: r.Failed, Removed: r.Removed, Left: r.Left, ETAMS: r.EtaMs}
 	name := func(s uint32) string {
 		if s == 0 {
 			return ""
@@ -68,7 +76,18 @@ func newRepairJSON(r *msg.RepairStatus) *repairJSON {
 
 // printRepair prints what repair does, if it does anything or is kept from it.
 func (a *app) printRepair(r *repairJSON) {
-	if r == nil || len(r.Work)+len(r.Jobs)+len(r.Warnings) == 0 {
+	if r == nil {
+		return
+	}
+	did := ""
+	if r.Rebuilt+r.Failed+r.Removed+r.Copied > 0 {
+		did = fmt.Sprintf("%s rebuilt with %s copied, %s taken out, %s failed, in the %v of this leader", count(r.Rebuilt, "replica"), a.size(r.Copied),
+			count(r.Removed, "replica"), count(r.Failed, "step"), (time.Duration(r.CountingMS) * time.Millisecond).Round(time.Second))
+	}
+	if len(r.Work)+len(r.Jobs)+len(r.Warnings) == 0 {
+		if did != "" {
+			fmt.Fprintf(a.out, "repair    nothing to do; %s\n", did)
+		}
 		return
 	}
 	line := fmt.Sprintf("copying %s/s of %s/s now, %s/s at most; %d of %s", a.size(r.Copying), a.size(r.Rate), a.size(r.Most), r.Running, count(uint64(r.MostRunning), "rebuild"))
@@ -86,6 +105,9 @@ func (a *app) printRepair(r *repairJSON) {
 			eta = "about " + (time.Duration(w.ETAMS) * time.Millisecond).Round(time.Second).String()
 		}
 		lines = append(lines, fmt.Sprintf("%s: %s, %s left, %s, %s", w.Class, about, a.size(w.Bytes), count(w.Chunks, "chunk"), eta))
+	}
+	if did != "" {
+		lines = append(lines, did)
 	}
 	for _, w := range r.Warnings {
 		lines = append(lines, "note: "+w)
