@@ -211,7 +211,8 @@ func TestStorm(t *testing.T) {
 	}
 	t.Logf("troubles: %v", counts)
 	c.wait(90*time.Second, "the cluster to be whole", c.healthy)
-	c.wait(60*time.Second, "replicas to be equal", func() error {
+	// A copy of a file that was deleted while its server was away goes a minute after a new leader has heard of it.
+	c.wait(150*time.Second, "replicas to be equal", func() error {
 		st, err := c.status()
 		if err != nil {
 			return err
