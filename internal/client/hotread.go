@@ -77,7 +77,7 @@ func (f *File) BeginRead(s hot.Seat, p []byte, off int64, e hot.Ender) bool {
 	if st == nil || st.leaving || off < 0 || len(p) == 0 || len(p) > maxPiece || off%chunk.Size+int64(len(p)) > chunk.Size || off >= chunk.MaxFileSize {
 		return false
 	}
-	if !in.s.certain() {
+	if !in.s.certain() || in.behind.on.Load() {
 		return false
 	}
 	there, coming := in.copyAhead(atOnce, p, off)
