@@ -80,6 +80,9 @@ const (
 	AnsTooBig      Answer = ansError + 9
 )
 
+// Failed says that the answer is an error.
+func (a Answer) Failed() bool { return a&ansError != 0 }
+
 var answerWords = map[Answer]string{
 	AnsUnsupported: "the server does not know the option", AnsPolicy: "the server's policy forbids it", AnsInvalid: "the server takes the option for malformed",
 	AnsPlatform: "the server's platform cannot do it", AnsTLSRequired: "the server wants TLS, which this client does not do",
@@ -201,6 +204,19 @@ const (
 	MaxName = 4096
 	// maxAnswer bounds the data of an answer to an option.
 	maxAnswer = 3 * MaxName
+	// MaxOption bounds the data of an option that a server looks at.
+	MaxOption = 32 << 10
+	// maxItems bounds what one option lists: kinds of information, queries.
+	maxItems = 256
+)
+
+// BaseAllocation is the context of block status that tells holes from data, with the flags of an Extent.
+const BaseAllocation = "base:allocation"
+
+// Flags of an extent in the context BaseAllocation.
+const (
+	ExtentHole uint32 = 1 << 0 // nothing is allocated
+	ExtentZero uint32 = 1 << 1 // it reads as zeros
 )
 
 var be = binary.BigEndian

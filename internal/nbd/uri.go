@@ -73,7 +73,7 @@ func parseURI(s string) (URI, error) {
 func (u URI) String() string {
 	x := url.URL{Scheme: "nbd", Host: u.Address, Path: "/" + u.Export}
 	if u.Network == "unix" {
-		x.Scheme, x.Host, x.RawQuery = "nbd+unix", "", url.Values{"socket": {u.Address}}.Encode()
+		x.Scheme, x.Host, x.RawQuery = "nbd+unix", "", strings.ReplaceAll(url.Values{"socket": {u.Address}}.Encode(), "%2F", "/")
 		return "nbd+unix://" + x.EscapedPath() + "?" + x.RawQuery
 	}
 	return x.String()

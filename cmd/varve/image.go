@@ -1,0 +1,124 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"path"
+	"strings"
+
+	"varve/internal/client"
+	"varve/internal/fserr"
+	"varve/internal/hot"
+	"varve/internal/id"
+	"varve/internal/nbd/nbdserver"
+	"varve/internal/wire/msg"
+)
+
+// image is a file of the cluster that is served as a disk. Whoever serves it is root.
+type image struct {
+	c    *client.Client
+	path string // from the cluster's root, without the / before it
+}
+
+// imageCred is who opens images.
+var imageCred = &msg.Cred{Checked: true}
+
+// imageFile is a client's file as the server of NBD wants it.
+type imageFile struct{ *client.File }
+
+var (
+	_ nbdserver.Image = image{}
+	_ nbdserver.File  = imageFile{}
+)
+
+// Inherit implements nbdserver.File.
+func (f imageFile) Inherit(old nbdserver.File) {
+	if o, ok := old.(imageFile); ok {
+		f.File.Inherit(o.File)
+	}
+}
+
+// imagePath is the path of an image as it is said everywhere.
+func imagePath(arg string) (string, error) {
+	p := strings.TrimPrefix(path.Clean("/"+arg), "/")
+	if p == "" {
+		return "", usagef("image %q: want the path of a file from the cluster's root, such as images/vm.img", arg)
+	}
+	return p, nil
+}
+
+// find returns the image's inode and size.
+func (m image) find(ctx context.Context) (id.Ino, int64, error) {
+	ino := id.Ino(1)
+	var a *msg.Attr
+	for name := range strings.SplitSeq(m.path, "/") {
+		var err error
+		if a, err = m.c.Lookup(ctx, imageCred, ino, []byte(name)); err != nil {
+			return 0, 0, fmt.Errorf("/%s, at %q: %w", m.path, name, err)
+		}
+		ino = id.Ino(a.Ino)
+	}
+	switch a.Type {
+	case msg.FileType_REGULAR:
+		return ino, int64(a.Size), nil
+	case msg.FileType_DIRECTORY:
+		return 0, 0, fmt.Errorf("/%s: %w", m.path, fserr.IsDir)
+	}
+	return 0, 0, fmt.Errorf("/%s is no regular file; name the file itself: %w", m.path, fserr.Invalid)
+}
+
+// Size implements nbdserver.Image.
+func (m image) Size(ctx context.Context) (int64, error) {
+	_, size, err := m.find(ctx)
+	return size, err
+}
+
+// open opens the image.
+func (m image) open(ctx context.Context, readOnly bool) (*client.File, int64, error) {
+	ino, _, err := m.find(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	f, err := m.c.Open(ctx, imageCred, ino, !readOnly, false)
+	if err != nil {
+		return nil, 0, fmt.Errorf("/%s: %w", m.path, err)
+	}
+	a, err := m.c.GetAttr(ctx, ino) // what it is once nobody else changes it
+	if err != nil {
+		_ = f.Release(ctx)
+		return nil, 0, fmt.Errorf("/%s: %w", m.path, err)
+	}
+	return f, int64(a.Size), nil
+}
+
+// Open implements nbdserver.Image.
+func (m image) Open(ctx context.Context, readOnly bool) (nbdserver.File, int64, error) {
+	f, size, err := m.open(ctx, readOnly)
+	if err != nil {
+		return nil, 0, err
+	}
+	return imageFile{f}, size, nil
+}
+
+// hostOf returns the client as one that threads can sit with, nil if it is none.
+func hostOf(c any) hot.Host {
+	h, _ := c.(hot.Host)
+	return h
+}
+
+// dialImages opens a session for serving images; where is said to people who ask who holds them.
+func (a *app) dialImages(ctx context.Context, where string, log *slog.Logger) (*client.Client, error) {
+	slackenGC(heapSlack)
+	d, err := a.readCluster()
+	if err != nil {
+		return nil, err
+	}
+	c, err := client.Dial(ctx, client.Options{
+		Cluster: d.uuid, Name: d.name, Addrs: d.mds, Mount: where, Version: version, Logger: log, StartTimeout: mountTimeout, Members: d.refresh,
+	})
+	if err != nil {
+		return nil, unreached(d, err)
+	}
+	return c, nil
+}
