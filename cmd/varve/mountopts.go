@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"varve/internal/client"
 )
@@ -13,11 +14,13 @@ import (
 // mountOptions are what -o says.
 type mountOptions struct {
 	readOnly  bool
-	transport string       // auto or dev
-	noLocal   bool         // read from chunk servers on this host over the network too
-	relay     client.Relay // whether large writes may go through one replica
-	readAhead int64        // bytes of memory for it; 0: as much as the client likes, less: none
-	behind    int64        // bytes of memory for writes that return before they are carried out
+	transport string        // auto or dev
+	noLocal   bool          // read from chunk servers on this host over the network too
+	relay     client.Relay  // whether large writes may go through one replica
+	readAhead int64         // bytes of memory for it; 0: as much as the client likes, less: none
+	wait      time.Duration // for the cluster, before an operation fails; 0: for ever
+	failFast  bool          // see client.Options.FailFast
+	behind    int64         // bytes of memory for writes that return before they are carried out
 }
 
 // mountIgnored are the options of mount(8) and fstab(5) that mean nothing to a varve mount, or that it always has.
@@ -68,14 +71,45 @@ func parseMountOptions(args []string) (mountOptions, error) {
 				return o, usagef("mount option %q: want writeback=MB, 0 for none", word)
 			}
 			o.behind = int64(mb) << 20
+		case name == "errors":
+			wait, failFast, err := parseErrors(value)
+			if err != nil {
+				return o, err
+			}
+			o.wait, o.failFast = wait, failFast
 		case mountLater[name] != "":
 			return o, usagef("mount option %q: %s comes with a later release; leave it out", name, mountLater[name])
 		case !hasValue && slices.Contains(mountIgnored, name), strings.HasPrefix(name, "x-"), name == "comment":
 		default:
-			return o, usagef("mount option %q is unknown: want ro, transport=auto|dev, local=on|off, relay=auto|on|off, readahead=MB, writeback=MB, or one of %s", word, strings.Join(mountIgnored, " "))
+			return o, usagef("mount option %q is unknown: want ro, transport=auto|dev, local=on|off, relay=auto|on|off, readahead=MB, writeback=MB, errors=wait[:SECONDS]|fail[:SECONDS], or one of %s", word, strings.Join(mountIgnored, " "))
 		}
 	}
 	return o, nil
+}
+
+const (
+	failAfter  = 10 * time.Second // errors=fail
+	maxErrWait = 24 * time.Hour
+)
+
+// parseErrors reads what operations do when the cluster does not answer: wait for ever, wait so many seconds, or fail after so many and then
+// at once.
+func parseErrors(value string) (wait time.Duration, failFast bool, err error) {
+	how, seconds, given := strings.Cut(value, ":")
+	if how == "fail" {
+		wait, failFast = failAfter, true
+	}
+	if given {
+		n, perr := strconv.ParseUint(seconds, 10, 32)
+		if wait = time.Duration(n) * time.Second; perr != nil || n == 0 || wait > maxErrWait {
+			how = ""
+		}
+	}
+	if how != "wait" && how != "fail" {
+		return 0, false, usagef("mount option %q: want errors=wait (for ever), errors=wait:SECONDS, or errors=fail[:SECONDS] (others fail at once then), up to %d seconds",
+			"errors="+value, int(maxErrWait.Seconds()))
+	}
+	return wait, failFast, nil
 }
 
 func checkTransport(t string) error {

@@ -204,3 +204,20 @@ func TestHealth(t *testing.T) {
 		}
 	}
 }
+
+func TestParseErrors(t *testing.T) {
+	for v, want := range map[string]struct {
+		wait time.Duration
+		fast bool
+	}{"wait": {0, false}, "wait:30": {30 * time.Second, false}, "fail": {10 * time.Second, true}, "fail:5": {5 * time.Second, true}} {
+		wait, fast, err := parseErrors(v)
+		if err != nil || wait != want.wait || fast != want.fast {
+			t.Errorf("errors=%s: %v, %t, %v", v, wait, fast, err)
+		}
+	}
+	for _, v := range []string{"", "soft", "wait:", "fail:0", "fail:-1", "wait:x", "wait:86401"} {
+		if _, _, err := parseErrors(v); err == nil {
+			t.Errorf("errors=%s is accepted", v)
+		}
+	}
+}

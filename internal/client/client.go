@@ -33,6 +33,8 @@ type Client struct {
 	behindBytes    atomic.Int64     // memory of what was written behind
 	reads, changes latency.Recorder // how long reads took; writes, punches and flushes
 	disk           localDisk
+	stalls         stalls
+	patience       patience
 	uplink         uplink
 	start          time.Time
 	hot            hotStats
@@ -68,6 +70,7 @@ func Dial(ctx context.Context, o Options) (*Client, error) {
 	c := &Client{o: o, log: o.Logger, local: localAddrs(), changed: make(chan struct{}), addrs: append([]string(nil), o.Addrs...), start: time.Now()}
 	c.cache.init(o.CacheEntries)
 	c.disk.log = o.Logger
+	c.stalls.init(o.Logger)
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	if o.Notifier != nil {
 		c.SetNotifier(o.Notifier)
@@ -198,40 +201,6 @@ func (c *Client) tick() {
 		}
 		cancel()
 	}
-}
-
-// limit applies Options.Timeout.
-func (c *Client) limit(ctx context.Context) (context.Context, context.CancelFunc) {
-	if c.o.Timeout > 0 {
-		return context.WithTimeout(ctx, c.o.Timeout)
-	}
-	return ctx, func() {}
-}
-
-// stall logs, once, that something waits, and how long it took when it has ended.
-type stall struct {
-	log    *slog.Logger
-	what   string
-	attrs  []any
-	start  time.Time
-	timer  *time.Timer
-	logged atomic.Bool
-}
-
-func (c *Client) watch(what string, attrs ...any) *stall {
-	s := &stall{log: c.log, what: what, attrs: attrs, start: time.Now()}
-	s.timer = time.AfterFunc(c.o.StallAfter, func() {
-		s.logged.Store(true)
-		s.log.Warn("operation stalled", append([]any{"waiting for", s.what}, s.attrs...)...)
-	})
-	return s
-}
-
-func (s *stall) end() {
-	if s == nil || s.timer.Stop() || !s.logged.Load() {
-		return
-	}
-	s.log.Info("stalled operation ended", append([]any{"waited for", s.what, "took", time.Since(s.start)}, s.attrs...)...)
 }
 
 // backoff doubles from 20 ms to 1 s.

@@ -32,7 +32,7 @@ func (f *File) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if off >= chunk.MaxFileSize {
 		return 0, nil
 	}
-	ctx, cancel := f.in.s.c.limit(ctx)
+	ctx, cancel := f.in.s.c.limitData(ctx)
 	defer cancel()
 	if err := f.in.drain(ctx, off, off+int64(len(p))); err != nil {
 		return 0, err
@@ -51,7 +51,7 @@ func (f *File) WriteAt(ctx context.Context, p []byte, off int64, appendMode bool
 	case !appendMode && off > chunk.MaxFileSize-int64(len(p)):
 		return 0, 0, fserr.FileTooBig
 	}
-	ctx, cancel := f.in.s.c.limit(ctx)
+	ctx, cancel := f.in.s.c.limitData(ctx)
 	defer cancel()
 	if appendMode {
 		if err = f.in.drainAll(ctx); err == nil {
@@ -69,7 +69,7 @@ func (f *File) WriteAt(ctx context.Context, p []byte, off int64, appendMode bool
 // Fsync makes what was written to the file, through any handle of this client, durable. With dataOnly the modification
 // time may stay behind. It fails with IO, once, if something that was written is gone.
 func (f *File) Fsync(ctx context.Context, dataOnly bool) error {
-	ctx, cancel := f.in.s.c.limit(ctx)
+	ctx, cancel := f.in.s.c.limitData(ctx)
 	defer cancel()
 	if err := f.in.fsync(ctx, dataOnly); err != nil {
 		return err
@@ -88,7 +88,7 @@ func (f *File) Flush(ctx context.Context) error {
 	if !f.write {
 		return nil
 	}
-	ctx, cancel := f.in.s.c.limit(ctx)
+	ctx, cancel := f.in.s.c.limitData(ctx)
 	defer cancel()
 	if err := f.in.drainAll(ctx); err != nil {
 		return err
@@ -108,7 +108,7 @@ func (f *File) Fallocate(ctx context.Context, mode uint32, off, n int64) error {
 	if f.in.s.ctx.Err() != nil {
 		return fserr.Stale
 	}
-	ctx, cancel := f.in.s.c.limit(ctx)
+	ctx, cancel := f.in.s.c.limitData(ctx)
 	defer cancel()
 	if err := f.in.drain(ctx, off, chunk.MaxFileSize); err != nil {
 		return err
@@ -121,7 +121,7 @@ func (f *File) Seek(ctx context.Context, off int64, whence int) (int64, error) {
 	if whence != unix.SEEK_DATA && whence != unix.SEEK_HOLE {
 		return 0, fserr.Invalid
 	}
-	ctx, cancel := f.in.s.c.limit(ctx)
+	ctx, cancel := f.in.s.c.limitData(ctx)
 	defer cancel()
 	if err := f.in.drainAll(ctx); err != nil {
 		return 0, err
@@ -142,7 +142,7 @@ func (f *File) Release(ctx context.Context) error {
 	if f.released.Swap(true) {
 		return fserr.BadHandle
 	}
-	ctx, cancel := f.in.s.c.limit(ctx)
+	ctx, cancel := f.in.s.c.limitData(ctx)
 	defer cancel()
 	return f.in.closeHandle(ctx, f.write)
 }

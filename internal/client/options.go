@@ -45,6 +45,7 @@ type Options struct {
 	Members func(addrs []string)
 
 	Timeout      time.Duration // limit of one operation; default none: wait for the cluster
+	FailFast     bool          // when an operation has taken Timeout, others are given up after a second until one succeeds
 	StartTimeout time.Duration // Dial gives up after it; default 30 s
 	DialTimeout  time.Duration // one connection attempt with its handshake; default 2 s
 	ReadTimeout  time.Duration // a replica that has not answered a read is passed over; default 2 s

@@ -59,6 +59,9 @@ func (in *inode) writeOnce(ctx context.Context, p []byte, off int64, appending b
 		return nil
 	}
 	n := int64(len(p))
+	if err := in.s.c.roomToGiveUp(ctx); err != nil {
+		return err
+	}
 	hold, err := in.lockForWrite(ctx, off, n)
 	if err != nil {
 		return err
@@ -216,9 +219,12 @@ func settled(err error) bool { return errors.Is(err, errMoved) || fserr.Of(err) 
 
 // settle runs operations to their end without their caller, whose data it copies.
 func (in *inode) settle(hold *rangeHold, ops []*dataOp) {
+	bytes := int64(0)
 	for _, op := range ops {
 		op.data = append([]byte(nil), op.data...)
+		bytes += int64(len(op.data))
 	}
+	in.s.c.patience.left.Add(bytes)
 	in = in.s.pin(in.ino)
 	in.mu.Lock()
 	in.writers++ // so that a recall keeps the lease
@@ -232,6 +238,7 @@ func (in *inode) settle(hold *rangeHold, ops []*dataOp) {
 			ops[i].free()
 		}
 		in.ranges.unlock(hold)
+		in.s.c.patience.left.Add(-bytes)
 	})
 }
 
