@@ -72,6 +72,8 @@ type Handle interface {
 
 // WriteBehinder is a Handle that may take a write to be carried out later.
 type WriteBehinder interface {
+	// WritesBehind says whether it ever does; it is asked when the file is opened.
+	WritesBehind() bool
 	// WriteBehind reports whether it has taken the write. It is called only for descriptors that promise nothing about when bytes are where, and
 	// does not block.
 	WriteBehind(p []byte, off int64) bool

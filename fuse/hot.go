@@ -71,7 +71,7 @@ func (s *Session) begin(l *loop, r *request) bool {
 		switch {
 		case s.opts.ReadOnly, !f.write, size != len(r.rest), r.u32(32)&unix.O_APPEND != 0 && flags&writeCache == 0:
 			return false
-		case flags&writeKillSuidgid != 0 && s.hasPriv(r.ino):
+		case flags&writeKillSuidgid != 0 && s.hasPriv(r.ino), f.behind != nil && r.buffered():
 			return false
 		}
 	}

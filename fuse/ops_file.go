@@ -91,8 +91,7 @@ func (s *Session) write(r *request) (int, error) {
 		}
 	}
 	appendMode := r.u32(32)&unix.O_APPEND != 0 && flags&writeCache == 0
-	const synchronous = unix.O_DIRECT | unix.O_SYNC | unix.O_DSYNC
-	if b, ok := f.handle.(WriteBehinder); ok && !appendMode && r.u32(32)&synchronous == 0 && flags&writeCache == 0 && b.WriteBehind(r.rest, off) {
+	if f.behind != nil && r.buffered() && f.behind.WriteBehind(r.rest, off) {
 		le.PutUint32(r.zeroed(8), size)
 		return 8, nil
 	}
@@ -105,6 +104,13 @@ func (s *Session) write(r *request) (int, error) {
 	}
 	le.PutUint32(r.zeroed(8), uint32(n))
 	return 8, nil
+}
+
+// buffered says of a WRITE that whoever waits for it was promised nothing about where its bytes are when it returns. What comes of a mapped page
+// (writeCache) was kept back once already.
+func (r *request) buffered() bool {
+	const synchronous = unix.O_DIRECT | unix.O_SYNC | unix.O_DSYNC | unix.O_APPEND
+	return r.u32(32)&synchronous == 0 && r.u32(20)&writeCache == 0
 }
 
 // flush is sent for each close(2) of a descriptor; it also gives the fcntl locks of the closing process back,

@@ -108,7 +108,8 @@ func (t *nodes) size() int {
 // file is one open file, known to the kernel by its number.
 type file struct {
 	handle Handle
-	hot    hot.File // the handle, if it is one
+	hot    hot.File      // the handle, if it is one
+	behind WriteBehinder // the handle, if it writes behind
 	ino    id.Ino
 	write  bool
 }
@@ -124,6 +125,9 @@ func (t *files) init() { t.m = make(map[uint64]*file) }
 
 func (t *files) add(f *file) uint64 {
 	f.hot, _ = f.handle.(hot.File)
+	if b, ok := f.handle.(WriteBehinder); ok && b.WritesBehind() {
+		f.behind = b
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.last++

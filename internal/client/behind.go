@@ -52,11 +52,14 @@ func (p *part) overlaps(off, end int64) bool { return p.off < end && off < p.end
 // minPart is the least memory of a part, in bytes.
 const minPart = 64 << 10
 
+// WritesBehind reports whether WriteBehind may ever take something.
+func (f *File) WritesBehind() bool { return f.write && f.in.s.c.o.WriteBehind > 0 }
+
 // WriteBehind takes a write to be carried out later. It reports false if it was not, or not wholly, taken: then WriteAt must carry it out. It does
 // not wait. The caller must not have promised that the bytes are on the servers when it returns.
 func (f *File) WriteBehind(p []byte, off int64) bool {
 	in := f.in
-	if in.s.c.o.WriteBehind == 0 || !f.write || off < 0 || len(p) == 0 || off > chunk.MaxFileSize-int64(len(p)) {
+	if !f.WritesBehind() || off < 0 || len(p) == 0 || off > chunk.MaxFileSize-int64(len(p)) {
 		return false
 	}
 	if in.s.ctx.Err() != nil || bootTime() >= in.s.deadline.Load() || !in.layoutMu.TryRLock() {
