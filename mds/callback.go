@@ -48,7 +48,7 @@ func (l *leadership) callback(ctx context.Context, session id.SessionID, cb *msg
 			case <-ctx.Done():
 				return
 			case <-lapse:
-				if lapse = nil; needless(cb) {
+				if lapse = nil; l.needless(session, cb) {
 					close(skipped)
 					cancel()
 					return

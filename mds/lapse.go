@@ -25,13 +25,16 @@ import (
 // So what only concerns these is not worth its end: it counts as answered (needless). What another client sees of size and mtime is
 // then what was last reported.
 
-// needless reports whether a lapsed session can do without the callback.
-func needless(cb *msg.Callback) bool {
+// needless reports whether a lapsed session can do without the callback. Where several clients write to a file, a write of the lapsed one may
+// still be under way at a server that leaves the replica set, which has sent it on to one replica and not to another: the layout is its to give.
+func (l *leadership) needless(session id.SessionID, cb *msg.Callback) bool {
 	switch cb.Kind {
 	case msg.Callback_ATTR, msg.Callback_UPGRADE:
 		return true
 	case msg.Callback_LAYOUT:
-		return cb.Members
+		var mode msg.Mode
+		l.s.fsm.view(func(st *state.State) { mode = st.Mode(id.Ino(cb.Ino), session) })
+		return cb.Members && mode != msg.Mode_SHARED_WRITE
 	}
 	return false
 }
