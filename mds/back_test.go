@@ -1,6 +1,7 @@
 package mds
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -103,4 +104,30 @@ func TestDoubted(t *testing.T) {
 		x, _ := st.ChunkByID(id.ChunkID(chunks[0].Id))
 		return x.InSync() == 3
 	})
+}
+
+// TestSilentIsTold: who has missed heartbeats while others send theirs is told to clients; when most have, nobody is.
+func TestSilentIsTold(t *testing.T) {
+	c := newCluster(t, 1, func(o *Options) { o.ServerTimeout = 1600 * time.Millisecond })
+	cs := c.chunkServers(4)
+	l := c.leader().lead.Load()
+	quiet := func(s uint32) { // it sends no heartbeats, and keeps its connection
+		cs[s].mu.Lock()
+		defer cs[s].mu.Unlock()
+		close(cs[s].stop)
+	}
+	quiet(2)
+	c.eventually("cs2 to be silent", func() bool { return slices.Equal(l.silent(), []uint32{2}) })
+	quiet(3)
+	gone := func(s id.ServerID) (age time.Duration) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return bootNow() - l.servers[s].heard
+	}
+	c.eventually("cs3 to be silent too", func() bool { return gone(3) > time.Second })
+	if list := l.silent(); list != nil {
+		t.Errorf("%v are called silent, though half of the servers are", list)
+	}
+	cs[2].run()
+	c.eventually("cs3 alone to be silent", func() bool { return slices.Equal(l.silent(), []uint32{3}) })
 }

@@ -217,6 +217,28 @@ func (l *leadership) live(c *chunkServer) bool {
 	return c != nil && c.conn != nil && c.ready && c.beat.State != stateFailed && bootNow()-c.heard <= l.s.o.ServerTimeout
 }
 
+// silent returns the chunk servers that have missed three heartbeats, while most others have just sent one: who waits for one of them need not wait
+// on. Where most are late it is the leader, the network or the load.
+func (l *leadership) silent() (out []uint32) {
+	now := bootNow()
+	limit := l.s.o.ServerTimeout / 2
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	fresh := 0
+	for _, c := range l.servers {
+		switch age := now - c.heard; {
+		case age > limit:
+			out = append(out, uint32(c.id))
+		case age <= limit/2:
+			fresh++
+		}
+	}
+	if 2*fresh <= len(l.servers) || now-l.since < l.s.o.ServerTimeout {
+		return nil
+	}
+	return out
+}
+
 func (l *leadership) isLive(server id.ServerID) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -184,7 +184,7 @@ func (s *Server) serveSession(ctx context.Context, c *wire.Conn, p *peer, f *wir
 				c.Close()
 				return
 			}
-			reply.Slow = l.noteClientLoad(req.Load)
+			reply.Slow, reply.Silent = l.noteClientLoad(req.Load), l.silent()
 			reply.CacheMs = uint32(l.grants.renewed(id.SessionID(req.Session)).Milliseconds())
 		}
 		s.answer(c, f, code, reply)

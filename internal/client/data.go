@@ -276,23 +276,25 @@ func (op *dataOp) attempt(loc *location, mode msg.Mode) {
 		t := &op.targets[i]
 		t.call = t.conn.Start(&op.frame, op.done)
 	}
-	op.timer.Reset(timeout)
+	op.timer.Reset(nextLook(0, timeout))
 	for left := op.n; left > 0; {
 		select {
 		case call := <-op.done:
 			op.take(call)
 			left--
 		case <-op.timer.C:
+			waited := time.Since(op.started)
 			for i := range op.n {
 				t := &op.targets[i]
-				if t.call != nil && t.conn.Abandon(t.call) {
+				if t.call != nil && (waited >= timeout || op.in.s.silent(t.srv, waited)) && t.conn.Abandon(t.call) {
 					t.call, t.what = nil, slow
-					t.srv.met.Add(timeout)
+					t.srv.met.Add(waited)
 					op.owe(t.r.server)
 					t.conn.Close() // the next Hello on this lane waits until the server has ended the request
 					left--
 				}
 			}
+			op.timer.Reset(nextLook(max(waited, min(timeout, doubtAfter)), timeout))
 		}
 	}
 	op.timer.Stop()

@@ -45,6 +45,7 @@ type world struct {
 	cacheMs  uint32
 	delay    func(req *msg.MetaRequest) // called before the answer to what was carried out
 	deaf     bool                       // renewals are answered late
+	silent   []uint32                   // chunk servers that renewals call silent
 }
 
 type fakeSession struct {
@@ -180,7 +181,7 @@ func (m *fakeMDS) Serve(ctx context.Context, c *wire.Conn, f *wire.Frame) {
 			return
 		}
 		w.mu.Lock()
-		cacheMs, deaf := w.cacheMs, w.deaf
+		cacheMs, deaf, silent := w.cacheMs, w.deaf, w.silent
 		w.mu.Unlock()
 		for n := 0; deaf && n < 250; n++ {
 			time.Sleep(10 * time.Millisecond)
@@ -188,7 +189,7 @@ func (m *fakeMDS) Serve(ctx context.Context, c *wire.Conn, f *wire.Frame) {
 			deaf = w.deaf
 			w.mu.Unlock()
 		}
-		c.ReplyMessage(f, fserr.OK, &msg.RenewSessionReply{LeaseMs: 10000, CacheMs: cacheMs})
+		c.ReplyMessage(f, fserr.OK, &msg.RenewSessionReply{LeaseMs: 10000, CacheMs: cacheMs, Silent: silent})
 	case wire.CloseSession:
 		req := new(msg.CloseSession)
 		req.UnmarshalVT(f.Body)

@@ -130,7 +130,7 @@ func (w *hotWrite) begin() bool {
 			x.h, x.srv, x.what, x.err = conns[i], conns[i].lane.srv, broken, fserr.Unavailable // nothing was sent; to owe for it does no harm
 		}
 	}
-	w.st.l.SetTimer(&w.timer, in.s.c.o.WriteTimeout)
+	w.st.l.SetTimer(&w.timer, nextLook(0, in.s.c.o.WriteTimeout))
 	if w.left--; w.left == 0 {
 		w.left = 1
 		w.st.l.Post(&w.task) // end finds that none has it
@@ -146,10 +146,17 @@ func (w *hotWrite) exchanged(x *exchange) {
 	}
 }
 
-// late is called when it has taken too long.
+// late is called when it has taken long, and then again and again.
 func (w *hotWrite) late() {
+	s, timeout, waited := w.in.s, w.in.s.c.o.WriteTimeout, time.Since(w.start)
 	for i := range w.op.n {
-		w.parts[i].giveUp()
+		x := &w.parts[i]
+		if x.under && !x.late && (waited >= timeout || s.silent(x.srv, waited)) {
+			x.giveUp()
+		}
+	}
+	if w.left > 0 {
+		w.st.l.SetTimer(&w.timer, nextLook(max(waited, min(timeout, doubtAfter)), timeout))
 	}
 }
 

@@ -105,7 +105,7 @@ func (c *Client) renewUntilBroken(l *link) error {
 	mayCache := c.cacheFor.Load() > 0
 	t := time.NewTicker(every)
 	defer t.Stop()
-	members := time.Now()
+	members, renewed := time.Now(), time.Now()
 	for {
 		select {
 		case <-l.conn.Done():
@@ -115,7 +115,12 @@ func (c *Client) renewUntilBroken(l *link) error {
 		case <-c.ctx.Done():
 			return c.ctx.Err()
 		case <-t.C:
+		case <-l.s.doubts:
+			if time.Since(renewed) < doubtPoll {
+				continue // the answer is as good as new
+			}
 		}
+		renewed = time.Now()
 		if code, err := c.renew(c.ctx, l.conn, l.s); err != nil || code != fserr.OK {
 			if code == fserr.NoSession || code == fserr.Fenced {
 				l.s.kill(code)
@@ -148,6 +153,7 @@ func (c *Client) renew(ctx context.Context, conn *wire.Conn, s *session) (fserr.
 		Session: uint64(s.id), Local: c.localMessage(), Load: s.loadReport()}, &reply)
 	if err == nil && code == fserr.OK {
 		s.servers.slow(reply.Slow)
+		s.servers.heardOf(at, reply.Silent)
 		if late := bootTime() - s.deadline.Load(); late > 0 { // before the deadline is moved: nothing begins until then
 			s.lapses.Add(1)
 			c.log.Info("session renewed after its lease was over: it goes on", "session", s.id, "late", time.Duration(late).Round(time.Millisecond))

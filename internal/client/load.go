@@ -15,6 +15,7 @@ func (s *session) loadReport() *msg.LoadReport {
 	defer p.mu.RUnlock()
 	for _, srv := range p.all {
 		if counts := srv.met.Take(); counts != nil {
+			srv.answered.Store(bootTime())
 			r.Peers = append(r.Peers, &msg.PeerLatency{Server: uint32(srv.id), Requests: uint32(latency.Count(counts)),
 				P90Us: uint32(latency.Quantile(counts, 0.9).Microseconds())})
 		}

@@ -46,6 +46,8 @@ type server struct {
 	inFlight   atomic.Int32 // reads
 	avoidUntil atomic.Int64 // ns of time.Now
 	slow       atomic.Bool  // the leader says so: it answers late
+	silentAt   atomic.Int64 // boot time, ns: when the leader was asked that said last that the server answers nobody; 0: it did not
+	answered   atomic.Int64 // boot time, ns: when it was reported last that it had answered something
 	met        latency.Recorder
 	lanes      []lane
 	hot        [maxSeats]atomic.Pointer[hotLane]
@@ -120,6 +122,10 @@ func (srv *server) conn(n int) (*wire.Conn, error) {
 	}
 	if l.err != nil && time.Since(l.failed) < l.pause {
 		return nil, l.err
+	}
+	if srv.silent() {
+		srv.s.doubt()
+		return nil, fmt.Errorf("%s: %w", srv.id, errSilent)
 	}
 	c, err := srv.dial(n % len(srv.lanes))
 	if err != nil {

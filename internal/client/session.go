@@ -26,7 +26,8 @@ type session struct {
 	// lapses counts the renewals that came after the deadline: meanwhile the metadata servers may have changed replica sets without asking.
 	lapses   atomic.Uint64
 	servers  pool
-	changing atomic.Int32 // writes and punches that some replicas may have carried out and others not
+	doubts   chan struct{} // somebody wants to know now whether a chunk server is silent
+	changing atomic.Int32  // writes and punches that some replicas may have carried out and others not
 
 	ctx    context.Context // ends with the session
 	cancel context.CancelFunc
@@ -52,7 +53,7 @@ func newSession(c *Client, n id.SessionID, r *msg.OpenSessionReply) *session {
 		c: c, id: n,
 		lease: time.Duration(r.LeaseMs) * time.Millisecond, renewEvery: time.Duration(r.RenewMs) * time.Millisecond,
 		done: make(map[uint64]struct{}), inodes: make(map[id.Ino]*inode), idle: list.New(), dirty: make(map[*inode]struct{}),
-		recalls: make(map[id.Ino]struct{}),
+		recalls: make(map[id.Ino]struct{}), doubts: make(chan struct{}, 1),
 	}
 	if s.lease == 0 {
 		s.lease = 10 * time.Second
