@@ -158,6 +158,9 @@ func (c *Client) Close() error {
 	if n, on := c.uplink.count(); n > 0 {
 		c.log.Info("large writes went through one replica, which sent them on", "writes", n, "preferred", on)
 	}
+	if st := c.HotStats(); st.Reads+st.Writes > 0 {
+		c.log.Info("requests went on without a goroutine", "reads", st.Reads, "writes", st.Writes, "reads_left", st.ReadsLeft, "writes_left", st.WritesLeft)
+	}
 	if st := c.LocalStats(); st.Reads > 0 {
 		c.log.Info("was read from servers on this host without the network", "reads", st.Reads, "bytes", st.Bytes, "changing", st.Changing,
 			"lapsed", st.Lapsed, "revoked", st.Revoked, "damaged", st.Damaged, "failed", st.Failed)

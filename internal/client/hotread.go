@@ -77,7 +77,7 @@ func (f *File) BeginRead(s hot.Seat, p []byte, off int64, e hot.Ender) bool {
 	if st == nil || st.leaving || off < 0 || len(p) == 0 || len(p) > maxPiece || off%chunk.Size+int64(len(p)) > chunk.Size || off >= chunk.MaxFileSize {
 		return false
 	}
-	if !in.s.certain() || in.behind.on.Load() {
+	if !in.s.certain() || !in.s.c.patient() || in.behind.on.Load() {
 		return false
 	}
 	there, coming := in.copyAhead(atOnce, p, off)
@@ -147,7 +147,11 @@ func (op *hotRead) begin() bool {
 	if !op.fromDisk(op.srv) && !op.fromServer() {
 		return false
 	}
-	op.st.l.SetTimer(&op.timer, in.s.c.o.ReadTimeout)
+	patience := in.s.c.o.ReadTimeout
+	if d := in.s.c.o.Timeout; d > 0 {
+		patience = min(patience, d)
+	}
+	op.st.l.SetTimer(&op.timer, patience)
 	return true
 }
 

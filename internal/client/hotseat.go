@@ -174,24 +174,18 @@ func (s *session) certain() bool { return s.ctx.Err() == nil && bootTime() < s.d
 // after Options.Timeout.
 func (st *seat) context(e hot.Ender, start time.Time) (context.Context, context.CancelFunc) {
 	ctx := st.ctx
-	var cancels [3]func()
+	give := func() {}
 	if w, ok := e.(hot.Waiter); ok {
-		var end context.CancelFunc
-		ctx, end = context.WithCancel(w.Context())
+		both, end := context.WithCancel(w.Context())
 		stop := context.AfterFunc(st.ctx, end)
-		cancels[0], cancels[1] = func() { stop() }, end
+		ctx, give = both, func() { stop(); end() }
 	}
-	if d := st.c.o.Timeout; d > 0 {
-		ctx, cancels[2] = context.WithDeadline(ctx, start.Add(d))
-	}
-	return ctx, func() {
-		for _, f := range cancels {
-			if f != nil {
-				f()
-			}
-		}
-	}
+	ctx, cancel := st.c.limitOf(ctx, &st.c.patience.data, time.Since(start))
+	return ctx, func() { cancel(); give() }
 }
+
+// patient reports whether an operation need not be given up sooner than one that nobody bounds: else a goroutine watches over it.
+func (c *Client) patient() bool { return c.o.Timeout == 0 || !c.patience.data.Load() }
 
 // met counts how long something took that began at start.
 func met(r *latency.Recorder, start time.Time) { r.Add(time.Since(start)) }

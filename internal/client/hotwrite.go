@@ -65,7 +65,7 @@ func (f *File) BeginWrite(s hot.Seat, p []byte, off int64, e hot.Ender) bool {
 		off > chunk.MaxFileSize-int64(len(p)) {
 		return false
 	}
-	if !in.s.certain() || in.behind.on.Load() {
+	if !in.s.certain() || !in.s.c.patient() || in.behind.on.Load() || in.s.c.patience.left.Load() >= maxLeft {
 		return false
 	}
 	hold := in.ranges.try(off/chunk.BlockSize, (off+int64(len(p))-1)/chunk.BlockSize, true)

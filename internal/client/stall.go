@@ -164,14 +164,15 @@ func (c *Client) roomToGiveUp(ctx context.Context) error {
 // limit applies Options.Timeout and Options.FailFast to an operation on metadata, limitData to one on an open file. The latter may ask the
 // metadata servers meanwhile: that they answer says nothing of the data.
 func (c *Client) limit(ctx context.Context) (context.Context, context.CancelFunc) {
-	return c.limitOf(ctx, &c.patience.meta)
+	return c.limitOf(ctx, &c.patience.meta, 0)
 }
 
 func (c *Client) limitData(ctx context.Context) (context.Context, context.CancelFunc) {
-	return c.limitOf(ctx, &c.patience.data)
+	return c.limitOf(ctx, &c.patience.data, 0)
 }
 
-func (c *Client) limitOf(ctx context.Context, stuck *atomic.Bool) (context.Context, context.CancelFunc) {
+// limitOf limits an operation that has taken some time already.
+func (c *Client) limitOf(ctx context.Context, stuck *atomic.Bool, spent time.Duration) (context.Context, context.CancelFunc) {
 	d := c.o.Timeout
 	if d <= 0 {
 		return ctx, func() {}
@@ -179,6 +180,7 @@ func (c *Client) limitOf(ctx context.Context, stuck *atomic.Bool) (context.Conte
 	if c.o.FailFast && stuck.Load() {
 		d = min(d, failFast)
 	}
+	d = max(d-spent, 0)
 	limited, cancel := context.WithTimeout(ctx, d)
 	return limited, func() {
 		if ctx.Err() == nil { // else it was interrupted, which says nothing
