@@ -84,6 +84,9 @@ func (s *Session) refuse(r *request) {
 func (s *Session) spawn(r *request) {
 	r.flight = &flight{op: r.op, ino: r.ino, pid: r.pid, started: r.began}
 	s.flights.add(r.unique, r.flight)
+	if s.early.take(r.unique) {
+		s.interruptFlight(r.flight)
+	}
 	s.serving.Add(1)
 	go func() {
 		defer s.serving.Done()
@@ -191,24 +194,33 @@ func (s *Session) batchForget(r *request) {
 
 // interrupt takes INTERRUPT, which names a request whose caller has a signal pending. If that request is not
 // known it was answered, or it is being read by another reader: EAGAIN makes the kernel ask again if it is
-// still unanswered. See the package documentation for who is really interrupted.
+// still unanswered. A request on a ring the kernel does not find by this, so it is noted for when that comes. See the package documentation for who
+// is really interrupted.
 func (s *Session) interrupt(r *request) {
 	unique := r.u64(0)
-	f := s.flights.get(unique)
-	if f == nil && s.interruptHot(unique) {
-		s.done(r, 0, 0)
-		return
+	if !s.interrupted(unique) {
+		if err := r.via.send(r, syscall.EAGAIN, 0); err != nil && s.transport == Uring {
+			s.early.add(unique)
+			s.interrupted(unique) // it may have come just before
+		}
 	}
-	if f == nil {
-		_ = r.via.send(r, syscall.EAGAIN, 0) // the kernel does not take it if the request was answered: fine
-		s.done(r, 0, 0)
-		return
+	s.done(r, 0, 0)
+}
+
+// interrupted tells whether there is such a request, and that it was interrupted.
+func (s *Session) interrupted(unique uint64) bool {
+	if f := s.flights.get(unique); f != nil {
+		s.interruptFlight(f)
+		return true
 	}
+	return s.interruptHot(unique)
+}
+
+func (s *Session) interruptFlight(f *flight) {
 	f.mu.Lock()
 	f.interrupted = true
 	f.mu.Unlock()
 	if f.op == opSetlkw || beingKilled(f.pid) {
 		f.cancel()
 	}
-	s.done(r, 0, 0)
 }

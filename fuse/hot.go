@@ -79,6 +79,9 @@ func (s *Session) begin(l *loop, r *request) bool {
 		return false
 	}
 	l.add(r)
+	if s.early.take(r.unique) {
+		s.interruptHot(r.unique)
+	}
 	begun := false
 	if r.op == opRead {
 		begun = f.hot.BeginRead(l.seat, r.room(size), int64(off), r)

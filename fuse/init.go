@@ -25,7 +25,11 @@ func (s *Session) init(r *request) (int, error) {
 		s.readyOnce.Do(func() { s.initErr = err; close(s.ready) })
 		return 0, syscall.EPROTO
 	}
-	flags := offered & initWanted
+	wanted := initWanted
+	if s.transport == Uring {
+		wanted |= initOverIOUring
+	}
+	flags := offered & wanted
 	background := s.opts.MaxBackground
 	le.PutUint32(b[8:], r.u32(8)) // read-ahead, as offered
 	le.PutUint32(b[12:], uint32(flags))

@@ -52,7 +52,7 @@ type way struct {
 }
 
 // ways are what the tests with a real mount run on.
-var ways = []way{{"readers", Readers}, {"dev", Dev}}
+var ways = []way{{"readers", Readers}, {"dev", Dev}, {"uring", Uring}}
 
 // each runs a test on every transport. VARVE_TRANSPORT names one.
 func each(t *testing.T, test func(t *testing.T, w way)) {
@@ -75,9 +75,32 @@ func (w way) mem() (Backend, *memFS) {
 	return h, h.memFS
 }
 
+// switchUring sets the kernel's switch for FUSE over io_uring, which stays as the last test left it: on. Processes that test at once share it.
+func switchUring(t testing.TB, to string) (unlock func()) {
+	t.Helper()
+	f, err := os.OpenFile(filepath.Join(os.TempDir(), "varve-test-uring.lock"), os.O_CREATE|os.O_RDWR, 0o666)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(uringSwitch, []byte(to), 0); err != nil {
+		t.Skip("no FUSE over io_uring here:", err)
+	}
+	return func() { f.Close() }
+}
+
 // mount is testMount on the transport.
 func (w way) mount(t testing.TB, backend Backend, change func(*Options)) (*Session, string) {
 	t.Helper()
+	if w.transport == Uring {
+		needKernel(t)
+		defer switchUring(t, "Y")()
+		if _, err := checkUring(); errors.Is(err, fserr.NotSupported) {
+			t.Skip(err)
+		}
+	}
 	return testMount(t, backend, func(o *Options) {
 		o.Transport, o.Loops = w.transport, testLoops
 		if change != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,8 +20,10 @@ type loops struct {
 	*device // of these descriptors
 	s       *Session
 	all     []*devLoop
+	ring    *uring // nil: there is only /dev/fuse
 	reading sync.WaitGroup
 	closed  sync.Once
+	failure atomic.Pointer[error] // what fail was told
 }
 
 var _ transport = (*loops)(nil)
@@ -35,8 +38,11 @@ type devLoop struct {
 	buf    *buffer
 	resume reactor.Task // after a wait for the budget
 	held   bool         // until then nothing is read
-	over   bool         // nothing is read any more
+	over   bool         // nothing is read yet, or any more
 	err    error        // why; errUnmounted in order
+
+	queues  []*ringQueue // of FUSE over io_uring
+	pending atomic.Int64 // commands that the kernel has
 }
 
 const (
@@ -112,20 +118,24 @@ func processors(n int) [][]int {
 	return sets
 }
 
-// newLoops takes over fd, which is mounted.
-func newLoops(s *Session, fd int) (*loops, error) {
+// newLoops takes over fd, which is mounted. With rings for as many processors, it is FUSE over io_uring.
+func newLoops(s *Session, fd, rings int) (*loops, error) {
 	d, err := newDevice(fd, s.opts.Loops, unpolled, s.log)
 	if err != nil {
 		return nil, err
 	}
-	all, err := s.startLoops(len(d.readers), reactor.Options{Ring: iouring.Options{}})
+	var o reactor.Options
+	if rings > 0 {
+		o = reactor.Options{Kind: reactor.Ring, Ring: iouring.Options{SQE128: true}, Operations: ringOps}
+	}
+	all, err := s.startLoops(len(d.readers), o)
 	if err != nil {
 		d.close()
 		return nil, err
 	}
 	t := &loops{device: d, s: s}
 	for i, l := range all {
-		dl := &devLoop{loop: l, t: t, desc: d.readers[i], buf: getBuffer(maxWrite)}
+		dl := &devLoop{loop: l, t: t, desc: d.readers[i], buf: getBuffer(maxWrite), over: true}
 		dl.poll.Done = dl.ready
 		dl.resume.Run = dl.goOn
 		if err := dl.desc.raw.Control(func(fd uintptr) { dl.fd = int(fd) }); err != nil {
@@ -135,13 +145,19 @@ func newLoops(s *Session, fd int) (*loops, error) {
 		}
 		t.all = append(t.all, dl)
 	}
+	if rings > 0 {
+		t.ring = newUring(t, rings)
+	}
 	s.loops = all
 	return t, nil
 }
 
-// run reads on all loops until the mount is gone.
+// run reads on all loops, or on the first one if the others have rings, until the mount is gone.
 func (t *loops) run(func(*request)) error {
 	for i, d := range t.all {
+		if i > 0 && t.ring != nil {
+			break
+		}
 		t.reading.Add(1)
 		if !d.l.Do(d.start) {
 			t.reading.Done()
@@ -156,25 +172,45 @@ func (t *loops) run(func(*request)) error {
 			case <-stop:
 			case <-d.l.Done():
 				// What it had read is never answered, so the connection must end. Nothing runs on the loop any more.
-				if !d.over {
-					d.end(fmt.Errorf("reactor %d cannot go on: %w", i, d.l.Err()))
-					if err := abort(t.s.mount.conn); err != nil {
-						t.log.Warn("cannot abort the connection", "cause", err)
-					}
+				err := fmt.Errorf("reactor %d cannot go on: %w", i, d.l.Err())
+				t.fail(err)
+				if t.ring == nil || i == 0 {
+					d.end(err)
 				}
 			}
 		}()
 	}
 	t.reading.Wait()
+	if err := t.failure.Load(); err != nil {
+		return *err
+	}
 	for _, d := range t.all {
-		if !errors.Is(d.err, errUnmounted) {
+		if d.err != nil && !errors.Is(d.err, errUnmounted) {
 			return d.err
 		}
 	}
 	return errUnmounted
 }
 
+// fail ends the connection, and run with err.
+func (t *loops) fail(err error) {
+	if t.failure.CompareAndSwap(nil, &err) {
+		t.log.Error("the mount cannot go on", "cause", err)
+		go func() {
+			if err := abort(t.s.mount.conn); err != nil {
+				t.log.Warn("cannot abort the connection", "cause", err)
+			}
+			t.close()
+		}()
+	}
+}
+
 func (d *devLoop) start() {
+	d.over = false
+	if d.t.closing.Load() {
+		d.shut()
+		return
+	}
 	if err := d.l.Watch(d.fd); err != nil {
 		d.end(err)
 		return
@@ -234,7 +270,21 @@ func (d *devLoop) read() {
 func (d *devLoop) take(n int) bool {
 	r := d.t.request(d.desc, &d.buf, n)
 	s := d.s
-	if r == nil || s.atOnce(r) || s.begin(d.loop, r) {
+	if r == nil {
+		return true
+	}
+	init := r.op == opInit
+	if s.atOnce(r) {
+		if c := s.conn.Load(); init && d.t.ring != nil && c != nil {
+			if c.Flags&initOverIOUring != 0 {
+				d.t.ring.register()
+			} else {
+				d.t.ring.fallBack(errNotOffered)
+			}
+		}
+		return true
+	}
+	if s.begin(d.loop, r) {
 		return true
 	}
 	if s.budget.try(r.cost) {
@@ -273,7 +323,8 @@ func (d *devLoop) shut() {
 	d.end(errUnmounted)
 }
 
-// close has the loops stop reading, and closes the descriptors when they have.
+// close has the loops stop reading, and closes the descriptors when they have. The rings' commands hold the device open, so it is no abort of
+// their connection: that is done apart.
 func (t *loops) close() {
 	t.closed.Do(func() {
 		t.closing.Store(true)
@@ -287,7 +338,16 @@ func (t *loops) close() {
 
 // free ends the loops.
 func (t *loops) free() {
+	if t.ring != nil {
+		if err := t.ring.ended(loopEnd); err != nil {
+			t.log.Warn("memory and threads of the mount stay", "cause", err, "waited", loopEnd)
+			return
+		}
+	}
 	t.s.endLoops(t.s.loops)
+	if t.ring != nil {
+		t.ring.free()
+	}
 	for _, d := range t.all {
 		d.buf.put()
 	}

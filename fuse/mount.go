@@ -33,6 +33,9 @@ func Mount(ctx context.Context, opts Options, backend Backend) (*Session, error)
 		return nil, err
 	}
 	opts.MountPoint = dir
+	if err := opts.Transport.check(); err != nil {
+		return nil, err
+	}
 	s := newSession(opts, backend)
 	s.mount = mountID{dir: dir, root: os.Geteuid() == 0}
 	var fd int

@@ -19,6 +19,7 @@ type Options struct {
 	Loops         int          // threads for Dev and Uring; 0: one for each processor, 8 at most; up to 64
 	MaxBackground int          // asynchronous requests the kernel keeps under way; 0 is 128, up to 65535
 	Readers       int          // for the transport of that name: descriptors, each read by a goroutine; 0 is 2, up to 16
+	ringPayload   int          // of an entry, instead of what the kernel wants; for tests
 	MaxRequests   int          // requests served at once; above it the next one waits. 0 is 8192, at least 64
 }
 

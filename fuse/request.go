@@ -46,6 +46,7 @@ type request struct {
 	in     *buffer            // holds fixed and rest, or nil if they are in small
 	out    *buffer            // holds frame, or nil if it is in answer
 	source *descriptor        // where it was read
+	entry  *ringEntry         // or where the ring put it
 	write  func(uintptr)      // writes frame; bound to this request once, so that answering does not allocate
 	result error              // of write
 	small  [smallRequest]byte // requests without much data
@@ -85,7 +86,7 @@ func (r *request) free() {
 	}
 	r.fixed, r.rest, r.via, r.flight, r.lost, r.cost = nil, nil, nil, nil, nil, 0
 	r.keep, r.body, r.began, r.hot = kept{}, nil, time.Time{}, hotState{}
-	r.frame, r.in, r.out, r.source, r.result = nil, nil, nil, nil, nil
+	r.frame, r.in, r.out, r.source, r.entry, r.result = nil, nil, nil, nil, nil, nil
 	requestPool.Put(r)
 }
 

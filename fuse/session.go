@@ -54,6 +54,7 @@ type Session struct {
 	host    hot.Host // the backend, if it is one
 	log     *slog.Logger
 	via     transport
+	early   early
 	loops   []*loop // whose threads begin requests; these are set before the first comes
 
 	transport Transport // as in ConnInfo
@@ -244,6 +245,7 @@ func (s *Session) watch(stop <-chan struct{}) {
 			}
 		}
 		s.watchHot()
+		s.early.expire()
 	}
 }
 

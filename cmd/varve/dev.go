@@ -57,7 +57,7 @@ func (a *app) devUpCommand() *cobra.Command {
 	fl.IntVar(&f.cs, "cs", 3, "number of chunk servers")
 	fl.StringVar(&f.replicas, "replicas", "", "NORM:MIN replicas of a new cluster (default 3:2, less with fewer chunk servers)")
 	fl.BoolVar(&f.procs, "procs", false, "each server and mount in a process of its own, started again when it dies")
-	fl.StringVar(&f.transport, "transport", "auto", "how the kernel is talked to: auto or dev")
+	fl.StringVar(&f.transport, "transport", "auto", "how the kernel is talked to: auto, dev or uring")
 	fl.BoolVarP(&f.detach, "detach", "d", false, "return when ready")
 	fl.BoolVar(&f.noRestart, "no-restart", false, "with --procs: leave a process that died dead")
 	fl.StringVar(&f.cache, "cache", "", "")
@@ -328,9 +328,9 @@ func (p *parts) server(kind string, i int) *part {
 
 func (p *parts) mount(i int) *part {
 	name, dir := numbered("mount", i), p.c.Mounts[i]
-	spec := mountSpec{cluster: p.c.clusterDir(), dir: dir, mountOptions: mountOptions{transport: "auto"}}
+	spec := mountSpec{cluster: p.c.clusterDir(), dir: dir, mountOptions: mountOptions{transport: p.c.transport()}}
 	return &part{
-		name: name, args: []string{"-c", spec.cluster, "mount", "-f", "--pid-file", string(p.c.pid(name)), "--", dir}, mount: dir,
+		name: name, args: []string{"-c", spec.cluster, "mount", "-f", "-o", "transport=" + spec.transport, "--pid-file", string(p.c.pid(name)), "--", dir}, mount: dir,
 		serve: func(ctx context.Context, log *slog.Logger) error { return runMount(ctx, spec, log, func() {}) },
 	}
 }

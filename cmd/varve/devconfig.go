@@ -40,8 +40,17 @@ type devConfig struct {
 	Mounts   []string `json:"mounts"`
 	Procs    bool     `json:"procs"`
 	Restart  bool     `json:"restart"`
+	// Transport of the mounts; "" is auto.
+	Transport string `json:"transport,omitempty"`
 
 	dir string // absolute
+}
+
+func (c *devConfig) transport() string {
+	if c.Transport == "" {
+		return "auto"
+	}
+	return c.Transport
 }
 
 // devFlags are the flags of `dev up`.
@@ -165,7 +174,7 @@ func newDevConfig(f *devFlags) (*devConfig, error) {
 	}
 	c := &devConfig{
 		Version: 1, Replicas: f.replicas, MDS: make([]string, f.mds), CS: make([]string, f.cs), Mounts: f.mounts, Procs: f.procs,
-		Restart: !f.noRestart, dir: dir,
+		Restart: !f.noRestart, Transport: f.transport, dir: dir,
 	}
 	if c.Replicas == "" {
 		c.Replicas = defaultReplicas(f.cs)
@@ -197,6 +206,9 @@ func (c *devConfig) adapt(f *devFlags) error {
 	}
 	if f.changed("mount") {
 		c.Mounts = f.mounts
+	}
+	if f.changed("transport") {
+		c.Transport = f.transport
 	}
 	if f.changed("procs") {
 		c.Procs = f.procs

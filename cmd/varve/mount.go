@@ -64,7 +64,7 @@ func (a *app) mountCommand() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringArrayVarP(&options, "options", "o", nil, "ro, transport=auto|dev, local=on|off (off: read over the network also from chunk servers on this host), relay=auto|on|off (whether large writes go through one replica, which sends them on), readahead=MB (memory for what is read before it is asked for; 64, 0 for none), writeback=MB (memory for buffered writes that return before they are on the servers; a crash of the mount loses those of the last second; none by default), errors=wait[:SECONDS]|fail[:SECONDS] (what reads and writes do when the cluster does not answer: wait, for ever by default, or fail, and others at once then); those of fstab that mean nothing here are accepted")
+	f.StringArrayVarP(&options, "options", "o", nil, "ro, transport=auto|dev|uring (how the kernel's requests come: by /dev/fuse or by FUSE over io_uring), local=on|off (off: read over the network also from chunk servers on this host), relay=auto|on|off (whether large writes go through one replica, which sends them on), readahead=MB (memory for what is read before it is asked for; 64, 0 for none), writeback=MB (memory for buffered writes that return before they are on the servers; a crash of the mount loses those of the last second; none by default), errors=wait[:SECONDS]|fail[:SECONDS] (what reads and writes do when the cluster does not answer: wait, for ever by default, or fail, and others at once then); those of fstab that mean nothing here are accepted")
 	f.BoolVarP(&foreground, "foreground", "f", false, "serve in this process until it is told to stop")
 	f.StringVarP(&logFile, "log", "l", "", "log of the process in the background (default "+logDir+"/mount-DIR.log)")
 	pid.flag(cmd)

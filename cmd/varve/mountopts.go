@@ -14,7 +14,7 @@ import (
 // mountOptions are what -o says.
 type mountOptions struct {
 	readOnly  bool
-	transport string        // auto or dev
+	transport string        // auto, dev or uring
 	noLocal   bool          // read from chunk servers on this host over the network too
 	relay     client.Relay  // whether large writes may go through one replica
 	readAhead int64         // bytes of memory for it; 0: as much as the client likes, less: none
@@ -81,7 +81,7 @@ func parseMountOptions(args []string) (mountOptions, error) {
 			return o, usagef("mount option %q: %s comes with a later release; leave it out", name, mountLater[name])
 		case !hasValue && slices.Contains(mountIgnored, name), strings.HasPrefix(name, "x-"), name == "comment":
 		default:
-			return o, usagef("mount option %q is unknown: want ro, transport=auto|dev, local=on|off, relay=auto|on|off, readahead=MB, writeback=MB, errors=wait[:SECONDS]|fail[:SECONDS], or one of %s", word, strings.Join(mountIgnored, " "))
+			return o, usagef("mount option %q is unknown: want ro, transport=auto|dev|uring, local=on|off, relay=auto|on|off, readahead=MB, writeback=MB, errors=wait[:SECONDS]|fail[:SECONDS], or one of %s", word, strings.Join(mountIgnored, " "))
 		}
 	}
 	return o, nil
@@ -114,12 +114,10 @@ func parseErrors(value string) (wait time.Duration, failFast bool, err error) {
 
 func checkTransport(t string) error {
 	switch t {
-	case "auto", "dev":
+	case "auto", "dev", "uring":
 		return nil
-	case "uring":
-		return usagef("transport=uring (FUSE over io_uring) comes with a later release; use transport=auto")
 	}
-	return usagef("transport %q: want auto or dev", t)
+	return usagef("transport %q: want auto, dev or uring", t)
 }
 
 // The source of a mount, as /proc/mounts shows it, says which cluster directory it came from: varve://NAME, or varve://

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"varve/iouring"
 )
 
 // ErrTimeout is how an operation ends that took longer than its Timeout and could be cancelled.
@@ -28,6 +30,7 @@ const (
 	opPunch    // op.off, op.n
 	opAllocate // op.off, op.n
 	opPoll     // op.n: the events
+	opRaw      // op.raw
 )
 
 // Op is one operation on a File. Its owner embeds it where the operation belongs, sets Done once, and may use it again
@@ -51,6 +54,7 @@ type Op struct {
 	off    int64
 	buf    []byte
 	vec    *vector
+	raw    *iouring.Raw
 	owner  completer
 	timer  Timer
 	next   *Op // of the list it is in

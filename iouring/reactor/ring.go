@@ -150,6 +150,8 @@ func (b *ring) queue(op *Op, data uint64) (iouring.Op, error) {
 		return r.Punch(fd, op.off, op.n, data)
 	case opPoll:
 		return r.Poll(fd, uint32(op.n), data)
+	case opRaw:
+		return r.Raw(op.raw, data)
 	case opAllocate:
 		return r.Fallocate(fd, 0, op.off, op.n, data)
 	}

@@ -4,6 +4,8 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
+
+	"varve/iouring"
 )
 
 // Watch makes Poll possible on fd, which does not block and stays the caller's.
@@ -21,6 +23,17 @@ func (l *Loop) Unwatch(fd int) { l.b.forget(fd) }
 // EPOLLEXCLUSIVE among the events one of those who wait so is woken, where there is a ring, and not all.
 func (l *Loop) Poll(op *Op, fd int, events uint32) {
 	op.code, op.fd, op.buf, op.n = opPoll, int32(fd), nil, int64(events)
+	l.start(op, l)
+}
+
+// Raw has the kernel do an operation as it is, such as a command of a device (iouring.OpUringCmd), where there is a ring: Kind is Ring. Commands of 80 bytes need
+// Options.Ring.SQE128. Done's n is the kernel's result. o belongs to the operation until then, and so does the memory it names; a command that cannot be
+// cancelled, as FUSE's, must be ended by other means before Close.
+func (l *Loop) Raw(op *Op, o *iouring.Raw) {
+	if l.kind != Ring {
+		panic("reactor: Raw without a ring")
+	}
+	op.code, op.fd, op.buf, op.raw = opRaw, -1, nil, o
 	l.start(op, l)
 }
 

@@ -1,11 +1,14 @@
 package reactor_test
 
 import (
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"varve/iouring"
 	"varve/iouring/reactor"
 )
 
@@ -86,5 +89,31 @@ func TestCPUs(t *testing.T) {
 	}
 	if _, err := reactor.Start(reactor.Options{CPUs: []int{1000}}); err == nil {
 		t.Error("a loop on a processor that there is not")
+	}
+}
+
+// TestRaw writes a file by an operation that has no method, on rings with submissions of either length.
+func TestRaw(t *testing.T) {
+	for _, wide := range []bool{false, true} {
+		each(t, func(o *reactor.Options) { o.Ring.SQE128 = wide && o.Ring.Without == 0 }, func(t *testing.T, l *reactor.Loop) {
+			if l.Kind() != reactor.Ring {
+				t.Skip("no ring")
+			}
+			f, err := os.Create(filepath.Join(t.TempDir(), "f"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			ended := make(chan struct{})
+			var n int
+			op := &reactor.Op{Done: func(k int, e error) { n, err = k, e; close(ended) }}
+			raw := &iouring.Raw{SQE: iouring.SQE{Opcode: iouring.OpWritev}, File: iouring.FD(f.Fd()), Vec: [][]byte{[]byte("hel"), []byte("lo")}}
+			on(t, l, func() { l.Raw(op, raw) })
+			wait(t, ended, "write")
+			got, rerr := os.ReadFile(f.Name())
+			if n != 5 || err != nil || rerr != nil || string(got) != "hello" {
+				t.Errorf("%d, %v: %q, %v", n, err, got, rerr)
+			}
+		})
 	}
 }

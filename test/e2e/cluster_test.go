@@ -100,6 +100,14 @@ func up(t *testing.T, mds, cs, mounts int, replicas string) *cluster {
 	}
 	c.args = []string{"dev", "up", "-d", "--procs", "--dir", c.dir, "--mount", strings.Join(c.mounts, ","),
 		"--mds", strconv.Itoa(mds), "--cs", strconv.Itoa(cs), "--replicas", replicas}
+	if way := os.Getenv("VARVE_TRANSPORT"); way != "" {
+		c.args = append(c.args, "--transport", way)
+		if way == "uring" {
+			if err := os.WriteFile("/sys/module/fuse/parameters/enable_uring", []byte("Y"), 0); err != nil {
+				t.Skip("FUSE over io_uring:", err)
+			}
+		}
+	}
 	t.Cleanup(func() {
 		c.varve(60*time.Second, "dev", "down", "--dir", c.dir)
 		if t.Failed() {
