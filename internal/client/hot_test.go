@@ -925,3 +925,21 @@ func fileConn(t *testing.T, fd int) net.Conn {
 }
 
 func osFile(fd int) *os.File { return os.NewFile(uintptr(fd), "socket") }
+
+// TestHotLapse: after a lease that was over for a while nothing begins on a reactor under the layout from before.
+func TestHotLapse(t *testing.T) {
+	w := newWorld(t, 1, 1, 1, 1)
+	c := w.dial(t, nil)
+	f := create(t, c, "a")
+	write(t, f, fill(8192, 1), 0)
+	h := sit(t, c, reactor.Auto)
+	h.warm(f)
+	f.in.s.lapses.Add(1)
+	for _, wr := range []bool{false, true} {
+		if h.begin(f, wr, make([]byte, 4096), 0) != nil {
+			t.Errorf("write %t was begun", wr)
+		}
+	}
+	read(t, f, 0, 4096)
+	h.write(f, fill(4096, 2), 0)
+}

@@ -95,6 +95,10 @@ func (h *hotLane) dial() error {
 	if h.err != nil && time.Since(h.failed) < h.pause {
 		return h.err
 	}
+	if h.srv.silent() {
+		h.srv.s.doubt()
+		return fmt.Errorf("%s: %w", h.srv.id, errSilent)
+	}
 	nc, read, err := h.greet()
 	if err != nil {
 		h.failed, h.err = time.Now(), err

@@ -296,9 +296,7 @@ type glanced struct {
 func (in *inode) glance(index uint32) (v glanced) {
 	in.mu.Lock()
 	v.mode, v.size, v.sizeKnown = in.mode, in.size, in.sizeKnown
-	if p := in.layout[index/pageChunks]; p != nil {
-		v.known, v.loc = p.known>>(index%pageChunks)&1 != 0, p.chunks[index%pageChunks]
-	}
+	v.loc, v.known = in.lookupLocked(index)
 	in.mu.Unlock()
 	return v
 }

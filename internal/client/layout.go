@@ -47,6 +47,10 @@ type page struct {
 func (in *inode) lookup(index uint32) (*location, bool) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
+	return in.lookupLocked(index)
+}
+
+func (in *inode) lookupLocked(index uint32) (*location, bool) {
 	in.lapsedLocked()
 	p := in.layout[index/pageChunks]
 	if p == nil || p.known>>(index%pageChunks)&1 == 0 {
