@@ -54,7 +54,6 @@ var rooms = []room{
 	{dir: "internal/local", may: append([]string{"internal/boottime"}, pureInternal...)},
 	{dir: "internal/capture", may: pureInternal},
 	{dir: "internal/nbd", may: []string{"internal/nbd/..."}},
-	{dir: "internal/bond"},
 	{dir: "internal/nbd/nbdserver", may: []string{"internal/nbd", "internal/block", "internal/fserr", "iouring/reactor"}},
 	{dir: "internal/block", may: []string{"internal/block/...", "internal/hot", "internal/fserr", "internal/disk", "iouring/reactor"}},
 	{dir: "internal/hot", may: []string{"iouring/reactor"}},
