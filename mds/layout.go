@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"varve/internal/chunk"
 	"varve/internal/fserr"
 	"varve/internal/id"
 	"varve/internal/wire"
@@ -29,12 +30,25 @@ func (l *leadership) changeLayout(ctx context.Context, req *msg.MetaRequest, ino
 	}
 	session := id.SessionID(req.Session)
 	freeze := freezeLatch(ino, true)
-	if err := l.latches.acquire(ctx, freeze); err != nil {
-		return decide.Outcome{}, err
+	for {
+		if err := l.latches.acquire(ctx, freeze); err != nil {
+			return decide.Outcome{}, err
+		}
+		out := l.decideNow(req)
+		if out.Event != nil {
+			break
+		}
+		l.latches.release(freeze)
+		if out.Code != fserr.NotReady { // refused, or done by another: nobody is called back for it
+			return out, l.confirmRead(ctx)
+		}
+		if !sleep(ctx, settlePoll) { // the tail that another truncate left is not punched yet
+			return decide.Outcome{}, waitError(ctx, "the tail of a truncated file to be punched")
+		}
 	}
 	defer l.latches.release(freeze)
-	if out := l.decideNow(req); out.Event == nil { // refused, or done by another: nobody is called back for it
-		return out, l.confirmRead(ctx)
+	if d := req.GetDropReplica(); d != nil && !l.soundWithout(id.Ino(d.Ino), id.ServerID(d.Server)) {
+		return decide.Outcome{Code: fserr.TooFew}, nil
 	}
 	if err := l.recallLayouts(ctx, ino, session, req.GetDropReplica() != nil); err != nil {
 		return decide.Outcome{}, err
@@ -47,6 +61,41 @@ func (l *leadership) changeLayout(ctx context.Context, req *msg.MetaRequest, ino
 		}
 	}
 	return out, err
+}
+
+// soundWithout reports whether each of the inode's chunks keeps a replica that has all that was answered, if a server's leaves. One that lost power
+// and was not made equal since may not, and the server's may be the only one that does, though it is away. Who is told no asks again.
+func (l *leadership) soundWithout(ino id.Ino, server id.ServerID) bool {
+	var chunks []*state.Chunk
+	l.s.fsm.view(func(st *state.State) {
+		st.Chunks(ino, 0, chunk.MaxFileSize/chunk.Size, func(c *state.Chunk) bool {
+			if r, ok := c.Find(server); ok && !r.Joining && c.InSync() > 1 {
+				chunks = append(chunks, c)
+			}
+			return true
+		})
+	})
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range chunks {
+		u := l.unclean[c.ID]
+		if u == nil || len(u.servers) == 0 {
+			continue
+		}
+		lacks := func(of id.ServerID) bool {
+			has, unclean := u.servers[of]
+			return unclean && has != hasAnswered
+		}
+		sound := lacks(server)
+		for i := range c.InSync() {
+			o := c.Replica(i).Server
+			sound = sound || o != server && !lacks(o)
+		}
+		if !sound {
+			return false
+		}
+	}
+	return true
 }
 
 // noteDropped remembers what copies the server of the event was left with, to be brought up to date as soon as it is heard from again: who

@@ -309,13 +309,13 @@ func (l *leadership) resolveOne(k id.ChunkID, waited bool) {
 		if server == truth {
 			continue
 		}
-		if _, err := l.join(l.ctx, k, server, truth, "unclean after a crash"); err != nil {
-			if l.ctx.Err() == nil {
-				l.s.log.Warn("unclean replica not joined again", "chunk", k, "cs", server, "err", err)
-			}
-			continue
+		epoch, err := l.join(l.ctx, k, server, truth, "unclean after a crash")
+		if err != nil && l.ctx.Err() == nil {
+			l.s.log.Warn("unclean replica not joined again", "chunk", k, "cs", server, "err", err)
 		}
-		l.cleaned(k, server)
+		if err == nil && epoch != 0 { // 0: the set has changed, by which the truth may be out of it
+			l.cleaned(k, server)
+		}
 	}
 }
 

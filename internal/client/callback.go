@@ -17,6 +17,9 @@ const (
 	recallPatience = 2 * time.Second
 	// invalidatePatience is how long a callback about a write of another mount waits for the kernel.
 	invalidatePatience = 250 * time.Millisecond
+	// answerPatience is how long a recall waits for the answer to an Open, which may have come before it and not be taken yet: two mounts that open
+	// a file at the same moment would otherwise take it from each other again and again. Not longer: the answer may wait for this recall.
+	answerPatience = 5 * time.Millisecond
 	// floorFor is how long the metadata server may take to commit what a recall reported.
 	floorFor = 2 * time.Second
 )
@@ -113,9 +116,27 @@ func (in *inode) forgetSizeLocked() {
 	}
 }
 
+// awaitAnswer waits until the lease that is asked for was answered, but not for long.
+func (in *inode) awaitAnswer(ctx context.Context) {
+	in.mu.Lock()
+	asking := in.asking
+	in.mu.Unlock()
+	if asking == nil {
+		return
+	}
+	t := time.NewTimer(answerPatience)
+	defer t.Stop()
+	select {
+	case <-asking:
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
 // recall stops caching: the kernel writes back and forgets, requests under way end, the mode changes. What open handles
 // still need is kept.
 func (in *inode) recall(ctx context.Context, cb *msg.Callback, reply *msg.CallbackReply) {
+	in.awaitAnswer(ctx)
 	in.s.c.invalidateNow(ctx, in.ino, 0, 0) // may write through us, so with no lock held
 	defer in.bar(ctx)()
 	pctx, cancel := context.WithTimeout(ctx, recallPatience)
@@ -129,6 +150,7 @@ func (in *inode) recall(ctx context.Context, cb *msg.Callback, reply *msg.Callba
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	in.recalls++
+	in.lastRecall = max(in.lastRecall, cb.Lease)
 	switch {
 	case in.writers > 0:
 		reply.Keep = msg.Want_WANT_WRITE

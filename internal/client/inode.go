@@ -32,14 +32,16 @@ type inode struct {
 	// layoutMu is held for reading while a data request that used the mode and the layout is under way.
 	layoutMu rwlock.Mutex
 
-	mu       sync.Mutex
-	readers  int // open handles
-	writers  int
-	lease    uint64
-	want     msg.Want // what the metadata server knows that we hold
-	mode     msg.Mode // changed with layoutMu held for writing
-	unlinked bool
-	recalls  uint64 // LEASE callbacks seen
+	mu         sync.Mutex
+	readers    int // open handles
+	writers    int
+	lease      uint64
+	want       msg.Want // what the metadata server knows that we hold
+	mode       msg.Mode // changed with layoutMu held for writing
+	unlinked   bool
+	recalls    uint64        // LEASE callbacks seen
+	lastRecall uint64        // the newest lease that one was about
+	asking     chan struct{} // closed when the lease that is asked for was answered; nil: none is
 
 	// The size is ours under an exclusive lease. Under a shared-write lease it is the last one heard, and a read that goes
 	// beyond it asks first.
@@ -129,9 +131,17 @@ func wantFor(write bool) msg.Want {
 
 // ask requests a lease, with leaseOp held. No handle and no error: the grant was overtaken by a recall.
 func (in *inode) ask(ctx context.Context, cred *msg.Cred, write bool, mask uint32) (*File, error) {
+	asking := make(chan struct{})
 	in.mu.Lock()
 	recalls, want := in.recalls, max(in.want, wantFor(write))
+	in.asking = asking
 	in.mu.Unlock()
+	defer func() {
+		in.mu.Lock()
+		defer in.mu.Unlock()
+		in.asking = nil
+		close(asking)
+	}()
 	gen := in.layoutGeneration()
 	reply, err := in.s.c.do(ctx, in.s, &msg.MetaRequest{Cred: cred, Op: &msg.MetaRequest_Open{Open: &msg.Open{
 		Ino: uint64(in.ino), Want: want, Mask: mask}}})
@@ -144,14 +154,14 @@ func (in *inode) ask(ctx context.Context, cred *msg.Cred, write bool, mask uint3
 	return in.grant(reply, recalls, want, gen, write), nil
 }
 
-// grant takes the answer of an Open or Create and opens a handle under it; nil if a recall has come since `recalls` was
-// read, so that nobody can tell which of the two was first.
+// grant takes the answer of an Open or Create and opens a handle under it; nil if a recall of that lease has come since `recalls` was
+// read, so that nobody can tell which of the two was first. A recall of an earlier lease had ended when this one was granted.
 func (in *inode) grant(reply *msg.MetaReply, recalls uint64, want msg.Want, gen uint64, write bool) *File {
 	o := reply.GetOpen()
 	in.layoutMu.Lock()
 	defer in.layoutMu.Unlock()
 	in.mu.Lock()
-	if in.recalls != recalls || o.Lease < in.lease {
+	if in.recalls != recalls && in.lastRecall >= o.Lease || o.Lease < in.lease {
 		in.mu.Unlock()
 		return nil
 	}

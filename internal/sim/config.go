@@ -35,6 +35,8 @@ type config struct {
 	faults  int
 	rules   rules
 	full    bool // disks fill up
+	punches int  // of a hundred writes so many put zeros
+	cuts    int  // and so many make the file shorter
 }
 
 func (c config) String() string {
@@ -42,8 +44,8 @@ func (c config) String() string {
 	if c.shared {
 		who = "shared files"
 	}
-	return fmt.Sprintf("%s, %d metadata and %d chunk servers, replicas %s, %d clients with %d workers, %d files, %s, %v, %d faults", familyNames[c.family], c.metas, c.shape.servers,
-		c.replicas, c.clients, c.workers, c.files, who, c.active, c.faults)
+	return fmt.Sprintf("%s, %d metadata and %d chunk servers, replicas %s, %d clients with %d workers, %d files, %s, %d%% punches, %d%% cuts, %v, %d faults", familyNames[c.family], c.metas,
+		c.shape.servers, c.replicas, c.clients, c.workers, c.files, who, c.punches, c.cuts, c.active, c.faults)
 }
 
 func draw[T any](rng *rand.Rand, of ...T) T { return of[rng.Intn(len(of))] }
@@ -60,6 +62,7 @@ func newConfig(rng *rand.Rand) config {
 		faults:  rng.Intn(7),
 		full:    rng.Intn(8) == 0,
 	}
+	c.punches, c.cuts = draw(rng, 0, 10, 30), draw(rng, 0, 0, 8)
 	c.ops = draw(rng, 20, 50, 150)
 	c.think = draw(rng, min(20*time.Millisecond, 2*c.active/time.Duration(c.ops)), 2*c.active/time.Duration(c.ops))
 	if c.shared {

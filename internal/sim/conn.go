@@ -298,6 +298,9 @@ func (p *pipe) deliver() {
 		p.from.failLocked(syscall.ECONNRESET)
 		return
 	}
+	if n.telling {
+		n.log("net: %s > %s: %s", p.from.local, p.from.remote, describe(s.data))
+	}
 	n.stats.frames++
 	n.stats.trace = mix(n.stats.trace, uint64(now.UnixNano()), p.key, uint64(len(s.data)))
 	switch {

@@ -7,6 +7,8 @@ import (
 	"math/rand"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"varve/internal/chunk"
 	"varve/internal/client"
 	"varve/internal/fserr"
@@ -130,7 +132,14 @@ func (a *app) worker(ctx, hard context.Context, n, file int, write bool) {
 		var err error
 		switch k := rng.Intn(100); {
 		case k < 50 && write:
-			err = a.write(octx, who, h, file, rng)
+			switch what := rng.Intn(100); {
+			case what < w.cfg.punches:
+				err = a.punch(octx, who, h, file, rng)
+			case what < w.cfg.punches+w.cfg.cuts:
+				err = a.cut(octx, who, h, file, rng)
+			default:
+				err = a.write(octx, who, h, file, rng)
+			}
 		case k < 88:
 			err = a.read(octx, who, h, file, rng)
 		case k < 96 && write:
@@ -175,29 +184,74 @@ func place(rng *rand.Rand) (first, n int) {
 	return areas[rng.Intn(len(areas))]*cells + first, n
 }
 
-func (a *app) write(ctx context.Context, who string, h *handle, file int, rng *rand.Rand) error {
+// begin notes a write, before it is sent, to some cells of a file.
+func (a *app) begin(x write, h *handle, file int, places ...[2]int) (all []*write) {
 	w := a.w
-	first, n := place(rng)
 	w.mu.Lock()
-	w.values++
-	x := &write{v: value(w.values), file: file, first: first, n: n, start: w.clockLocked(), who: who, session: h.session}
-	w.model.begin(x)
+	defer w.mu.Unlock()
+	start := w.clockLocked()
+	for _, p := range places {
+		w.values++
+		one := x
+		one.v, one.file, one.first, one.n, one.start, one.session = value(w.values), file, p[0], p[1], start, h.session
+		w.model.begin(&one)
+		all = append(all, &one)
+	}
 	w.counts.Writes++
-	w.mu.Unlock()
-	p := make([]byte, n*cellSize)
-	fill(p, x.v, first)
-	_, _, err := h.f.WriteAt(ctx, p, int64(first)*cellSize, false)
+	return all
+}
+
+// end notes how a write ended.
+func (a *app) end(all []*write, err error, what string) error {
+	w := a.w
 	a.mu.Lock() // a process that was killed has heard no answer
 	defer a.mu.Unlock()
 	w.mu.Lock()
 	end := w.clockLocked()
 	if err == nil && !a.dead {
-		x.end, x.acked = end, true
+		for _, x := range all {
+			x.end, x.acked = end, true
+		}
 		w.counts.Acked++
 	}
 	w.mu.Unlock()
-	w.note("%s: write %d at block %d+%d, %d sectors: %v", who, x.v, first/cells, first%cells, n, err)
+	if w.o.Log != nil {
+		for _, x := range all {
+			w.note("%s: %s %d at block %d+%d, %d sectors: %v", x.who, what, x.v, x.first/cells, x.first%cells, x.n, err)
+		}
+	}
 	return err
+}
+
+func (a *app) write(ctx context.Context, who string, h *handle, file int, rng *rand.Rand) error {
+	first, n := place(rng)
+	all := a.begin(write{who: who}, h, file, [2]int{first, n})
+	p := make([]byte, n*cellSize)
+	fill(p, all[0].v, first)
+	_, _, err := h.f.WriteAt(ctx, p, int64(first)*cellSize, false)
+	return a.end(all, err, "write")
+}
+
+// punch puts zeros, by one of the two modes of fallocate that do.
+func (a *app) punch(ctx context.Context, who string, h *handle, file int, rng *rand.Rand) error {
+	first, n := place(rng)
+	mode := draw[uint32](rng, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, unix.FALLOC_FL_ZERO_RANGE)
+	all := a.begin(write{who: who, zero: true}, h, file, [2]int{first, n})
+	return a.end(all, h.f.Fallocate(ctx, mode, int64(first)*cellSize, int64(n)*cellSize), "punch")
+}
+
+// cut makes the file shorter, mostly by little. What is behind its end counts as zeros, which a later write, or nobody, puts into the file.
+func (a *app) cut(ctx context.Context, who string, h *handle, file int, rng *rand.Rand) error {
+	area := areas[draw(rng, 0, 1, 1, 2, 2, 2, 2, 2)]
+	size := area*cells + rng.Intn(areaBlocks*cells)
+	var places [][2]int
+	for _, at := range areas {
+		if first, end := max(at*cells, size), (at+areaBlocks)*cells; first < end {
+			places = append(places, [2]int{first, end - first})
+		}
+	}
+	all := a.begin(write{who: who, zero: true}, h, file, places...)
+	return a.end(all, h.f.Truncate(ctx, int64(size)*cellSize), "cut")
 }
 
 func (a *app) read(ctx context.Context, who string, h *handle, file int, rng *rand.Rand) error {
@@ -215,10 +269,11 @@ func (a *app) readAt(ctx context.Context, who string, h *handle, file, first, n 
 	if err != nil || a.dead {
 		return err
 	}
-	if got != len(p) {
+	if got != len(p) && w.cfg.cuts == 0 {
 		w.fault("%s: read of %d bytes at %d of file %d answered %d", who, len(p), first*cellSize, file, got)
 		return nil
 	}
+	clear(p[got:]) // behind the end
 	end := w.clock()
 	w.mu.Lock()
 	w.model.saw(who, file, first, p, start, end)

@@ -56,9 +56,11 @@ func valueOf(p []byte, cell int) value {
 	return v
 }
 
-// write is one write, as its application saw it. Times are since the run began.
+// write is one write, as its application saw it. Times are since the run began. One that puts zeros (a punch, a truncate) has a value of its own,
+// by which nobody can read it.
 type write struct {
 	v          value
+	zero       bool
 	file       int
 	first, n   int // cells
 	start, end time.Duration
@@ -79,7 +81,11 @@ func (w *write) String() string {
 	if w.flushed {
 		end += ", flushed"
 	}
-	return fmt.Sprintf("write %d by %s at %v, %s", w.v, w.who, w.start, end)
+	kind := "write"
+	if w.zero {
+		kind = "zeros"
+	}
+	return fmt.Sprintf("%s %d by %s at %v, %s", kind, w.v, w.who, w.start, end)
 }
 
 // read is what one read found in one cell.
@@ -219,7 +225,7 @@ func (m *model) checkBlackout(k cellKey) string {
 	first, found := value(0), false
 	for _, r := range late {
 		w := m.writes[r.v]
-		if w != nil && w.start > m.blackout {
+		if w != nil && w.start > m.blackout || r.v == 0 && slices.ContainsFunc(after, func(z *write) bool { return z.zero && z.start <= r.end }) {
 			continue
 		}
 		if found && r.v != first {
@@ -227,12 +233,45 @@ func (m *model) checkBlackout(k cellKey) string {
 		}
 		first, found = r.v, true
 		for _, f := range before {
-			if f.flushed && f.v != r.v && (w == nil || w.end < f.start) {
+			if f.flushed && f.v != r.v && (w == nil || w.end < f.start) && !(r.v == 0 && zeroAfter(before, f)) {
 				return fmt.Sprintf("after the loss of power at %v %s read %s at %v, though the flushed %v came later", m.blackout, r.who, m.name(r.v), r.start, f)
 			}
 		}
 	}
 	return m.order(first, after, late, m.blackout)
+}
+
+// zeroAfter reports whether zeros may have come after f, or are f.
+func zeroAfter(writes []*write, f *write) bool {
+	return slices.ContainsFunc(writes, func(z *write) bool { return z.zero && z.end >= f.start })
+}
+
+// whence says which value a read of zeros found: first, or that of a write of zeros. Several: ok is false without a finding, since then the read says
+// little.
+func (m *model) whence(first value, begin time.Duration, writes []*write, r *read) (v value, ok bool, finding string) {
+	// lasts reports whether what was there by end may still be there when r begins.
+	lasts := func(v value, end time.Duration) bool {
+		return !slices.ContainsFunc(writes, func(w *write) bool { return w.v != v && w.acked && end < w.start && w.end < r.start })
+	}
+	n := 0
+	if first == 0 && lasts(0, begin) {
+		n++
+	}
+	for _, z := range writes {
+		if !z.zero || z.start > r.end {
+			continue
+		}
+		if m.repeats {
+			return 0, false, ""
+		}
+		if lasts(z.v, z.end) {
+			n, v = n+1, z.v
+		}
+	}
+	if n == 0 {
+		return 0, false, fmt.Sprintf("%s read zeros from %v to %v, though none were put there that were not overwritten before", r.who, r.start, r.end)
+	}
+	return v, n == 1, ""
 }
 
 func (m *model) name(v value) string {
@@ -252,8 +291,18 @@ func (m *model) order(first value, writes []*write, reads []read, begin time.Dur
 		zones[w.v] = &zone{v: w.v, end: w.end, start: w.start, ender: w.String(), starter: w.String()}
 	}
 	seen := map[value]bool{first: true}
+	zeros := slices.ContainsFunc(writes, func(w *write) bool { return w.zero })
 	for i := range reads {
-		r := &reads[i]
+		r := reads[i]
+		if r.v == 0 && zeros {
+			var ok bool
+			var finding string
+			if r.v, ok, finding = m.whence(first, begin, writes, &r); finding != "" {
+				return finding
+			} else if !ok {
+				continue
+			}
+		}
 		z := zones[r.v]
 		seen[r.v] = true
 		if r.end < z.end && !(m.repeats && r.v != first) {

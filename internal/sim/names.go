@@ -3,8 +3,10 @@ package sim
 import (
 	"encoding/binary"
 	"fmt"
+	"strings"
 
 	"varve/internal/wire"
+	"varve/internal/wire/msg"
 )
 
 // names of the frames that a trace tells of.
@@ -28,6 +30,11 @@ func describe(b []byte) string {
 	}
 	if b[7] != 0 {
 		name = "answer to " + name
+	} else if t == wire.Meta {
+		r := new(msg.MetaRequest)
+		if err := r.UnmarshalVT(b[wire.HeaderSize : wire.HeaderSize+int(binary.LittleEndian.Uint32(b[28:]))]); err == nil {
+			name += " " + strings.TrimPrefix(fmt.Sprintf("%T", r.Op), "*msg.MetaRequest_")
+		}
 	}
 	return fmt.Sprintf("%s %d", name, binary.LittleEndian.Uint64(b[8:]))
 }

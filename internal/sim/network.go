@@ -27,17 +27,18 @@ type network struct {
 	seed uint64
 	log  func(format string, args ...any)
 
-	mu     sync.Mutex
-	rules  rules
-	meddle meddler
-	hosts  map[string]*host  // by IP; the process that runs there now
-	all    []*host           // that ever were
-	links  map[[2]string]int // how many reasons there are for nothing to get from one IP to another
-	slow   map[string]time.Duration
-	dials  map[[2]string]uint64
-	writes map[uint64]bool // ordered writes that were sent, by what they say
-	calm   bool            // nothing is lost or late any more
-	stats  netStats
+	mu      sync.Mutex
+	rules   rules
+	meddle  meddler
+	hosts   map[string]*host  // by IP; the process that runs there now
+	all     []*host           // that ever were
+	links   map[[2]string]int // how many reasons there are for nothing to get from one IP to another
+	slow    map[string]time.Duration
+	dials   map[[2]string]uint64
+	writes  map[uint64]bool // ordered writes that were sent, by what they say
+	telling bool            // each frame that arrives is noted
+	calm    bool            // nothing is lost or late any more
+	stats   netStats
 }
 
 // rules are how often what happens to frames. Each is one of so many; 0: never.
@@ -189,6 +190,13 @@ func (n *network) settle() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.calm = true
+}
+
+// tell begins or ends to note each frame that arrives.
+func (n *network) tell(on bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.telling = on
 }
 
 func (n *network) isCut(from, to string) bool { return n.links[[2]string{from, to}] > 0 }

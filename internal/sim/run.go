@@ -221,6 +221,13 @@ func (w *world) afterwards(owners []*owner, endLoad func()) error {
 			a.kill(false)
 		}
 	}
+	go func() {
+		if pause(w.ctx, patience/8) == nil { // what those do that take so long
+			w.net.tell(true)
+			_ = pause(w.ctx, 20*time.Millisecond)
+			w.net.tell(false)
+		}
+	}()
 	select {
 	case <-ended:
 	case <-time.After(patience):

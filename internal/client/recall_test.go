@@ -1,0 +1,41 @@
+package client
+
+import (
+	"testing"
+
+	"varve/internal/wire/msg"
+)
+
+// A recall of an earlier lease, whose answer a mount had not taken yet, does not make it ask again for the one that it was granted since: two mounts
+// that opened a file at the same moment took it from each other thousands of times, and neither could use it.
+func TestRecallOfAnEarlierLease(t *testing.T) {
+	w := newWorld(t, 1, 1, 1, 1)
+	c := w.dial(t, nil)
+	f := create(t, c, "a")
+	in := f.in
+	if err := f.Release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	in = in.s.pin(in.ino)
+	defer in.s.unpin(in)
+	in.mu.Lock()
+	before, lease := in.recalls, in.lease
+	in.mu.Unlock()
+	in.recall(t.Context(), &msg.Callback{Kind: msg.Callback_LEASE, Ino: uint64(in.ino), Lease: lease, Mode: msg.Mode_SHARED_WRITE}, new(msg.CallbackReply))
+	grant := func(lease uint64) *File {
+		return in.grant(&msg.MetaReply{Result: &msg.MetaReply_Open{Open: &msg.OpenReply{Lease: lease, Mode: msg.Mode_SHARED_WRITE, Layout: new(msg.LayoutReply)}}},
+			before, msg.Want_WANT_WRITE, in.layoutGeneration(), true)
+	}
+	if grant(lease) != nil {
+		t.Error("a lease that was recalled was taken")
+	}
+	again := grant(lease + 1)
+	if again == nil {
+		t.Fatal("a lease that was granted after a recall of an earlier one was not taken")
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.lease != lease+1 || in.want != msg.Want_WANT_WRITE {
+		t.Errorf("lease %d for %v, want %d for writing", in.lease, in.want, lease+1)
+	}
+}
