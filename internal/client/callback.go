@@ -172,6 +172,8 @@ func (in *inode) recall(ctx context.Context, cb *msg.Callback, reply *msg.Callba
 	in.attrIndex = 0
 	in.unlinked = in.unlinked || cb.Unlinked
 	in.want = reply.Keep
+	was := in.mode
+	defer func() { in.doubtCacheLocked(was) }()
 	switch {
 	case in.want == msg.Want_WANT_NONE:
 		in.mode = msg.Mode_MODE_NONE
@@ -236,5 +238,6 @@ func (in *inode) upgrade(cb *msg.Callback, recalls uint64) {
 	if in.recalls == recalls && in.lease == cb.Lease && in.sizeKnown && in.mode == msg.Mode_SHARED_WRITE {
 		in.forgetLayoutLocked() // its holes were not to be believed
 		in.mode = cb.Mode
+		in.trustCacheLocked(cb.Writable, cb.Writable)
 	}
 }

@@ -270,6 +270,9 @@ func (op *dataOp) attempt(loc *location, mode msg.Mode) {
 	if !op.sent && op.typ != wire.Flush {
 		in.s.changing.Add(1)
 	}
+	if op.typ != wire.Flush {
+		in.uncache(loc, op.piece)
+	}
 	op.sent = true
 	op.started = time.Now()
 	for i := range op.n {

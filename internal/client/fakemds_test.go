@@ -55,12 +55,13 @@ type fakeSession struct {
 }
 
 type fakeInode struct {
-	op      sync.Mutex // one Open, truncate or drop at a time
-	attr    *msg.Attr
-	chunks  map[uint32]*msg.Chunk
-	holders map[uint64]msg.Want
-	leases  map[uint64]uint64
-	version uint64
+	op       sync.Mutex // one Open, truncate or drop at a time
+	attr     *msg.Attr
+	chunks   map[uint32]*msg.Chunk
+	holders  map[uint64]msg.Want
+	leases   map[uint64]uint64
+	version  uint64
+	writable uint64 // index of the grant that let somebody write last
 }
 
 type fakeMDS struct {
@@ -384,9 +385,13 @@ func (w *world) open(session uint64, in *fakeInode, want msg.Want) *msg.OpenRepl
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.index++
+	before := in.writable
+	if held < want && want == msg.Want_WANT_WRITE {
+		in.writable = w.index
+	}
 	in.holders[session] = max(held, want)
 	in.leases[session] = w.index
-	return &msg.OpenReply{Mode: modeOf(in), Lease: w.index, Layout: w.layout(in, 0, 64)}
+	return &msg.OpenReply{Mode: modeOf(in), Lease: w.index, Layout: w.layout(in, 0, 64), Writable: in.writable, WritableBefore: before}
 }
 
 func (w *world) layout(in *fakeInode, first, count uint32) *msg.LayoutReply {

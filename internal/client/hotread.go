@@ -34,7 +34,8 @@ type hotRead struct {
 	at        int // of the replicas
 	srv       *server
 
-	disk   *hotDisk // that is under way
+	disk   *hotDisk   // that is under way
+	cached *hotCached // or this
 	x      exchange
 	body   []byte
 	bounce []byte // where the blocks go, if not into p
@@ -144,7 +145,8 @@ func (op *hotRead) begin() bool {
 		return false
 	}
 	op.srv = in.s.servers.server(&v.loc.replicas[op.at])
-	if !op.fromDisk(op.srv) && !op.fromServer() {
+	begun, wait := op.fromCache()
+	if wait || !begun && !op.fromDisk(op.srv) && !op.fromServer() {
 		return false
 	}
 	patience := in.s.c.o.ReadTimeout
@@ -196,6 +198,7 @@ func (op *hotRead) exchanged(x *exchange) {
 			op.leave(fmt.Errorf("read from %v: chunk %v block %d: %w", op.srv.id, op.loc.chunk, int(op.whole.Offset/chunk.BlockSize)+bad, fserr.BadChecksum))
 			return
 		}
+		op.in.cache(op.loc, op.whole, op.dst)
 		if op.bounce != nil {
 			copy(op.p, op.bounce[op.pc.Offset-op.whole.Offset:])
 		}
@@ -205,6 +208,12 @@ func (op *hotRead) exchanged(x *exchange) {
 
 // late is called when it has taken too long.
 func (op *hotRead) late() {
+	if d := op.cached; d != nil {
+		op.cached = nil
+		d.abandon()
+		op.leave(nil)
+		return
+	}
 	if d := op.disk; d != nil {
 		d.abandon()
 		op.disk = nil

@@ -65,7 +65,8 @@ type seat struct {
 	reads  *hotRead
 	writes *hotWrite
 	disks  *hotDisk
-	spare  [3]int // of each in these lists
+	cached *hotCached
+	spare  [4]int // of each in these lists
 
 	deaf bool // tests: the disk does not answer, but to hang
 	hang *hotDisk

@@ -119,6 +119,7 @@ func (w *hotWrite) begin() bool {
 	op.req.Sums = chunk.AppendSums(op.req.Sums, piece.Offset, w.p)
 	op.body = op.req.Append(op.body[:0])
 	in.s.changing.Add(1)
+	in.uncache(v.loc, piece)
 	op.sent = true
 	w.left = 1
 	now := time.Now()

@@ -27,6 +27,7 @@ type inode struct {
 	dropOp   opLock
 	ranges   rangeLock
 	ahead    fileAhead
+	cached   cachedFile
 	behind   behind
 
 	// layoutMu is held for reading while a data request that used the mode and the layout is under way.
@@ -180,6 +181,7 @@ func (in *inode) grant(reply *msg.MetaReply, recalls uint64, want msg.Want, gen 
 		}
 	}
 	in.lease, in.mode, in.want = o.Lease, o.Mode, want
+	in.trustCacheLocked(o.WritableBefore, o.Writable)
 	f := in.handleLocked(write)
 	in.mu.Unlock()
 	in.learnLayout(o.Layout, gen)

@@ -12,12 +12,14 @@ import (
 	"varve/internal/fserr"
 	"varve/internal/id"
 	"varve/internal/local"
+	"varve/internal/readcache"
 	"varve/internal/wire"
 )
 
 // localOp is one read by a grant. It has memory of its own, so that a disk that does not answer holds up nobody.
 type localOp struct {
 	op    local.Op
+	ssd   *readcache.Op // or, if not nil, one of the read cache
 	buf   []byte
 	n     int   // what the ring has read
 	err   error // or why not
@@ -39,14 +41,14 @@ func (op *localOp) free() {
 	if !op.lost {
 		wire.Recycle(op.buf)
 	}
-	op.buf, op.err, op.lost = nil, nil, false
+	op.buf, op.err, op.lost, op.ssd = nil, nil, false, nil
 	localOps.Put(op)
 }
 
 // outcome returns the outcome of a read that came on done.
 func (op *localOp) outcome(err error) error {
 	if err == errFetched {
-		return op.op.Finish(op.n, op.err)
+		return op.finish(op.n, op.err)
 	}
 	return err
 }
@@ -92,6 +94,7 @@ func (in *inode) readLocal(ctx context.Context, loc *location, r *replica, whole
 		return false, ended(ctx)
 	}
 	if err = op.outcome(err); err == nil {
+		in.cache(loc, whole, op.buf)
 		copy(p, op.buf[pc.Offset-whole.Offset:])
 	}
 	op.free()

@@ -43,7 +43,7 @@ func (d *localDisk) read(op *localOp) {
 	if d.under.Add(1) > 1 {
 		d.busyAt.Store(time.Now().UnixNano())
 	}
-	if len(op.op.Dst) > 0 && time.Now().UnixNano()-d.busyAt.Load() < int64(alone) {
+	if fd, dst, _ := op.place(); fd >= 0 && len(dst) > 0 && time.Now().UnixNano()-d.busyAt.Load() < int64(alone) {
 		d.start.Do(d.begin)
 		if d.enqueue(op) {
 			return
@@ -53,7 +53,7 @@ func (d *localDisk) read(op *localOp) {
 		if c := d.hang.Load(); c != nil {
 			<-*c
 		}
-		err := op.op.Do()
+		err := op.do()
 		d.under.Add(-1)
 		op.done <- err
 	}()
@@ -149,7 +149,8 @@ func (d *localDisk) serve(r *iouring.Ring) (left []*localOp, err error) {
 			if len(free) > 0 {
 				n = free[len(free)-1]
 			}
-			if _, err := r.Read(iouring.FD(op.op.FD), op.op.Dst, op.op.Offset, n); err == iouring.ErrFull {
+			fd, dst, off := op.place()
+			if _, err := r.Read(iouring.FD(fd), dst, off, n); err == iouring.ErrFull {
 				break
 			} else if err != nil {
 				d.finish(op, 0, fmt.Errorf("queue a read: %w", err))

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"varve/internal/id"
+	"varve/internal/readcache"
 	"varve/internal/wire"
 )
 
@@ -41,6 +42,8 @@ type Options struct {
 	Network  wire.Network // default wire.TCP
 	Logger   *slog.Logger // default slog.Default()
 	Notifier Notifier     // default none; see SetNotifier
+	// ReadCache, if set, has blocks on a fast disk of this host. It outlives the client, and is closed after it.
+	ReadCache *readcache.Cache
 	// Members, if set, is told where the metadata servers are, each time they were asked, one call at a time. It must not block for long.
 	Members func(addrs []string)
 

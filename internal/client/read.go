@@ -131,6 +131,10 @@ func (in *inode) readPiece(ctx context.Context, pc chunk.Piece, p []byte) error 
 		if last == nil || loc.epoch != last.epoch || loc.chunk != last.chunk {
 			last, tried, sound = loc, 0, false
 		}
+		if in.readCached(ctx, loc, whole, pc, p) {
+			in.layoutMu.RUnlock()
+			return nil
+		}
 		at := in.choose(loc, tried)
 		if at >= 0 {
 			tried |= 1 << at
@@ -144,6 +148,7 @@ func (in *inode) readPiece(ctx context.Context, pc chunk.Piece, p []byte) error 
 				f, err = in.readFrom(ctx, loc, &loc.replicas[at], whole, int(pc.Offset>>20)+int(pc.Index))
 			}
 			if err == nil {
+				in.cache(loc, whole, f.Data)
 				copy(p, f.Data[pc.Offset-whole.Offset:])
 				in.layoutMu.RUnlock()
 				f.Release()

@@ -127,6 +127,7 @@ func (in *inode) truncate(ctx context.Context, cred *msg.Cred, set *msg.SetAttr)
 
 // cut asks for a new size and clears what is left of the last chunk. The whole file is locked.
 func (in *inode) cut(ctx context.Context, cred *msg.Cred, set *msg.SetAttr) (*msg.Attr, error) {
+	in.cutCached(int64(set.GetSize()))
 	reply, err := in.s.c.do(ctx, in.s, &msg.MetaRequest{Cred: cred, Op: &msg.MetaRequest_SetAttr{SetAttr: set}})
 	if err != nil {
 		return nil, err

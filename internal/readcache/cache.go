@@ -234,6 +234,9 @@ func (c *Cache) make() error {
 	return errors.Join(st.index.Truncate(0), st.data.Truncate(0))
 }
 
+// GiveUp switches the cache off because its disk is of no use.
+func (c *Cache) GiveUp(cause error) { c.switchOff(cause) }
+
 // switchOff ends the use of the cache for good, and says why.
 func (c *Cache) switchOff(cause error) {
 	c.off.Lock()

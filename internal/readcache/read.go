@@ -43,6 +43,36 @@ func (f *File) Begin(op *Op, b Blocks, dst []byte) bool {
 	return f.begin(op, era, b, dst)
 }
 
+// Has reports whether the cache has n blocks, as far as is known without reading them.
+func (f *File) Has(b Blocks, n int) bool {
+	if f == nil || !f.c.usable.Load() {
+		return false
+	}
+	era := f.era.Load()
+	if era == Shared {
+		return false
+	}
+	gen := generation(era, b.Lost)
+	for n > 0 {
+		at := int(b.First % slotBlocks)
+		here := min(n, slotBlocks-at)
+		want := uint8((1<<here - 1) << at)
+		k := key{chunk: b.Chunk, gen: gen, place: b.First / slotBlocks}
+		h := k.hash()
+		s := &f.c.shards[h%shards]
+		s.mu.Lock()
+		i := s.find(k, h)
+		has := i != none && s.slots[i].valid&want == want
+		s.mu.Unlock()
+		if !has {
+			return false
+		}
+		n -= here
+		b.First += uint32(here)
+	}
+	return true
+}
+
 func (f *File) begin(op *Op, era uint64, b Blocks, dst []byte) bool {
 	n := len(dst) / chunk.BlockSize
 	at := int(b.First % slotBlocks)
