@@ -145,7 +145,7 @@ func TestExitCodes(t *testing.T) {
 func TestHelpNamesOnlyWhatWorks(t *testing.T) {
 	for _, args := range [][]string{{"--help"}, {"dev", "up", "--help"}, {"mount", "--help"}, {"make-mds", "--help"}} {
 		out := must(t, t.TempDir(), args...)
-		for _, later := range []string{"auth-node", "snapshot", "uring", "cachesize", "password", "completion"} {
+		for _, later := range []string{"auth-node", "snapshot", "cachesize", "password", "completion"} {
 			if strings.Contains(out, later) {
 				t.Errorf("varve %q names %s:\n%s", args, later, out)
 			}
