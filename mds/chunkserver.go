@@ -187,6 +187,7 @@ func (l *leadership) serverGone(conn *wire.Conn, p *peer) {
 func (l *leadership) setDown(c *chunkServer, cause string) {
 	if c.down == 0 {
 		c.down = bootNow()
+		l.unsited.Add(1)
 		l.s.log.Info("chunk server down", "cs", c.id, "cause", cause)
 	}
 }
@@ -205,6 +206,7 @@ func (l *leadership) watchServers() {
 			l.setDown(c, "its disk failed: "+c.beat.Reason)
 		case c.down != 0 && c.conn != nil && c.ready:
 			c.down = 0
+			l.unsited.Add(1)
 			l.forgetFailures(c.id)
 			l.planSoonLocked()
 			l.s.log.Info("chunk server up", "cs", c.id)
@@ -309,6 +311,33 @@ func (l *leadership) views(st *state.State) []plan.ServerView {
 		return true
 	})
 	return out
+}
+
+const (
+	// sitesFor is how long what was prepared to place new chunks is used, where there are more than fewSites chunk servers; for fewer it is prepared each time.
+	sitesFor = 200 * time.Millisecond
+	fewSites = 32
+)
+
+// sites is what was prepared to place new chunks.
+type sites struct {
+	*plan.Sites
+	at    time.Duration // bootNow
+	count uint64        // leadership.unsited
+}
+
+// sitesNow returns what new chunks are placed by. What servers have free is as they told last, so it may be a moment old in any case.
+func (l *leadership) sitesNow(st *state.State) *plan.Sites {
+	now, count := bootNow(), l.unsited.Load()
+	if x := l.sites.Load(); x != nil && x.count == count && now-x.at < sitesFor {
+		return x.Sites
+	}
+	views := withMargin(st, l.views(st))
+	x := &sites{plan.NewSites(st, views), now, count}
+	if len(views) > fewSites {
+		l.sites.Store(x)
+	}
+	return x.Sites
 }
 
 // going returns about how many bytes the server will get back when it has deleted what it is to delete. The caller holds leadership.mu.

@@ -11,20 +11,21 @@ import (
 // withMargin takes from what servers have free the part of their disks that no new chunk may use (setting mds.alloc.fill_margin). What
 // files have already goes on to be written, and repair may use it.
 func withMargin(st *state.State, views []plan.ServerView) []plan.ServerView {
+	percent := marginPercent(st)
 	for i := range views {
 		v := &views[i]
-		v.Free -= min(v.Free, margin(st, v.Total))
+		v.Free -= min(v.Free, v.Total/100*percent)
 	}
 	return views
 }
 
-// margin is how many bytes of a disk no new chunk may use.
-func margin(st *state.State, total uint64) uint64 {
+// marginPercent is how much of a disk no new chunk may use.
+func marginPercent(st *state.State) uint64 {
 	percent, err := settings.Percent(st.Config(settings.FillMargin))
 	if err != nil || st.Config(settings.FillMargin) == "" {
 		percent = settings.FillMarginPercent
 	}
-	return total / 100 * uint64(percent)
+	return uint64(percent)
 }
 
 // space is what df tells: how much files with norm replicas may take up in all, and how much more there is room for. Servers

@@ -115,6 +115,7 @@ func (l *leadership) noteDropped(ev *event.ReplicaDrop) {
 	defer l.mu.Unlock()
 	if c := l.servers[server]; c != nil {
 		c.doubted = bootNow()
+		l.unsited.Add(1)
 	}
 }
 

@@ -36,7 +36,9 @@ type leadership struct {
 	nextIno, nextChunk, nextSession, nextServer, nextMeta atomic.Uint64
 	seed                                                  atomic.Uint64 // of placement
 
-	planning sync.Mutex // of planner; before mu
+	sites    atomic.Pointer[sites] // where new chunks are put
+	unsited  atomic.Uint64         // counts what makes others fit, or fit no more
+	planning sync.Mutex            // of planner; before mu
 	planner  *plan.Planner
 	replan   atomic.Bool // somebody is about to plan again
 
@@ -281,7 +283,7 @@ func (l *leadership) env(st *state.State, skip ...id.ServerID) *decide.Env {
 		Space:     func(norm int) (total, free uint64) { return l.space(st, norm) },
 		Place: func(ino id.Ino, index uint32, norm int) []id.ServerID {
 			seed := uint64(ino)<<20 ^ uint64(index) ^ l.seed.Add(1)<<40
-			return plan.Place(st, withMargin(st, l.views(st)), ino, seed, norm, skip...)
+			return l.sitesNow(st).Place(st, ino, seed, norm, skip...)
 		},
 	}
 }

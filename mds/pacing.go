@@ -200,6 +200,7 @@ func (l *leadership) look() {
 	}
 	clear(p.met)
 	for _, server := range p.watch.Step(members, list, set.factor) {
+		l.unsited.Add(1)
 		if why := p.watch.Slow(server); why != "" {
 			l.s.log.Info("chunk server slow: it gets no new data and reads go to others, but it is not lost", "cs", server, "cause", why)
 		} else {

@@ -101,6 +101,7 @@ func (l *leadership) chunkReport(ctx context.Context, conn *wire.Conn, p *peer, 
 		u.servers[server], u.busy = hasUnknown, true
 		l.spawnLocked(func() { l.promoteLate(server, k, all[k.ID].epoch) })
 	}
+	l.unsited.Add(1)
 	l.forgetFailures(server)
 	l.planSoonLocked()
 	l.s.log.Info("chunk server ready", "cs", server, "chunks", len(all), "unclean", len(v.unclean), "stale", len(v.stale),

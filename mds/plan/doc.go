@@ -1,7 +1,7 @@
 // Package plan says where chunks go and what must be done so that each has the replicas that it should have, where it should have
 // them: pure functions of the state and of what the leader knows about the servers.
 //
-// Placing a new chunk: Place. What would be if servers were lost: WhatIf. Everything else: a Planner, which the leader makes when it begins to lead, and asks again and again, once a second or when something has
+// Placing a new chunk: Place, or, where there are many servers and chunks, the same by Sites. What would be if servers were lost: WhatIf. Everything else: a Planner, which the leader makes when it begins to lead, and asks again and again, once a second or when something has
 // ended:
 //
 //	p := plan.NewPlanner()

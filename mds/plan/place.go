@@ -4,7 +4,6 @@ import (
 	"math/bits"
 	"slices"
 
-	"varve/internal/chunk"
 	"varve/internal/id"
 	"varve/internal/wire/msg"
 	"varve/mds/state"
@@ -20,7 +19,7 @@ type candidate struct {
 // Place chooses up to norm different servers for a new chunk of the file, best first: live members that take data and have room, none of exclude. They are in different
 // failure domains as long as there are some that have none, those of exclude counted, then not slow, then on the tier of the file's attribute, then on the hosts that it prefers, or
 // on the one that writes it unless that is fuller than the rest. Among equals the choice is random by seed (the same for the same arguments), each
-// server weighted by its free bytes.
+// server weighted by its free bytes. It looks at all servers; Sites do not.
 func Place(s *state.State, views []ServerView, ino id.Ino, seed uint64, norm int, exclude ...id.ServerID) []id.ServerID {
 	w := newWant(s.Policy(ino))
 	hosts := w.hosts
@@ -32,13 +31,12 @@ func Place(s *state.State, views []ServerView, ino id.Ino, seed uint64, norm int
 	used, total := 0.0, 0.0
 	for i := range views {
 		v := &views[i]
-		r, ok := s.Server(v.ID)
 		if slices.Contains(exclude, v.ID) {
 			taken = append(taken, v)
 			continue
 		}
-		if ok && r.TakesData() && v.Live && !v.Standby && !v.Draining && v.Free > chunk.Size+v.Coming {
-			list = append(list, candidate{v: v, weight: max((v.Free-v.Coming)>>20, 1)})
+		if weight, ok := v.takesNew(s); ok {
+			list = append(list, candidate{v: v, weight: weight})
 			used += float64(v.Total) - float64(v.Free)
 			total += float64(v.Total)
 		}

@@ -2,6 +2,7 @@ package plan
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
 	"varve/internal/chunk"
@@ -36,7 +37,12 @@ func TestPlaceAttributes(t *testing.T) {
 		level := state.Domain(1 + w.rand.IntN(5))
 		tier := w.rand.IntN(4)
 		w.policy(state.Policy{Norm: uint32(norm), Min: 1, Domain: level, Tier: uint8(tier), Prefer: "h1"})
-		got := Place(w.s, w.views, 2, w.rand.Uint64(), norm)
+		place := func(seed uint64) []id.ServerID { return Place(w.s, w.views, 2, seed, norm) }
+		if w.rand.IntN(2) == 0 {
+			sites := NewSites(w.s, w.views)
+			place = func(seed uint64) []id.ServerID { return sites.Place(w.s, 2, seed, norm) }
+		}
+		got := place(w.rand.Uint64())
 		usable, domains := 0, map[string]bool{}
 		right := map[string]bool{} // domains with servers of the tier that are not slow
 		for i := range w.views {
@@ -104,6 +110,53 @@ func TestPlaceLocal(t *testing.T) {
 	}
 }
 
+// TestSitesAreAsGood: by whichever way a place is found, the ranks are the same, and each server is about as likely.
+func TestSitesAreAsGood(t *testing.T) {
+	seeds(t, 60, func(w *world) {
+		for i := range 3 + w.rand.IntN(30) {
+			host := i / (1 + w.rand.IntN(2))
+			w.server(fmt.Sprint("h", host), fmt.Sprintf("room%d/row%d/r%d", host/8, host/4, host/2), uint32(w.rand.IntN(2)), 10+w.rand.IntN(400))
+		}
+		w.measure()
+		for i := range w.views {
+			w.views[i].Slow, w.views[i].Live = w.rand.IntN(10) == 0, w.rand.IntN(10) > 0
+		}
+		if w.rand.IntN(2) == 0 {
+			w.apply(&event.Event{Body: &event.Event_SessionOpen{SessionOpen: &event.SessionOpen{Id: 1, Host: "h2", Nonce: []byte("n")}}})
+			w.apply(&event.Event{Body: &event.Event_LeaseSet{LeaseSet: &event.LeaseSet{
+				Entries: []*event.LeaseSet_Entry{{Session: 1, Ino: 2, Want: uint32(msg.Want_WANT_WRITE)}}}}})
+		}
+		norm := 1 + w.rand.IntN(3)
+		p := state.Policy{Norm: uint32(norm), Min: 1, Domain: state.Domain(1 + w.rand.IntN(3)), Tier: uint8(w.rand.IntN(3))}
+		if w.rand.IntN(2) == 0 {
+			p.Prefer = "h1,h3"
+		}
+		w.policy(p)
+		exclude := w.views[w.rand.IntN(len(w.views))].ID
+		sites := NewSites(w.s, w.views)
+		const rounds = 4000
+		var by [2]map[id.ServerID]int // of first replicas
+		by[0], by[1] = map[id.ServerID]int{}, map[id.ServerID]int{}
+		for seed := range uint64(rounds) {
+			for i, got := range [][]id.ServerID{Place(w.s, w.views, 2, seed, norm, exclude), sites.Place(w.s, 2, seed, norm, exclude)} {
+				if len(got) > 0 {
+					by[i][got[0]]++
+				}
+				if slices.Contains(got, exclude) {
+					w.t.Fatalf("%v has the excluded %v", got, exclude)
+				}
+			}
+		}
+		for _, v := range w.views {
+			a, b := by[0][v.ID], by[1][v.ID]
+			// Twelve standard deviations of a difference of two such counts.
+			if d := float64(a - b); d*d > 144*2*float64(max(a, b, 1)) {
+				w.t.Errorf("%v is first %d times when all are looked at, %d times by the sites", v.ID, a, b)
+			}
+		}
+	})
+}
+
 // BenchmarkPlace: what a new chunk costs where there are many servers.
 func BenchmarkPlace(b *testing.B) {
 	for _, racks := range []int{3, 25} {
@@ -112,6 +165,20 @@ func BenchmarkPlace(b *testing.B) {
 			b.ReportAllocs()
 			for seed := uint64(0); b.Loop(); seed++ {
 				Place(s, views, 2, seed, 3)
+			}
+		})
+		b.Run(fmt.Sprint("sites/servers=", racks*40), func(b *testing.B) {
+			s, views := large(b, racks, 100*racks)
+			sites := NewSites(s, views)
+			b.ReportAllocs()
+			for seed := uint64(0); b.Loop(); seed++ {
+				sites.Place(s, 2, seed, 3)
+			}
+		})
+		b.Run(fmt.Sprint("prepare/servers=", racks*40), func(b *testing.B) {
+			s, views := large(b, racks, 100*racks)
+			for b.Loop() {
+				NewSites(s, views)
 			}
 		})
 	}

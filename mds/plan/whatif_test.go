@@ -123,7 +123,7 @@ func large(t testing.TB, racks, chunks int) (*state.State, []ServerView) {
 		}
 		on := []uint32{uint32(a*perRack + r.IntN(perRack) + 1), uint32(b*perRack + r.IntN(perRack) + 1), uint32(c*perRack + r.IntN(perRack) + 1)}
 		for _, k := range on {
-			views[k-1].Free -= chunk.Size
+			views[k-1].Free -= min(views[k-1].Free, chunk.Size)
 		}
 		ev.Chunks = append(ev.Chunks[:0], &event.ChunkAlloc_Entry{Index: uint32(n % perFile), Id: next, Epoch: 1, Servers: on})
 		next++
