@@ -17,6 +17,7 @@ type server struct {
 	ServerView
 	at     place
 	takes  bool   // new replicas may go there
+	known  bool   // it is counted in its pools
 	leaves bool   // its replicas are to go elsewhere
 	room   int64  // bytes that it can still take
 	load   int    // rebuilds from and to it, planned ones included
@@ -109,6 +110,7 @@ func (f *fleet) add(x *server) {
 	if !x.takes || x.room <= 0 {
 		return
 	}
+	x.known = true
 	for _, k := range x.pools() {
 		f.pool[k].know(x)
 		if !f.busy(x) {
@@ -201,7 +203,7 @@ func (f *fleet) charge(from, to *server, bytes uint64) {
 
 // moved puts x where it belongs in its pools, which it leaves when it can take no more.
 func (f *fleet) moved(x *server) {
-	if !x.takes {
+	if !x.known { // it takes none, or was full from the beginning
 		return
 	}
 	for _, k := range x.pools() {
@@ -218,7 +220,7 @@ func (f *fleet) moved(x *server) {
 		}
 	}
 	if x.room <= 0 {
-		x.takes = false
+		x.takes, x.known = false, false
 	}
 }
 

@@ -401,3 +401,33 @@ func TestRebalance(t *testing.T) {
 		w.t.Logf("%d servers, %d with data: fill %.3f to %.3f, mean %.3f; %d moved, %.0f had to", n, first, low, high, mean, moved, need)
 	})
 }
+
+// TestAllFull: where no server has room, what is joining on one and what one has an old copy of is rebuilt there all the same, and nothing else; a
+// server that had no room to begin with is not taken out of the reckoning twice.
+func TestAllFull(t *testing.T) {
+	for _, roomy := range []int{0, 1} {
+		w := newWorld(t, 1)
+		for i := range 4 {
+			w.server(fmt.Sprint("h", i), "", 0, 100)
+		}
+		for i := range w.views {
+			w.views[i].Free = 0
+		}
+		for i := range roomy {
+			w.views[3-i].Free = 100 * chunk.Size
+		}
+		joining, old, short := w.chunk(3, 1, 2), w.chunk(3, 1, 2), w.chunk(3, 1, 2)
+		w.apply(&event.Event{Body: &event.Event_ReplicaJoin{ReplicaJoin: &event.ReplicaJoin{Chunk: uint64(joining), Server: 3, Epoch: 2}}})
+		w.views[2].Stale = func(k id.ChunkID) bool { return k == old }
+		got := map[id.ChunkID]id.ServerID{}
+		for _, a := range w.p.Next(Input{State: w.s.Clone(), Servers: w.views, Budget: Budget{PerServer: 8}}).Actions {
+			if a.Kind != Join {
+				t.Errorf("%+v", a)
+			}
+			got[a.Chunk] = a.Target
+		}
+		if got[joining] != 3 || got[old] != 3 || got[short] != id.ServerID(4*roomy) {
+			t.Errorf("with %d that have room: %v", roomy, got)
+		}
+	}
+}
