@@ -59,6 +59,7 @@ soak: ## long runs: a million random operations on one and two mounts, ten minut
 	VARVE_E2E=1 VARVE_OPS=$(or $(OPS),1000000) go test -count=1 -v -timeout 3h -run TestModel ./test/e2e
 	VARVE_E2E=1 VARVE_SOAK=$(or $(FOR),10m) go test -count=1 -v -timeout 2h -run 'TestKill|TestSharedBlocks' ./test/e2e
 	VARVE_E2E=1 VARVE_SOAK=$(or $(FOR),10m) go test -count=1 -v -timeout 2h -run 'TestLinearizable|TestProcesses' ./test/lin
+	VARVE_E2E=1 VARVE_MOVES=20 go test -count=1 -v -timeout 30m -run TestMigration ./test/e2e
 	VARVE_E2E=1 VARVE_SOAK=$(or $(FOR),10m) go test -count=1 -v -timeout 2h ./test/storm
 	VARVE_E2E=1 VARVE_SOAK=3m go test -count=1 -v -timeout 10m ./test/links
 	VARVE_STALE=1m go test -count=1 -v -timeout 30m -run TestStaleReturn ./cs

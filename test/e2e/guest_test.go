@@ -92,10 +92,16 @@ type guest struct {
 func boot(t *testing.T, image, cache, stage string) *guest {
 	t.Helper()
 	kernel, initrd := guestKernel(t)
-	cmd := exec.Command("qemu-system-x86_64", "-accel", "tcg", "-m", "512", "-smp", "1", "-display", "none", "-serial", "stdio", "-monitor", "none",
+	return start(t, []string{"-accel", "tcg", "-m", "512", "-smp", "1", "-display", "none", "-serial", "stdio", "-monitor", "none",
 		"-no-reboot", "-nic", "none", "-kernel", kernel, "-initrd", initrd,
-		"-append", "root=/dev/vda rw console=ttyS0 quiet panic=-1 init=/varve-init varve.stage="+stage,
-		"-drive", "file="+image+",format=raw,if=virtio,cache="+cache+",aio=threads")
+		"-append", "root=/dev/vda rw console=ttyS0 quiet panic=-1 init=/varve-init varve.stage=" + stage,
+		"-drive", "file=" + image + ",format=raw,if=virtio,cache=" + cache + ",aio=threads"})
+}
+
+// start starts qemu.
+func start(t *testing.T, args []string) *guest {
+	t.Helper()
+	cmd := exec.Command("qemu-system-x86_64", args...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
