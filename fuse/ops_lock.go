@@ -41,7 +41,10 @@ func (s *Session) setlk(r *request) (int, error) {
 		return 0, err
 	}
 	if !req.Flock && req.Type != msg.LockType_UNLOCK {
-		s.owners.add(ownerOf{r.ino, req.Owner}, f) // before: the Backend may grant the lock and fail to say so
+		// Before: the Backend may grant the lock and fail to say so.
+		if err := s.owners.add(r.flight, ownerOf{r.ino, req.Owner}, f); err != nil {
+			return 0, fserr.Interrupted
+		}
 	}
 	_, err = s.backend.Lock(r.flight, req)
 	if err != nil && r.flight.Err() != nil {
@@ -69,6 +72,7 @@ func (s *Session) unlockOwners(ctx context.Context, f *file) {
 		if err := s.unlock(ctx, key.ino, key.owner, false); err != nil {
 			s.log.Warn("unlock at release failed", "inode", f.ino, "cause", err)
 		}
+		s.owners.taken(key)
 	}
 }
 
@@ -94,19 +98,36 @@ type owners struct {
 	mu sync.Mutex
 	m  map[ownerOf][]*file
 	by map[*file][]ownerOf // the same the other way round
+	// leaving are those whose locks are being given back since their file is gone, closed when that is done. The kernel names an open file by its
+	// place in memory, where the next one may be already.
+	leaving map[ownerOf]chan struct{}
 }
 
 func (t *owners) init() {
-	t.m, t.by = make(map[ownerOf][]*file), make(map[*file][]ownerOf)
+	t.m, t.by, t.leaving = make(map[ownerOf][]*file), make(map[*file][]ownerOf), make(map[ownerOf]chan struct{})
 }
 
-func (t *owners) add(key ownerOf, f *file) {
+// add notes an owner, when none of that name is leaving.
+func (t *owners) add(ctx context.Context, key ownerOf, f *file) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	for t.leaving[key] != nil {
+		gone := t.leaving[key]
+		t.mu.Unlock()
+		select {
+		case <-gone:
+		case <-ctx.Done():
+		}
+		t.mu.Lock()
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
 	if !slices.Contains(t.m[key], f) {
 		t.m[key] = append(t.m[key], f)
 		t.by[f] = append(t.by[f], key)
 	}
+	return nil
 }
 
 func (t *owners) has(key ownerOf) bool {
@@ -128,17 +149,27 @@ func (t *owners) remove(key ownerOf) {
 	delete(t.m, key)
 }
 
-// takeThrough forgets the owners that took locks through f and returns them.
-func (t *owners) takeThrough(f *file) []ownerOf {
+// takeThrough forgets the owners that took locks through f and returns those that took none through another file: their locks are to be given
+// back, and then taken is to be called. What another file has taken under the same name stays.
+func (t *owners) takeThrough(f *file) (last []ownerOf) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	keys := t.by[f]
-	delete(t.by, f)
-	for _, key := range keys {
+	for _, key := range t.by[f] {
 		t.m[key] = slices.DeleteFunc(t.m[key], func(other *file) bool { return other == f })
 		if len(t.m[key]) == 0 {
 			delete(t.m, key)
+			t.leaving[key] = make(chan struct{})
+			last = append(last, key)
 		}
 	}
-	return keys
+	delete(t.by, f)
+	return last
+}
+
+// taken notes that the locks of an owner that takeThrough returned were given back.
+func (t *owners) taken(key ownerOf) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	close(t.leaving[key])
+	delete(t.leaving, key)
 }

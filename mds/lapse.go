@@ -146,27 +146,13 @@ func (l *leadership) oustBefore(session id.SessionID, host, mount string) {
 
 // oustLockers ends the lapsed sessions whose locks are in the way of a request, and reports whether there were any, when they are gone.
 func (l *leadership) oustLockers(ctx context.Context, req *msg.MetaRequest, out decide.Outcome) bool {
-	op := req.GetLock()
 	if out.Code != fserr.Again {
 		return false
 	}
-	want := state.Lock{Owner: state.Owner{Session: id.SessionID(req.Session), Number: op.Owner}, Write: op.Type == msg.LockType_WRITE_LOCK,
-		Start: op.Start, End: op.End}
-	if op.Flock {
-		want.Start, want.End = 0, state.LockEnd
-	}
-	var owners []id.SessionID
-	l.s.fsm.view(func(st *state.State) {
-		for _, k := range st.Locks(id.Ino(op.Ino), op.Flock) {
-			if _, conflict := state.Conflict([]state.Lock{k}, want); conflict && k.Owner.Session != want.Owner.Session {
-				owners = append(owners, k.Owner.Session)
-			}
-		}
-	})
 	any := false
-	for _, s := range owners {
+	for _, s := range l.lockers(req) {
 		x, ok := l.alive(s)
-		if !ok || !l.oust(x, "another client wants a lock that it has") {
+		if !ok || s == id.SessionID(req.Session) || !l.oust(x, "another client wants a lock that it has") {
 			continue
 		}
 		select {

@@ -2,13 +2,18 @@ package mds
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"varve/internal/fserr"
 	"varve/internal/id"
 	"varve/internal/wire/msg"
 	"varve/mds/decide"
+	"varve/mds/state"
 )
+
+// lockersTimeout is how long who has a lock may take to say that it is about to give it up.
+const lockersTimeout = 2 * time.Second
 
 // lock sets or tests a byte-range lock; one that waits is held here until it is granted or its time is over.
 func (l *leadership) lock(ctx context.Context, req *msg.MetaRequest) (decide.Outcome, error) {
@@ -21,6 +26,7 @@ func (l *leadership) lock(ctx context.Context, req *msg.MetaRequest) (decide.Out
 		defer t.Stop()
 		timeout = t.C
 	}
+	asked := false
 	for {
 		var released <-chan struct{}
 		if op.Wait {
@@ -34,6 +40,11 @@ func (l *leadership) lock(ctx context.Context, req *msg.MetaRequest) (decide.Out
 			continue // what was in the way is gone
 		}
 		if err != nil || out.Code != fserr.Again || !op.Wait || op.Test {
+			if err == nil && out.Code == fserr.Again && !asked {
+				asked = true
+				l.askLockers(ctx, req)
+				continue
+			}
 			return out, err
 		}
 		l.mu.Lock()
@@ -60,6 +71,36 @@ func (l *leadership) lock(ctx context.Context, req *msg.MetaRequest) (decide.Out
 			return out, nil
 		}
 	}
+}
+
+// lockers returns the sessions that have locks in the way of a request.
+func (l *leadership) lockers(req *msg.MetaRequest) (all []id.SessionID) {
+	op := req.GetLock()
+	want := state.Lock{Owner: state.Owner{Session: id.SessionID(req.Session), Number: op.Owner}, Write: op.Type == msg.LockType_WRITE_LOCK,
+		Start: op.Start, End: op.End}
+	if op.Flock {
+		want.Start, want.End = 0, state.LockEnd
+	}
+	l.s.fsm.view(func(st *state.State) {
+		for _, k := range st.Locks(id.Ino(op.Ino), op.Flock) {
+			if _, conflict := state.Conflict([]state.Lock{k}, want); conflict && !slices.Contains(all, k.Owner.Session) {
+				all = append(all, k.Owner.Session)
+			}
+		}
+	})
+	return all
+}
+
+// askLockers has those whose locks are in the way of a request that will not wait say whether they are about to give them up. The kernel gives the
+// locks of an open file up after its last close(2) has returned, so who closed a file and then had somebody else open it, perhaps on another
+// host, as when a guest is moved, would find it locked. Who does not answer soon is not waited for.
+func (l *leadership) askLockers(ctx context.Context, req *msg.MetaRequest) {
+	ctx, cancel := context.WithTimeout(ctx, lockersTimeout)
+	defer cancel()
+	_ = together(l.lockers(req), func(s id.SessionID) error { // the request is decided anew in any case
+		_, err := l.callback(ctx, s, &msg.Callback{Kind: msg.Callback_NOP, Ino: req.GetLock().Ino})
+		return err
+	})
 }
 
 // lockReleased returns a channel that is closed when locks on the inode may have been released.

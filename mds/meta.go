@@ -106,6 +106,10 @@ func (l *leadership) read(ctx context.Context, req *msg.MetaRequest) (decide.Out
 			out = l.decideRead(req)
 		}
 	}
+	if k := out.Reply.GetLock(); out.Code == fserr.OK && k != nil && k.Type != msg.LockType_UNLOCK {
+		l.askLockers(ctx, req)
+		out = l.decideRead(req)
+	}
 	if out.Event != nil {
 		return decide.Outcome{Code: fserr.Protocol}, nil
 	}

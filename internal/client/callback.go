@@ -60,6 +60,9 @@ func (h *callbacks) Serve(ctx context.Context, conn *wire.Conn, req *wire.Frame)
 			in = s.peek(id.Ino(cb.Ino))
 		}
 	}
+	if w := h.c.releaseWaiter(); w != nil && cb.Kind == msg.Callback_NOP && cb.Ino != 0 {
+		w.WaitReleases(ctx, id.Ino(cb.Ino))
+	}
 	if in == nil {
 		if cb.Kind == msg.Callback_INVALIDATE || cb.Kind == msg.Callback_LEASE {
 			h.invalidate(ctx, cb)

@@ -101,6 +101,16 @@ func (c *Client) SetNotifier(n Notifier) {
 	c.notifier.Store(&n)
 }
 
+// releaseWaiter returns who is told of invalidations if he waits for releases, else nil.
+func (c *Client) releaseWaiter() ReleaseWaiter {
+	n := c.notifier.Load()
+	if n == nil {
+		return nil
+	}
+	w, _ := (*n).(ReleaseWaiter)
+	return w
+}
+
 // invalidate makes the kernel forget, now or soon.
 func (c *Client) invalidate(ino id.Ino, off, length int64) {
 	if n := c.notifier.Load(); n != nil {

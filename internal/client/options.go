@@ -30,6 +30,12 @@ type WaitNotifier interface {
 	InvalidateInodeWait(ctx context.Context, ino id.Ino, off, length int64) error
 }
 
+// ReleaseWaiter is a Notifier that knows of open files which nobody has open any more, and which still have their locks.
+type ReleaseWaiter interface {
+	// WaitReleases returns when those of the inode that were closed before the call have given up their locks, or ctx has ended.
+	WaitReleases(ctx context.Context, ino id.Ino)
+}
+
 // Options of a client. Cluster and Addrs are needed; the zero value of the rest works.
 type Options struct {
 	Cluster id.Cluster // the cluster that every server must belong to

@@ -30,6 +30,9 @@ func run(m *testing.M) int {
 	if path := os.Getenv(holdFile); path != "" {
 		return runHolder(path)
 	}
+	if what := os.Getenv(lockFile); what != "" {
+		return runLocker(what)
+	}
 	if os.Getenv("VARVE_E2E") == "" {
 		return m.Run() // every test skips and says why
 	}

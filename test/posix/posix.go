@@ -50,13 +50,17 @@ var areas = []area{
 }
 
 // Run does every case as a subtest in a directory of its own below dir, which must exist, and removes it.
-func Run(t *testing.T, dir string) {
+func Run(t *testing.T, dir string) { RunSeen(t, dir, dir) }
+
+// RunSeen is Run, with what was done in dir looked at there and in seen, another mount of the same directory, where it must be the same.
+func RunSeen(t *testing.T, dir, seen string) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, to act as several users")
 	}
 	old := unix.Umask(0)
 	defer unix.Umask(old)
 	letIn(t, dir)
+	letIn(t, seen)
 	base := filepath.Join(dir, "posix")
 	if err := os.Mkdir(base, 0o755); err != nil {
 		t.Fatal(err)
@@ -70,7 +74,7 @@ func Run(t *testing.T, dir string) {
 					if err := os.Mkdir(at, 0o777); err != nil {
 						t.Fatal(err)
 					}
-					c := &check{T: t, dir: at}
+					c := &check{T: t, dir: at, base: dir, seen: seen}
 					tc.run(c)
 					if !t.Failed() {
 						if err := os.RemoveAll(at); err != nil {
@@ -95,8 +99,17 @@ func letIn(t *testing.T, dir string) {
 // check is one case under way.
 type check struct {
 	*testing.T
-	dir string
-	n   int
+	dir        string
+	n          int
+	base, seen string
+}
+
+// elsewhere is where a path is looked at.
+func (c *check) elsewhere(path string) string {
+	if rest, ok := strings.CutPrefix(path, c.base); ok {
+		return c.seen + rest
+	}
+	return path
 }
 
 // path is a name that was not used before.
@@ -156,7 +169,29 @@ func (c *check) lstat(path string) unix.Stat_t {
 	if err := unix.Lstat(path, &st); err != nil {
 		c.Fatalf("lstat %s: %v", filepath.Base(path), err)
 	}
+	if c.seen != c.base {
+		var other unix.Stat_t
+		if err := unix.Lstat(c.elsewhere(path), &other); err != nil {
+			c.Fatalf("lstat %s through the other mount: %v", filepath.Base(path), err)
+		}
+		if a, b := what(&st), what(&other); a != b {
+			c.Errorf("%s is %+v, and through the other mount %+v", filepath.Base(path), a, b)
+		}
+	}
 	return st
+}
+
+// shown is what of a file all mounts must show alike.
+type shown struct {
+	ino, nlink     uint64
+	mode, uid, gid uint32
+	rdev           uint64
+	size           int64
+	mtime, ctime   unix.Timespec
+}
+
+func what(st *unix.Stat_t) shown {
+	return shown{st.Ino, uint64(st.Nlink), st.Mode, st.Uid, st.Gid, st.Rdev, st.Size, st.Mtim, st.Ctim}
 }
 
 func (c *check) equal(got, want any, what string, args ...any) {
@@ -193,6 +228,7 @@ func (c *check) gone(path string) {
 	c.Helper()
 	var st unix.Stat_t
 	c.is(unix.Lstat(path, &st), unix.ENOENT, "lstat of %s", filepath.Base(path))
+	c.is(unix.Lstat(c.elsewhere(path), &st), unix.ENOENT, "lstat of %s", filepath.Base(path))
 }
 
 // as runs f on a thread that has the user's identity and no capability, unless it is root.
@@ -356,5 +392,10 @@ func (c *check) content(path, want string) {
 	c.Helper()
 	b, err := os.ReadFile(path)
 	c.must(err)
+	if c.seen != c.base {
+		other, err := os.ReadFile(c.elsewhere(path))
+		c.must(err)
+		c.equal(string(other), string(b), "content of %s through the other mount", filepath.Base(path))
+	}
 	c.equal(string(b), want, "content of %s", filepath.Base(path))
 }

@@ -300,7 +300,7 @@ func (Hello_Role) EnumDescriptor() ([]byte, []int) {
 type Callback_Kind int32
 
 const (
-	Callback_NOP   Callback_Kind = 0
+	Callback_NOP   Callback_Kind = 0 // with ino: say when the open files of it that were closed have given up their locks
 	Callback_LEASE Callback_Kind = 1 // someone else wants the file: stop caching and flush size and mtime into the reply; say in `keep` what open
 	// handles still need. From now on the mode is SHARED_WRITE for what is kept (SHARED_READ if mode says so).
 	Callback_ATTR       Callback_Kind = 2 // someone asks for the attributes: report size and mtime; the mode stays
