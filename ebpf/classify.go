@@ -3,7 +3,9 @@ package ebpf
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/netip"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -43,11 +45,18 @@ func (d Direction) String() string {
 // Options of a classifier. The zero value counts everything as class 0 and changes nothing.
 type Options struct {
 	// Ports gives TCP ports their class, at most MaxPorts. A frame is of the class of its destination port, else of its
-	// source port, else of class 0.
+	// source port, else of class 0. Frames from and to them are also counted by peer.
 	Ports map[uint16]Class
+	// Marks gives values of the DSCP (RFC 2474: 0 to 63) a class, which then counts instead of that of the port. So who sends says by a socket
+	// option (IP_TOS: DSCP<<2) which of several kinds of traffic a connection to one port is for.
+	Marks map[uint8]Class
+	// DSCP is what frames from or to Ports get as their DSCP when they are sent; classes without one keep what the socket says.
+	DSCP map[Class]uint8
 	// Priority is what skb->priority becomes when a frame of the class is sent: an HTB class as major<<16|minor, or a number for
 	// other queues. Classes without one keep what the socket says.
 	Priority map[Class]uint32
+	// NoTCX does without TCX, as on a kernel before 6.6.
+	NoTCX bool
 }
 
 func (o Options) validate() error {
@@ -65,7 +74,25 @@ func (o Options) validate() error {
 			faults = append(faults, fmt.Errorf("priority of class %d: at most %d", class, MaxClasses-1))
 		}
 	}
+	for dscp, class := range o.Marks {
+		if dscp > maxDSCP || class >= MaxClasses {
+			faults = append(faults, fmt.Errorf("mark %d of class %d: at most %d of class %d", dscp, class, maxDSCP, MaxClasses-1))
+		}
+	}
+	for class, dscp := range o.DSCP {
+		if dscp > maxDSCP || class >= MaxClasses {
+			faults = append(faults, fmt.Errorf("class %d gets DSCP %d: at most class %d, %d", class, dscp, MaxClasses-1, maxDSCP))
+		}
+	}
 	return errors.Join(faults...)
+}
+
+const maxDSCP = 63
+
+// PeerKey is what of the frames from and to Options.Ports is counted apart.
+type PeerKey struct {
+	Peer netip.Addr // the other end
+	Key
 }
 
 // Key is what is counted apart.
@@ -82,7 +109,7 @@ type Count struct{ Packets, Bytes uint64 }
 type Classifier struct {
 	mu     sync.Mutex // guards closing against Counters
 	objs   classifyObjects
-	links  []link.Link
+	hooks  []io.Closer
 	closed bool
 }
 
@@ -117,6 +144,16 @@ func (c *Classifier) attach(ifindex int, o Options) error {
 			return fmt.Errorf("priority of class %d: %w", class, err)
 		}
 	}
+	for dscp, class := range o.Marks {
+		if err := c.objs.Marks.Put(uint32(dscp), uint32(class)+1); err != nil {
+			return fmt.Errorf("mark %d: %w", dscp, err)
+		}
+	}
+	for class, dscp := range o.DSCP {
+		if err := c.objs.Dscps.Put(uint32(class), uint32(dscp)+1); err != nil {
+			return fmt.Errorf("DSCP of class %d: %w", class, err)
+		}
+	}
 	for _, hook := range []struct {
 		at      ebpf.AttachType
 		program *ebpf.Program
@@ -124,15 +161,25 @@ func (c *Classifier) attach(ifindex int, o Options) error {
 		{ebpf.AttachTCXIngress, c.objs.ClassifyIngress},
 		{ebpf.AttachTCXEgress, c.objs.ClassifyEgress},
 	} {
-		l, err := link.AttachTCX(link.TCXOptions{
-			Interface: ifindex, Program: hook.program, Attach: hook.at, Anchor: link.Head(),
-		})
+		l, err := attachAt(ifindex, hook.program, hook.at, o.NoTCX)
 		if err != nil {
 			return err
 		}
-		c.links = append(c.links, l)
+		c.hooks = append(c.hooks, l)
 	}
 	return nil
+}
+
+// attachAt hooks a program in by TCX, or by a filter of the clsact queue where the kernel has no TCX. The first ends with the process, the second
+// stays after a crash, and does nothing but count until somebody takes it off or Attach puts the next one in its place.
+func attachAt(ifindex int, program *ebpf.Program, at ebpf.AttachType, noTCX bool) (io.Closer, error) {
+	if !noTCX {
+		l, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: program, Attach: at, Anchor: link.Head()})
+		if err == nil || !errors.Is(err, ebpf.ErrNotSupported) {
+			return l, err
+		}
+	}
+	return attachFilter(ifindex, program, at == ebpf.AttachTCXIngress)
 }
 
 // typed makes errors that mean a missing kernel or privilege wrap ErrNotSupported.
@@ -159,16 +206,42 @@ func (c *Classifier) Counters() (map[Key]Count, error) {
 		if err := c.objs.Counts.Lookup(slot, &perCPU); err != nil {
 			return nil, fmt.Errorf("counters: slot %d: %w", slot, err)
 		}
-		var sum Count
-		for _, n := range perCPU {
-			sum.Packets += n.Packets
-			sum.Bytes += n.Bytes
-		}
-		if sum != (Count{}) {
-			out[Key{Class(slot / 2), Direction(slot % 2)}] = sum
+		if n := sum(perCPU); n != (Count{}) {
+			out[Key{Class(slot / 2), Direction(slot % 2)}] = n
 		}
 	}
 	return out, nil
+}
+
+// Peers returns what was counted of the frames from and to Options.Ports since Attach, by the other end. Of many thousands of peers only the latest are
+// remembered.
+func (c *Classifier) Peers() (map[PeerKey]Count, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil, fmt.Errorf("counters of peers: %w", net.ErrClosed)
+	}
+	out := map[PeerKey]Count{}
+	var key classifyPeer
+	var perCPU []classifyCount
+	each := c.objs.Peers.Iterate()
+	for each.Next(&key, &perCPU) {
+		at := PeerKey{netip.AddrFrom16(key.Addr).Unmap(), Key{Class(key.Class), Direction(key.Direction)}}
+		out[at] = sum(perCPU)
+	}
+	// An entry that is forgotten while it is looked at ends the look early; what was seen is right.
+	if err := each.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
+		return nil, fmt.Errorf("counters of peers: %w", err)
+	}
+	return out, nil
+}
+
+func sum(perCPU []classifyCount) (all Count) {
+	for _, n := range perCPU {
+		all.Packets += n.Packets
+		all.Bytes += n.Bytes
+	}
+	return all
 }
 
 // Close takes the classifier off the interface. The second call does nothing.
@@ -180,8 +253,8 @@ func (c *Classifier) Close() error {
 	}
 	c.closed = true
 	var err error
-	for _, l := range c.links {
-		err = errors.Join(err, l.Close())
+	for _, h := range c.hooks {
+		err = errors.Join(err, h.Close())
 	}
 	return errors.Join(err, c.objs.Close())
 }

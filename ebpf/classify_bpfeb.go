@@ -19,11 +19,21 @@ type classifyCount struct {
 	Bytes   uint64
 }
 
+type classifyPeer struct {
+	_         structs.HostLayout
+	Addr      [16]uint8
+	Class     uint32
+	Direction uint32
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	classifyMapCounts           = "counts"
+	classifyMapDscps            = "dscps"
+	classifyMapMarks            = "marks"
+	classifyMapPeers            = "peers"
 	classifyMapPorts            = "ports"
 	classifyMapPriorities       = "priorities"
 	classifyProgClassifyEgress  = "classify_egress"
@@ -81,6 +91,9 @@ type classifyProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type classifyMapSpecs struct {
 	Counts     *ebpf.MapSpec `ebpf:"counts"`
+	Dscps      *ebpf.MapSpec `ebpf:"dscps"`
+	Marks      *ebpf.MapSpec `ebpf:"marks"`
+	Peers      *ebpf.MapSpec `ebpf:"peers"`
 	Ports      *ebpf.MapSpec `ebpf:"ports"`
 	Priorities *ebpf.MapSpec `ebpf:"priorities"`
 }
@@ -112,6 +125,9 @@ func (o *classifyObjects) Close() error {
 // It can be passed to loadClassifyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type classifyMaps struct {
 	Counts     *ebpf.Map `ebpf:"counts"`
+	Dscps      *ebpf.Map `ebpf:"dscps"`
+	Marks      *ebpf.Map `ebpf:"marks"`
+	Peers      *ebpf.Map `ebpf:"peers"`
 	Ports      *ebpf.Map `ebpf:"ports"`
 	Priorities *ebpf.Map `ebpf:"priorities"`
 }
@@ -119,6 +135,9 @@ type classifyMaps struct {
 func (m *classifyMaps) Close() error {
 	return _ClassifyClose(
 		m.Counts,
+		m.Dscps,
+		m.Marks,
+		m.Peers,
 		m.Ports,
 		m.Priorities,
 	)
