@@ -6,12 +6,13 @@ import (
 	"log/slog"
 	"path"
 	"strings"
+	"sync"
 
+	"varve/internal/block"
 	"varve/internal/client"
 	"varve/internal/fserr"
 	"varve/internal/hot"
 	"varve/internal/id"
-	"varve/internal/nbd/nbdserver"
 	"varve/internal/wire/msg"
 )
 
@@ -24,19 +25,43 @@ type image struct {
 // imageCred is who opens images.
 var imageCred = &msg.Cred{Checked: true}
 
-// imageFile is a client's file as the server of NBD wants it.
-type imageFile struct{ *client.File }
+// imageFile is a client's file as servers of block protocols want it.
+type imageFile struct {
+	*client.File
+	adopting sync.Mutex
+	adopted  bool
+}
 
 var (
-	_ nbdserver.Image = image{}
-	_ nbdserver.File  = imageFile{}
+	_ block.Image    = image{}
+	_ block.OpenFile = (*imageFile)(nil)
 )
 
-// Inherit implements nbdserver.File.
-func (f imageFile) Inherit(old nbdserver.File) {
-	if o, ok := old.(imageFile); ok {
+// Inherit implements block.OpenFile.
+func (f *imageFile) Inherit(old block.OpenFile) {
+	if o, ok := old.(*imageFile); ok {
 		f.File.Inherit(o.File)
 	}
+}
+
+// Fsync implements block.File.
+func (f *imageFile) Fsync(ctx context.Context, dataOnly bool) error {
+	if err := f.adopt(ctx); err != nil {
+		return err
+	}
+	return f.File.Fsync(ctx, dataOnly)
+}
+
+// adopt has the first flush cover all of the image.
+func (f *imageFile) adopt(ctx context.Context) error {
+	f.adopting.Lock()
+	defer f.adopting.Unlock()
+	if f.adopted {
+		return nil
+	}
+	err := f.Adopt(ctx)
+	f.adopted = err == nil
+	return err
 }
 
 // imagePath is the path of an image as it is said everywhere.
@@ -68,14 +93,14 @@ func (m image) find(ctx context.Context) (id.Ino, int64, error) {
 	return 0, 0, fmt.Errorf("/%s is no regular file; name the file itself: %w", m.path, fserr.Invalid)
 }
 
-// Size implements nbdserver.Image.
+// Size implements block.Image.
 func (m image) Size(ctx context.Context) (int64, error) {
 	_, size, err := m.find(ctx)
 	return size, err
 }
 
-// open opens the image.
-func (m image) open(ctx context.Context, readOnly bool) (*client.File, int64, error) {
+// Open implements block.Image.
+func (m image) Open(ctx context.Context, readOnly bool) (block.OpenFile, int64, error) {
 	ino, _, err := m.find(ctx)
 	if err != nil {
 		return nil, 0, err
@@ -89,16 +114,7 @@ func (m image) open(ctx context.Context, readOnly bool) (*client.File, int64, er
 		_ = f.Release(ctx)
 		return nil, 0, fmt.Errorf("/%s: %w", m.path, err)
 	}
-	return f, int64(a.Size), nil
-}
-
-// Open implements nbdserver.Image.
-func (m image) Open(ctx context.Context, readOnly bool) (nbdserver.File, int64, error) {
-	f, size, err := m.open(ctx, readOnly)
-	if err != nil {
-		return nil, 0, err
-	}
-	return imageFile{f}, size, nil
+	return &imageFile{File: f, adopted: readOnly}, int64(a.Size), nil
 }
 
 // hostOf returns the client as one that threads can sit with, nil if it is none.

@@ -30,6 +30,24 @@ type File interface {
 	Seek(ctx context.Context, off int64, whence int) (int64, error)
 }
 
+// Image is what a disk is made of. Its methods may be called at once.
+type Image interface {
+	// Size returns the size in bytes.
+	Size(ctx context.Context) (int64, error)
+	// Open opens it, for reading alone if readOnly, and returns its size.
+	Open(ctx context.Context, readOnly bool) (OpenFile, int64, error)
+}
+
+// OpenFile is an open image. Its first Fsync covers all that was ever written to the image, whoever wrote it: a server that was killed before the one that
+// serves now may have acknowledged what nobody has flushed since.
+type OpenFile interface {
+	File
+	// Inherit has the next Fsync cover what was written to old, an open of the same image whose session was lost, and not flushed.
+	Inherit(old OpenFile)
+	// Release ends the open.
+	Release(ctx context.Context) error
+}
+
 // Kind is what an operation does.
 type Kind uint8
 
@@ -77,6 +95,7 @@ type Disk struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	dead   atomic.Bool
+	wrote  atomic.Bool
 	crew   crew
 
 	flushMu sync.Mutex
@@ -99,6 +118,9 @@ func NewDisk(f File) *Disk {
 // Dead says that the file's session was lost: nothing succeeds any more.
 func (d *Disk) Dead() bool { return d.dead.Load() }
 
+// Wrote says that something was to be changed.
+func (d *Disk) Wrote() bool { return d.wrote.Load() }
+
 // Cancel has operations that wait for the cluster end with an error.
 func (d *Disk) Cancel() { d.cancel() }
 
@@ -115,6 +137,9 @@ func (d *Disk) Start(l *Loop, op *Op) {
 	op.d, op.loop, op.err, op.Zeros = d, l, nil, false
 	if op.task.Run == nil {
 		op.task.Run = op.deliver
+	}
+	if (op.Kind == Write || op.Kind == Trim || op.Kind == Zero) && !d.wrote.Load() {
+		d.wrote.Store(true)
 	}
 	switch {
 	case op.Kind == Flush:

@@ -64,3 +64,36 @@ func TestInherit(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestAdopt: a flush covers what another client wrote and never flushed, once.
+func TestAdopt(t *testing.T) {
+	w := newWorld(t, 1, 3, 3, 1)
+	a := w.dial(t, func(o *Options) { o.FlushEvery = time.Hour })
+	f := create(t, a, "a")
+	write(t, f, fill(4096, 1), 0)
+	write(t, f, fill(4096, 1), 3*chunk.Size)
+	if err := f.Flush(t.Context()); err != nil { // the size
+		t.Fatal(err)
+	}
+	w.expire(uint64(a.Session()))
+	c := w.dial(t, func(o *Options) { o.FlushEvery = time.Hour })
+	g := open(t, c, f, true)
+	flushes := func() (n int) {
+		w.cs[2].set(func() { n = w.cs[2].flushes })
+		return n
+	}
+	before := flushes()
+	for range 2 {
+		if err := g.Fsync(t.Context(), true); err != nil || flushes() != before {
+			t.Fatalf("%v, flushes %d, %d before", err, flushes(), before)
+		}
+	}
+	if err := g.Adopt(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := g.Fsync(t.Context(), true); err != nil || flushes() != before+2 {
+			t.Errorf("%v, flushes %d, %d before; want two chunks flushed once", err, flushes(), before)
+		}
+	}
+}

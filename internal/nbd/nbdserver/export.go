@@ -14,7 +14,7 @@ import (
 type export struct {
 	s                 *Server
 	name, description string
-	image             Image
+	image             block.Image
 	readOnly          bool
 
 	opening sync.Mutex // one open or release at a time; held while the cluster is asked
@@ -22,14 +22,14 @@ type export struct {
 	mu   sync.Mutex
 	open *opened // nil: nobody uses it
 	all  map[*opened]struct{}
-	dead []File // given back with their session lost: what was not flushed of them is to be inherited
-	err  error  // of the last flush when it was given back
+	dead []block.OpenFile // given back with their session lost: what was not flushed of them is to be inherited
+	err  error            // of the last flush when it was given back
 }
 
 // opened is one open of an image, which all of its connections share.
 type opened struct {
 	e     *export
-	file  File
+	file  block.OpenFile
 	disk  *block.Disk
 	size  int64
 	users int // guarded by export.mu
@@ -95,7 +95,7 @@ func (o *opened) release() {
 	defer cancel()
 	o.disk.Close()
 	var err error
-	if !e.readOnly {
+	if o.disk.Wrote() {
 		err = o.file.Fsync(ctx, false)
 	}
 	if rerr := o.file.Release(ctx); err == nil {

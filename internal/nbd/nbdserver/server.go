@@ -19,28 +19,11 @@ import (
 	"varve/iouring/reactor"
 )
 
-// Image is what an export is made of. Its methods may be called at once.
-type Image interface {
-	// Size returns the size in bytes.
-	Size(ctx context.Context) (int64, error)
-	// Open opens it, for reading alone if readOnly.
-	Open(ctx context.Context, readOnly bool) (File, int64, error)
-}
-
-// File is an open image.
-type File interface {
-	block.File
-	// Inherit has the next Fsync cover what was written to old, an open of the same image whose session was lost, and not flushed.
-	Inherit(old File)
-	// Release ends the open.
-	Release(ctx context.Context) error
-}
-
 // Export is an image and its names.
 type Export struct {
 	Name        string // as clients list it; a / before it is of no account
 	Description string
-	Image       Image
+	Image       block.Image
 	ReadOnly    bool
 }
 

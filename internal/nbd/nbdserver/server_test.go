@@ -42,7 +42,7 @@ func (m *image) Size(context.Context) (int64, error) {
 	return int64(n), m.err
 }
 
-func (m *image) Open(ctx context.Context, _ bool) (nbdserver.File, int64, error) {
+func (m *image) Open(ctx context.Context, _ bool) (block.OpenFile, int64, error) {
 	n, err := m.Size(ctx)
 	if err != nil {
 		return nil, 0, err
@@ -70,11 +70,11 @@ func (m *image) fail(err error) {
 
 type file struct{ *blocktest.File }
 
-func (f file) Inherit(nbdserver.File) { f.Heir() }
+func (f file) Inherit(block.OpenFile) { f.Heir() }
 
 type hotFile struct{ *blocktest.Hot }
 
-func (f hotFile) Inherit(nbdserver.File) { f.Heir() }
+func (f hotFile) Inherit(block.OpenFile) { f.Heir() }
 
 // server is one under test.
 type server struct {
