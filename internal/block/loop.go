@@ -34,10 +34,13 @@ type LoopOptions struct {
 
 const maxThreads = 64
 
+// DefaultThreads is how many threads serve if nobody says.
+func DefaultThreads() int { return min(max(runtime.NumCPU()/2, 1), 8) }
+
 // StartLoops starts the threads.
 func StartLoops(o LoopOptions) (all []*Loop, err error) {
 	if o.Threads == 0 {
-		o.Threads = min(max(runtime.NumCPU()/2, 1), 8)
+		o.Threads = DefaultThreads()
 	}
 	if o.Memory == 0 {
 		o.Memory = o.Threads * MinMemory

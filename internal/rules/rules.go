@@ -57,6 +57,7 @@ var rooms = []room{
 	{dir: "internal/nbd/nbdserver", may: []string{"internal/nbd", "internal/block", "internal/fserr", "iouring/reactor"}},
 	{dir: "internal/block", may: []string{"internal/block/...", "internal/hot", "internal/fserr", "internal/disk", "iouring/reactor"}},
 	{dir: "internal/readcache", may: append([]string{"internal/disk"}, pureInternal...)},
+	{dir: "internal/vhost", may: []string{"internal/block", "internal/fserr", "iouring/reactor"}},
 	{dir: "internal/hot", may: []string{"iouring/reactor"}},
 	{dir: "internal/rules"},
 	{dir: "internal/sim", may: []string{"all"}},

@@ -1,0 +1,168 @@
+package e2e
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// diskGuest is an initrd whose first process is test/e2e/diskguest, and the kernel for it. Such a guest is up in seconds.
+type diskGuest struct{ kernel, initrd string }
+
+func makeDiskGuest(t *testing.T) diskGuest {
+	t.Helper()
+	kernel, _ := guestKernel(t)
+	modules := filepath.Join("/lib/modules", strings.TrimPrefix(filepath.Base(kernel), "vmlinuz-"), "kernel/drivers")
+	dir := t.TempDir()
+	root := filepath.Join(dir, "root")
+	for _, m := range []string{"virtio/virtio", "virtio/virtio_ring", "virtio/virtio_pci_legacy_dev", "virtio/virtio_pci_modern_dev", "virtio/virtio_pci", "block/virtio_blk"} {
+		b, err := os.ReadFile(filepath.Join(modules, m+".ko"))
+		if err != nil {
+			t.Skip("needs the modules of the guest's kernel: ", err)
+		}
+		to := filepath.Join(root, "modules", filepath.Base(m)+".ko")
+		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(to, b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	build := exec.Command("go", "build", "-o", filepath.Join(root, "init"), "varve/test/e2e/diskguest")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build the guest's first process: %v\n%s", err, out)
+	}
+	sh(t, root, time.Minute, "mkdir -p dev proc sys && find . | cpio -o -H newc --quiet > ../initrd")
+	return diskGuest{kernel, filepath.Join(dir, "initrd")}
+}
+
+// boot starts a guest with these disks; words say what it does with them.
+func (d diskGuest) boot(t *testing.T, words string, disks ...string) *guest {
+	t.Helper()
+	args := []string{"-accel", "tcg", "-m", "192", "-smp", "1", "-display", "none", "-serial", "stdio", "-monitor", "none", "-no-reboot", "-nic", "none", "-nodefaults",
+		"-kernel", d.kernel, "-initrd", d.initrd, "-append", "console=ttyS0 quiet panic=-1 " + words,
+		"-object", "memory-backend-memfd,id=mem,size=192M,share=on", "-numa", "node,memdev=mem"}
+	cmd := exec.Command("qemu-system-x86_64", append(args, disks...)...)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	g := &guest{t: t, cmd: cmd, lines: make(chan string, 4096)}
+	t.Cleanup(func() { g.cmd.Process.Kill(); g.cmd.Wait() })
+	go func() {
+		defer close(g.lines)
+		for s := bufio.NewScanner(out); s.Scan(); {
+			g.lines <- strings.TrimSpace(s.Text())
+		}
+	}()
+	return g
+}
+
+// export is a running `varve nbd` or `varve vhost`.
+type export struct {
+	c    *cluster
+	cmd  *exec.Cmd
+	log  string
+	what string
+}
+
+// serve starts a server of block devices and waits until it is ready.
+func (c *cluster) serve(name string, args ...string) *export {
+	c.t.Helper()
+	e := &export{c: c, log: filepath.Join(c.dir, "run", name+".log"), what: name}
+	log, err := os.Create(e.log)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer log.Close()
+	e.cmd = exec.Command(varveBinary, append([]string{"-c", c.name()}, args...)...)
+	e.cmd.Stdout, e.cmd.Stderr = log, log
+	if err := e.cmd.Start(); err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { e.cmd.Process.Kill(); e.cmd.Wait() })
+	c.wait(30*time.Second, name+" to be ready", func() error {
+		b, err := os.ReadFile(e.log)
+		if err == nil && !strings.Contains(string(b), " is ") {
+			err = fmt.Errorf("it says %q", b)
+		}
+		return err
+	})
+	return e
+}
+
+// stop has it end in order.
+func (e *export) stop() {
+	e.c.t.Helper()
+	if err := e.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		e.c.t.Fatal(err)
+	}
+	if err := e.cmd.Wait(); err != nil {
+		b, _ := os.ReadFile(e.log)
+		e.c.t.Errorf("%s: %v\n%s", e.what, err, b)
+	}
+}
+
+// kill ends it at once.
+func (e *export) kill() {
+	e.cmd.Process.Kill()
+	e.cmd.Wait()
+}
+
+// TestDisks: a guest with one disk by NBD and one by vhost-user, while a chunk server is killed and the server of vhost-user is killed and started again; what it
+// wrote is there on the mount and by the next server, what it discarded is free.
+func TestDisks(t *testing.T) {
+	need(t, "qemu-system-x86_64", "qemu-img", "cpio")
+	kernel := makeDiskGuest(t)
+	c := up(t, 1, 3, 1, "3:2")
+	a, b := filepath.Join(c.mounts[0], "a.img"), filepath.Join(c.mounts[0], "b.img")
+	sh(t, "/", time.Minute, "truncate -s 64M "+a+" "+b)
+	dir := t.TempDir()
+	one, two := filepath.Join(dir, "nbd"), filepath.Join(dir, "vhost")
+	uri := "nbd+unix:///a.img?socket=" + one
+
+	nbd := c.serve("nbd", "nbd", "--socket", one, "a.img")
+	vhost := c.serve("vhost", "vhost", "--socket", two, "b.img")
+	begin := time.Now()
+	g := kernel.boot(t, "diskguest.disks=vda,vdb diskguest.vda=write,check,zeros diskguest.vdb=write,loop,check,zeros,trim",
+		"-drive", "file="+uri+",format=raw,if=none,id=a,cache=none,discard=unmap", "-device", "virtio-blk-pci,drive=a,addr=5",
+		"-chardev", "socket,id=b,reconnect=1,path="+two, "-device", "vhost-user-blk-pci,chardev=b,addr=6")
+	g.expect("begins")
+	t.Logf("guest up after %v", time.Since(begin).Round(time.Millisecond))
+	g.expect("done zeros vda")
+	g.expect("acked")
+	t.Logf("wrote and checked after %v", time.Since(begin).Round(time.Millisecond))
+	old := c.kill("cs1")
+	for range 5 {
+		g.expect("acked")
+	}
+	vhost.kill()
+	killed := time.Now()
+	vhost = c.serve("vhost", "vhost", "--socket", two, "b.img")
+	for range 5 {
+		g.expect("acked")
+	}
+	t.Logf("vhost: killed, and in use again after %v", time.Since(killed).Round(time.Millisecond))
+	g.off()
+	t.Logf("guest done after %v", time.Since(begin).Round(time.Millisecond))
+	vhost.stop()
+	nbd.stop()
+	nbd = c.serve("nbd2", "nbd", "--socket", one, "a.img", "b.img")
+	for _, name := range []string{"a.img", "b.img"} { // with the mount at once: the lease is shared
+		sh(t, "/", time.Minute, fmt.Sprintf("qemu-img compare -f raw -F raw 'nbd+unix:///%s?socket=%s' %s", name, one, filepath.Join(c.mounts[0], name)))
+	}
+	nbd.stop()
+	c.waitRestart("cs1", old)
+	c.wait(60*time.Second, "the cluster to be whole", c.healthy)
+}
