@@ -171,6 +171,7 @@ func (t *limitTable) writeCSV(w io.Writer) error {
 // results is all that one run of bench measured.
 type results struct {
 	Limits   *limitTable `json:"limits,omitempty"`
+	Mount    []*row      `json:"mount,omitempty"`
 	Metadata []*row      `json:"metadata,omitempty"`
 }
 

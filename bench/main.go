@@ -70,7 +70,7 @@ func main() {
 	flag.StringVar(&o.out, "json", "", "also write every sample to this file (compare: every run to this directory)")
 	flag.StringVar(&o.outDir, "out", "", "also write text, JSON and CSV to this directory (parts all, limits, metadata and data)")
 	flag.StringVar(&o.only, "only", "", "run only the rows whose name contains this")
-	flag.StringVar(&o.part, "part", "all", "all (limits and metadata), limits, metadata, data, cs, local or generator")
+	flag.StringVar(&o.part, "part", "all", "all (limits, mount and metadata), limits, mount, metadata, data, cs, local or generator")
 	flag.IntVar(&o.entries, "entries", 100_000, "entries of the directory that is listed; 0: none is")
 	flag.IntVar(&o.clients, "clients", 256, "mds: sessions, each with one request under way")
 	flag.IntVar(&o.kills, "kills", 50, "failover: how often the leader is killed")
@@ -141,7 +141,7 @@ func inDir(ctx context.Context, o options, bench func(context.Context, options) 
 }
 
 func run(ctx context.Context, o options) (err error) {
-	needsFio := map[string]bool{"data": true, "cs": true, "local": true, "generator": true}
+	needsFio := map[string]bool{"mount": true, "all": true, "data": true, "cs": true, "local": true, "generator": true}
 	if _, err := exec.LookPath("fio"); err != nil && needsFio[o.part] {
 		return fmt.Errorf("needs fio (apt-get install fio): %w", err)
 	}
@@ -152,9 +152,9 @@ func run(ctx context.Context, o options) (err error) {
 		return runLocal(ctx, o)
 	case "generator":
 		return runGenerator(ctx, o)
-	case "all", "limits", "data", "metadata":
+	case "all", "limits", "mount", "data", "metadata":
 	default:
-		return fmt.Errorf("--part %q: want all, limits, metadata, data, cs, local or generator", o.part)
+		return fmt.Errorf("--part %q: want all, limits, mount, metadata, data, cs, local or generator", o.part)
 	}
 	out := new(results)
 	var texts []func(io.Writer)
@@ -170,7 +170,21 @@ func run(ctx context.Context, o options) (err error) {
 		out.Limits.finish()
 		texts = append(texts, out.Limits.print)
 	}
-	if o.part != "limits" && ctx.Err() == nil && err == nil {
+	if (o.part == "all" || o.part == "mount") && ctx.Err() == nil && err == nil {
+		own := o
+		if own.dir, err = os.MkdirTemp(o.dir, "mount-"); err != nil {
+			return err
+		}
+		var t *table
+		if t, err = runMount(ctx, own); t != nil {
+			out.Mount = t.rows
+			texts = append(texts, func(w io.Writer) {
+				fmt.Fprintf(w, "\n%d MDS, %d CS, replicas %s, all on this machine; medians of %d rounds of %v; CPU is that of an operation\n\n", o.mds, o.cs, o.replicas, o.rounds, o.duration)
+				printMounts(w, t)
+			})
+		}
+	}
+	if o.part != "limits" && o.part != "mount" && ctx.Err() == nil && err == nil {
 		var t *table
 		if t, err = runTable(ctx, o); t != nil {
 			out.Metadata = t.rows

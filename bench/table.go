@@ -13,8 +13,11 @@ import (
 // sample is one measurement.
 type sample struct {
 	Value float64       `json:"value"`            // in the row's unit
-	P99   time.Duration `json:"p99_ns,omitempty"` // of data operations
+	P50   time.Duration `json:"p50_ns,omitempty"` // of data operations
+	P99   time.Duration `json:"p99_ns,omitempty"`
 	CPU   time.Duration `json:"cpu_ns,omitempty"` // of the serving processes, per operation
+	// Servers is the part of chunk and metadata servers, where that of the mount is told apart: then CPU is the mount's.
+	Servers time.Duration `json:"servers_cpu_ns,omitempty"`
 }
 
 // row holds all samples of one figure by target.
