@@ -182,21 +182,36 @@ func (l *leadership) writeDone(ctx context.Context, req *msg.MetaRequest) (decid
 		return out, err
 	}
 	w := req.GetWriteDone()
+	return out, l.invalidateOthers(ctx, id.SessionID(req.Session), id.Ino(w.Ino), w.Offset, w.Length)
+}
+
+// truncate sets a size. The other holders forget what they know of it once more when it is set: one that asked for the size since its layout was
+// called back was told the old one.
+func (l *leadership) truncate(ctx context.Context, req *msg.MetaRequest) (decide.Outcome, error) {
+	a := req.GetSetAttr()
+	out, err := l.changeLayout(ctx, req, id.Ino(a.Ino))
+	if err != nil || out.Code != fserr.OK {
+		return out, err
+	}
+	return out, l.invalidateOthers(ctx, id.SessionID(req.Session), id.Ino(a.Ino), *a.Size, 0)
+}
+
+// invalidateOthers has the holders but one forget bytes of a file, all behind offset if length is 0, and its size.
+func (l *leadership) invalidateOthers(ctx context.Context, but id.SessionID, ino id.Ino, offset, length uint64) error {
 	var others []state.Lease
 	l.s.fsm.view(func(st *state.State) {
-		st.Leases(id.Ino(w.Ino), func(h state.Lease) bool {
-			if h.Session != id.SessionID(req.Session) {
+		st.Leases(ino, func(h state.Lease) bool {
+			if h.Session != but {
 				others = append(others, h)
 			}
 			return true
 		})
 	})
-	err = together(others, func(h state.Lease) error {
+	return together(others, func(h state.Lease) error {
 		_, err := l.callback(ctx, h.Session, &msg.Callback{
-			Kind: msg.Callback_INVALIDATE, Ino: w.Ino, Lease: uint64(h.Index), Mode: msg.Mode_SHARED_WRITE, Offset: w.Offset, Length: w.Length})
+			Kind: msg.Callback_INVALIDATE, Ino: uint64(ino), Lease: uint64(h.Index), Mode: msg.Mode_SHARED_WRITE, Offset: offset, Length: length})
 		return err
 	})
-	return out, err
 }
 
 // alloc makes chunks: their files are there on all chosen servers before the event is proposed.

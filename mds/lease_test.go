@@ -1,6 +1,9 @@
 package mds
 
 import (
+	"fmt"
+	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -488,4 +491,37 @@ func TestLeaderChangeKeepsSessionsAndServers(t *testing.T) {
 		t.Errorf("%d recalls of the holder", a.calls(msg.Callback_LEASE))
 	}
 	a.must(a.change(&msg.AllocChunk{Ino: ino, First: 1, Count: 1}))
+}
+
+// TestTruncateIsToldTwice: the other holders are called back before the size is set, and again when it is: one that asked for the size in between was told
+// the old one, and would go on believing it.
+func TestTruncateIsToldTwice(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	a, b := newClient(c), newClient(c)
+	ino := a.create("f", true).Attr.Ino
+	b.must(b.change(&msg.Open{Ino: ino, Want: msg.Want_WANT_WRITE}))
+	size := uint64(1 << 20)
+	a.must(a.change(&msg.SetAttr{Ino: ino, Size: &size}))
+	var mu sync.Mutex
+	var seen []string
+	b.answer(func(cb *msg.Callback) *msg.CallbackReply {
+		var now uint64
+		c.leader().fsm.view(func(st *state.State) {
+			if in, ok := st.Inode(id.Ino(ino)); ok {
+				now = in.Size
+			}
+		})
+		mu.Lock()
+		defer mu.Unlock()
+		seen = append(seen, fmt.Sprintf("%v at size %d from %d", cb.Kind, now, cb.Offset))
+		return &msg.CallbackReply{Keep: msg.Want_WANT_WRITE}
+	})
+	size = 4096
+	a.must(a.change(&msg.SetAttr{Ino: ino, Size: &size}))
+	mu.Lock()
+	defer mu.Unlock()
+	want := []string{"LAYOUT at size 1048576 from 0", "INVALIDATE at size 4096 from 4096"}
+	if !slices.Equal(seen, want) {
+		t.Errorf("called back %q, want %q", seen, want)
+	}
 }

@@ -180,7 +180,7 @@ func (l *leadership) change(ctx context.Context, req *msg.MetaRequest) (decide.O
 		}
 	case *msg.MetaRequest_SetAttr:
 		if op.SetAttr.Size != nil && !op.SetAttr.Flush {
-			return l.changeLayout(ctx, req, id.Ino(op.SetAttr.Ino))
+			return l.truncate(ctx, req)
 		}
 	case *msg.MetaRequest_DropReplica:
 		return l.changeLayout(ctx, req, id.Ino(op.DropReplica.Ino))
