@@ -7,6 +7,7 @@ import (
 	"varve/cs/arena"
 	"varve/internal/fserr"
 	"varve/internal/id"
+	"varve/internal/waits"
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
 )
@@ -28,6 +29,7 @@ type laneKey struct {
 
 // lanes are the connections that can be replaced. An entry stays until every request of its connection has ended.
 type lanes struct {
+	waits *waits.Table
 	mu    sync.Mutex
 	conns map[laneKey]*wire.Conn
 }
@@ -48,7 +50,9 @@ func (l *lanes) take(key laneKey, c *wire.Conn) {
 		}
 	}()
 	if old != nil {
+		w := l.waits.For("what came on an older connection to end", "role", key.role, "from", key.who, "lane", key.lane)
 		old.Quiesce()
+		w.End()
 	}
 }
 

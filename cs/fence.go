@@ -6,6 +6,7 @@ import (
 
 	"varve/internal/fserr"
 	"varve/internal/id"
+	"varve/internal/waits"
 )
 
 // maxFenced bounds the fenced sessions that a server knows. The leader sends only those that could still be alive somewhere.
@@ -13,6 +14,7 @@ const maxFenced = 1 << 20
 
 // fences counts the requests under way of each session and refuses those of fenced ones.
 type fences struct {
+	waits    *waits.Table
 	locals   *locals // what the sessions read by themselves; nil for none
 	mu       sync.Mutex
 	inflight map[id.SessionID]int
@@ -91,6 +93,9 @@ func (f *fences) fence(ctx context.Context, sessions []uint64) error {
 	wait, err := f.block(sessions)
 	if err != nil {
 		return err
+	}
+	if len(wait) > 0 {
+		defer f.waits.For("requests of a session that is fenced to end", "sessions", len(wait)).End()
 	}
 	for _, ch := range wait {
 		select {

@@ -10,6 +10,7 @@ import (
 	"varve/cs/repl"
 	"varve/internal/fserr"
 	"varve/internal/id"
+	"varve/internal/waits"
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
 )
@@ -157,7 +158,18 @@ func (s *Server) beat(ctx context.Context, l *leader, period, term time.Duration
 	defer tick.Stop()
 	var refreshed time.Time
 	var took time.Duration // by the last heartbeat
+	var stuck *waits.Wait
+	var ended uint64
+	defer func() { stuck.End() }()
 	for {
+		// A disk that hangs makes no error and no end: that nothing ends is all there is to see.
+		_, underWay := s.gate.use()
+		if now := s.gate.progress(); now != ended || underWay == 0 {
+			stuck.End()
+			stuck, ended = nil, now
+		} else if stuck == nil {
+			stuck = s.waits.For("any request under way to end: the disk, or another server, does not answer", "under_way", underWay)
+		}
 		if time.Since(refreshed) >= membersEvery {
 			refreshed = time.Now()
 			s.refreshMembers(ctx, l)

@@ -10,6 +10,7 @@ import (
 	"varve/cs/admit"
 	"varve/cs/arena"
 	"varve/internal/fserr"
+	"varve/internal/waits"
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
 )
@@ -17,12 +18,14 @@ import (
 // gate is what decides when requests go on (package admit), for whoever serves them: goroutines wait, reactors are told.
 type gate struct {
 	start time.Time
+	waits *waits.Table
 
 	mu    sync.Mutex
 	queue *admit.Queue
 	timer *time.Timer // calls awake at wake
 	wake  time.Duration
 	flows map[flowKey]*flow
+	ended uint64 // requests
 }
 
 // admitted is the Owner of a request. granted is called once when a request that had to wait may go on, with the gate's lock held: it must
@@ -92,6 +95,7 @@ func (g *gate) done(r *admit.Request) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.queue.Done(r, time.Since(g.start))
+	g.ended++
 	g.run(nil)
 }
 
@@ -142,6 +146,13 @@ func (g *gate) use() (waiting, underWay int) {
 		underWay += ops
 	}
 	return g.queue.Waiting(), underWay
+}
+
+// progress returns how many requests have ended.
+func (g *gate) progress() uint64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.ended
 }
 
 // waiting returns how many requests of a class wait.
@@ -244,6 +255,9 @@ func (g *gate) wait(ctx context.Context, r *grant, f *flow) error {
 		return nil
 	}
 	if err == nil {
+		if r.Class == admit.Guest || r.Class == admit.Replication { // repair and scrub are to wait
+			defer g.waits.For("other requests to end, since as many are under way as may be", "class", int(r.Class)).End()
+		}
 		select {
 		case <-r.ready:
 			return nil

@@ -17,6 +17,7 @@ import (
 	"varve/cs/store"
 	"varve/internal/fserr"
 	"varve/internal/id"
+	"varve/internal/waits"
 	"varve/internal/wire"
 )
 
@@ -27,6 +28,7 @@ type Server struct {
 	cluster  id.Cluster
 	name     string
 	log      *slog.Logger
+	waits    *waits.Table // what requests wait for
 	store    *store.Store
 	journal  *ssd.FS // below the store; nil: none
 	listener net.Listener
@@ -143,6 +145,8 @@ func Open(o Options) (*Server, error) {
 		gate: g, payload: pay,
 		rebuilds: semaphore.NewWeighted(int64(o.Rebuilds)), verifies: semaphore.NewWeighted(maxVerifies),
 	}
+	s.waits = &waits.Table{Log: s.log}
+	s.gate.waits, s.lanes.waits, s.fences.waits = s.waits, s.waits, s.waits
 	self.Store(s)
 	s.nic = newNICUse(s.Addr())
 	s.fences.locals = locals

@@ -9,6 +9,7 @@ import (
 
 	"varve/internal/fserr"
 	"varve/internal/id"
+	"varve/internal/waits"
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
 	"varve/mds/decide"
@@ -253,6 +254,8 @@ func (l *leadership) settling() bool { return bootNow()-l.since < l.s.o.ServerTi
 // awaitServers waits until as many chunk servers are live as a chunk of the inode needs, or, in the first seconds of a leadership, for those
 // that may just not have registered yet. Placed at once, a chunk would begin with fewer replicas than it should have.
 func (l *leadership) awaitServers(ctx context.Context, ino id.Ino) {
+	var w *waits.Wait
+	defer func() { w.End() }()
 	for l.settling() {
 		want, members := 0, 0
 		l.s.fsm.view(func(st *state.State) {
@@ -272,6 +275,9 @@ func (l *leadership) awaitServers(ctx context.Context, ino id.Ino) {
 			}
 		}
 		l.mu.Unlock()
+		if w == nil && live < min(want, members) {
+			w = l.s.waits.For("chunk servers to find the new leader", "live", live, "want", min(want, members))
+		}
 		if live >= min(want, members) || !sleep(ctx, 10*time.Millisecond) {
 			return
 		}

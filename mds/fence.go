@@ -112,7 +112,15 @@ func (l *leadership) awaitFences(ctx context.Context) error {
 	for session, f := range open {
 		select {
 		case <-f.done:
+			continue
+		default:
+		}
+		w := l.s.waits.For("all chunk servers to refuse a session that is over, or to stop serving", "session", session)
+		select {
+		case <-f.done:
+			w.End()
 		case <-ctx.Done():
+			w.End()
 			return waitError(ctx, "chunk servers to fence session "+session.String())
 		}
 	}

@@ -8,6 +8,7 @@ import (
 
 	"varve/internal/fserr"
 	"varve/internal/id"
+	"varve/internal/waits"
 	"varve/mds/decide"
 )
 
@@ -50,6 +51,7 @@ func keyOf(l decide.Latch) latchKey { return latchKey{l.Kind, l.A, l.Name} }
 
 // latchTable grants latches, each in the order of asking, so that nobody waits for ever. Its zero value works.
 type latchTable struct {
+	waits   *waits.Table
 	mu      sync.Mutex
 	latches map[latchKey]*latchState
 	waiting int
@@ -110,6 +112,7 @@ func (t *latchTable) acquireOne(ctx context.Context, l decide.Latch) error {
 		return fmt.Errorf("latch: %d requests wait already: %w", maxLatchWaiters, fserr.Unavailable)
 	}
 	t.waiting++
+	defer t.waits.For("a request that has the same latch", "latch", int(l.Kind), "of", l.A, "name", l.Name).End()
 	w := &latchWaiter{exclusive: l.Exclusive, granted: make(chan struct{})}
 	s.queue = append(s.queue, w)
 	t.mu.Unlock()

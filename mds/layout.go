@@ -10,6 +10,7 @@ import (
 	"varve/internal/chunk"
 	"varve/internal/fserr"
 	"varve/internal/id"
+	"varve/internal/waits"
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
 	"varve/mds/decide"
@@ -153,6 +154,8 @@ func (l *leadership) withoutLayouts(ctx context.Context, ino id.Ino, change func
 // holdLayouts returns, with the latch that keeps layouts of the inode as they are, when asker may have one. While the tail that a truncate
 // left is not punched only the session that punches it may: what another wrote there would be punched too.
 func (l *leadership) holdLayouts(ctx context.Context, ino id.Ino, asker id.SessionID) ([]decide.Latch, error) {
+	var w *waits.Wait
+	defer func() { w.End() }()
 	for {
 		freeze := freezeLatch(ino, false)
 		if err := l.latches.acquire(ctx, freeze); err != nil {
@@ -162,6 +165,9 @@ func (l *leadership) holdLayouts(ctx context.Context, ino id.Ino, asker id.Sessi
 			return freeze, nil
 		}
 		l.latches.release(freeze)
+		if w == nil {
+			w = l.s.waits.For("the tail of a truncated file to be punched by the client that truncated it", "inode", ino, "session", l.puncher(ino))
+		}
 		l.oustHolders(ino, "it owes the punch of a file that another client uses")
 		if !sleep(ctx, settlePoll) {
 			return nil, waitError(ctx, "the tail of a truncated file to be punched")

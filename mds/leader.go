@@ -95,6 +95,7 @@ func newLeadership(s *Server) (*leadership, error) {
 		planner:  plan.NewPlanner(), locks: make(map[id.Ino]chan struct{}),
 	}
 	l.ctx, l.cancel = context.WithCancel(s.ctx)
+	l.latches.waits = s.waits
 	l.prop = newProposer(s)
 	l.grants = newGrants(s.o.CacheLease, leaseSlack, l.since)
 	if s.fsm.index() == 0 {
@@ -260,6 +261,7 @@ func (l *leadership) confirmRead(ctx context.Context) error {
 		return nil
 	}
 	start := bootNow()
+	defer l.s.waits.For("a majority to confirm the leader").End()
 	for {
 		if err := l.s.await(l.s.raft.VerifyLeader()); err != nil {
 			return fmt.Errorf("confirm leadership: %w: %w", fserr.NotLeader, err)

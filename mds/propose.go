@@ -11,6 +11,7 @@ import (
 
 	"varve/internal/fserr"
 	"varve/internal/id"
+	"varve/internal/waits"
 	"varve/mds/event"
 )
 
@@ -21,6 +22,7 @@ const proposeTimeout = 5 * time.Second
 // which follows when as many have come as an entry under way has, or when the last one has landed. So two requests at once
 // do not wait for one another, and many do not become many small entries, of which each costs every server a write and a sync.
 type proposer struct {
+	waits  *waits.Table
 	raft   *raft.Raft
 	await  func(raft.Future) error
 	queue  chan *proposal
@@ -37,7 +39,7 @@ type proposal struct {
 
 func newProposer(s *Server) *proposer {
 	p := &proposer{
-		raft: s.raft, await: s.await, queue: make(chan *proposal, maxProposals), landed: make(chan int, maxEntriesFlying), stop: make(chan struct{}),
+		raft: s.raft, await: s.await, waits: s.waits, queue: make(chan *proposal, maxProposals), landed: make(chan int, maxEntriesFlying), stop: make(chan struct{}),
 	}
 	p.wg.Add(1)
 	go p.run()
@@ -141,7 +143,9 @@ func (p *proposer) send(batch []*proposal) {
 	p.wg.Add(1)
 	go func() {
 		defer p.wg.Done()
+		w := p.waits.For("a majority to have the newest events on stable media")
 		err := p.await(future)
+		w.End()
 		p.landed <- len(batch)
 		if err != nil {
 			if errors.Is(err, raft.ErrEnqueueTimeout) {

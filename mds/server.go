@@ -15,6 +15,7 @@ import (
 
 	"varve/internal/fserr"
 	"varve/internal/id"
+	"varve/internal/waits"
 	"varve/internal/wire"
 	"varve/journal"
 	"varve/mds/raftlog"
@@ -34,6 +35,7 @@ type Server struct {
 	o        Options
 	identity *identity
 	log      *slog.Logger
+	waits    *waits.Table // what requests wait for
 	raftID   raft.ServerID
 	unlock   func() error
 
@@ -103,6 +105,7 @@ func Open(o Options) (*Server, error) {
 		ctx: ctx, cancel: cancel, ended: make(chan struct{}), raftEnded: make(chan struct{}), begun: make(chan struct{}),
 		whatIf: make(chan struct{}, 1),
 	}
+	s.waits = &waits.Table{Log: s.log}
 	s.clients.conns = make(map[id.SessionID]*wire.Conn)
 	if err := s.start(); err != nil {
 		s.closeAll()

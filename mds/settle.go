@@ -9,6 +9,7 @@ import (
 	"varve/internal/chunk"
 	"varve/internal/fserr"
 	"varve/internal/id"
+	"varve/internal/waits"
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
 	"varve/mds/decide"
@@ -26,6 +27,8 @@ var errPuncherAlive = errors.New("whoever truncated the file has not punched it 
 // settle does what a client that died left behind on the inode, so that a lease may be granted: it punches the
 // tail of a truncate, and makes the replicas of each chunk follow one of them. The caller holds the grant latch.
 func (l *leadership) settle(ctx context.Context, ino id.Ino, asker id.SessionID) error {
+	var w *waits.Wait
+	defer func() { w.End() }()
 	for {
 		err := l.settleOnce(ctx, ino)
 		if err == nil {
@@ -33,6 +36,9 @@ func (l *leadership) settle(ctx context.Context, ino id.Ino, asker id.SessionID)
 		}
 		if !errors.Is(err, errPuncherAlive) && !errors.Is(err, fserr.NotReady) {
 			return err
+		}
+		if w == nil {
+			w = l.s.waits.For("what a client that died left on a file to be settled", "inode", ino)
 		}
 		if !sleep(ctx, settlePoll) {
 			return fmt.Errorf("inode %v for session %v: %w", ino, asker, errors.Join(waitError(ctx, "the inode to be settled"), err))

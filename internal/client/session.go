@@ -178,6 +178,8 @@ func (s *session) flushAll(ctx context.Context) error {
 // settled returns when no write or punch is under way.
 func (s *session) settled(ctx context.Context) error {
 	var wait backoff
+	st := s.c.watch("writes that are not on all replicas yet", "session", s.id)
+	defer st.end()
 	for s.changing.Load() > 0 {
 		if err := wait.wait(ctx, s.ctx); err != nil {
 			return fmt.Errorf("%d writes are not on all replicas, the session is left to expire: %w", s.changing.Load(), err)

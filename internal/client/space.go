@@ -210,6 +210,8 @@ func (in *inode) seek(ctx context.Context, off int64, hole bool) (int64, error) 
 // seekChunk looks inside one chunk, at one replica after another.
 func (in *inode) seekChunk(ctx context.Context, index, from uint32, hole bool) (at uint32, found bool, err error) {
 	var wait backoff
+	var st *stall
+	defer func() { st.end() }()
 	tried := uint32(0)
 	asked := false
 	for {
@@ -249,6 +251,9 @@ func (in *inode) seekChunk(ctx context.Context, index, from uint32, hole bool) (
 		in.layoutMu.RUnlock()
 		tried = 0
 		in.forgetLayout()
+		if st == nil {
+			st = in.s.c.watch("a replica to say where data is", "inode", in.ino, "chunk", loc.chunk)
+		}
 		if err := wait.wait(ctx, in.s.ctx); err != nil {
 			return 0, false, err
 		}

@@ -51,6 +51,7 @@ var rooms = []room{
 	{dir: "internal/disk"},
 	{dir: "internal/boottime"},
 	{dir: "internal/rwlock"},
+	{dir: "internal/waits"},
 	{dir: "internal/local", may: append([]string{"internal/boottime"}, pureInternal...)},
 	{dir: "internal/capture", may: pureInternal},
 	{dir: "internal/nbd", may: []string{"internal/nbd/..."}},
