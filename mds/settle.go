@@ -30,7 +30,7 @@ func (l *leadership) settle(ctx context.Context, ino id.Ino, asker id.SessionID)
 	var w *waits.Wait
 	defer func() { w.End() }()
 	for {
-		err := l.settleOnce(ctx, ino)
+		err := l.settleOnce(ctx, ino, true)
 		if err == nil {
 			return nil
 		}
@@ -55,12 +55,13 @@ func (l *leadership) settleBehind(ino id.Ino) {
 		return
 	}
 	defer l.latches.release(grant)
-	if err := l.settleOnce(ctx, ino); err != nil && l.ctx.Err() == nil {
+	if err := l.settleOnce(ctx, ino, false); err != nil && l.ctx.Err() == nil {
 		l.s.log.Debug("inode not settled yet", "inode", ino, "err", err)
 	}
 }
 
-func (l *leadership) settleOnce(ctx context.Context, ino id.Ino) error {
+// settleOnce tries once. wanted: somebody waits for it, for whom a session that lapsed has to go.
+func (l *leadership) settleOnce(ctx context.Context, ino id.Ino, wanted bool) error {
 	var unsettled, punch bool
 	var tail state.PendingPunch
 	l.s.fsm.view(func(st *state.State) {
@@ -69,7 +70,7 @@ func (l *leadership) settleOnce(ctx context.Context, ino id.Ino) error {
 			tail, punch = n.Punch()
 		}
 	})
-	if punch && l.puncherAlive(ino) {
+	if punch && l.puncherAlive(ino, wanted) {
 		return errPuncherAlive
 	}
 	if !unsettled && !punch {
@@ -91,10 +92,10 @@ func (l *leadership) settleOnce(ctx context.Context, ino id.Ino) error {
 
 // puncherAlive reports whether the session that truncated the inode may still punch it. Events of older versions do not say which one it
 // is: any that holds it for writing.
-func (l *leadership) puncherAlive(ino id.Ino) bool {
+func (l *leadership) puncherAlive(ino id.Ino, wanted bool) bool {
 	if owner := l.puncher(ino); owner != 0 {
 		x, ok := l.alive(owner)
-		if ok {
+		if ok && wanted {
 			l.oust(x, "it owes the punch of a file that another client opens")
 		}
 		return ok
@@ -106,7 +107,7 @@ func (l *leadership) puncherAlive(ino id.Ino) bool {
 			return true
 		})
 	})
-	if alive {
+	if alive && wanted {
 		l.oustHolders(ino, "it may owe the punch of a file that another client opens")
 	}
 	return alive
