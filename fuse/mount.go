@@ -118,7 +118,7 @@ func mountAsRoot(opts Options) (fd int, err error) {
 	if opts.AllowOther {
 		data = append(data, "allow_other")
 	}
-	flags := uintptr(0) // device nodes and setuid work, as on any filesystem that root mounts
+	flags := opts.Flags // without any device nodes and setuid work, as on any filesystem that root mounts
 	if opts.ReadOnly {
 		flags |= unix.MS_RDONLY
 	}
@@ -144,6 +144,14 @@ func mountAsUser(ctx context.Context, opts Options) (fd int, err error) {
 	}
 	if opts.ReadOnly {
 		list = append(list, "ro")
+	}
+	for _, f := range []struct {
+		flag uintptr
+		name string
+	}{{unix.MS_NOEXEC, "noexec"}, {unix.MS_NOATIME, "noatime"}, {unix.MS_SYNCHRONOUS, "sync"}, {unix.MS_DIRSYNC, "dirsync"}} {
+		if opts.Flags&f.flag != 0 {
+			list = append(list, f.name)
+		}
 	}
 	cmd := exec.CommandContext(ctx, "fusermount3", "-o", strings.Join(list, ","), "--", opts.MountPoint)
 	cmd.Env = append(os.Environ(), "_FUSE_COMMFD=3")

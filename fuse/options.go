@@ -14,6 +14,7 @@ type Options struct {
 	MountPoint    string       // an existing directory that nothing is mounted on
 	FSName        string       // source shown in /proc/mounts; "" is "varve"
 	AllowOther    bool         // users other than the one who mounts may use it (root always sets what it wants)
+	Flags         uintptr      // MS_NOSUID and others of mount(2)
 	ReadOnly      bool         // the kernel and the Session refuse every change
 	Transport     Transport    // how requests come from the kernel; "" is Auto
 	Loops         int          // threads for Dev and Uring; 0: one for each processor, 8 at most; up to 64

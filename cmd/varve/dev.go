@@ -331,7 +331,7 @@ func (p *parts) mount(i int) *part {
 	spec := mountSpec{cluster: p.c.clusterDir(), dir: dir, mountOptions: mountOptions{transport: p.c.transport()}}
 	return &part{
 		name: name, args: []string{"-c", spec.cluster, "mount", "-f", "-o", "transport=" + spec.transport, "--pid-file", string(p.c.pid(name)), "--", dir}, mount: dir,
-		serve: func(ctx context.Context, log *slog.Logger) error { return runMount(ctx, spec, log, func() {}) },
+		serve: func(ctx context.Context, log *slog.Logger) error { return runMount(ctx, spec, log, func(string) {}) },
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -248,6 +249,23 @@ func TestMountCommands(t *testing.T) {
 		t.Errorf("mount over a mount: exit code %d, %q", code, errs)
 	}
 	must(t, dir, "umount", second)
+	// As mount(8) calls it.
+	helper := filepath.Join(dir, "mount.fuse.varve")
+	if err := os.Symlink(binary, helper); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(helper, mountSource(filepath.Join(dir, "data", "cluster")), second, "-o", "rw,noexec,_netdev,nofail,x-systemd.automount", "-t", "fuse.varve")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %v\n%s", cmd.Args, err, out)
+	}
+	script := filepath.Join(second, "script")
+	if err := os.WriteFile(script, []byte("#!/bin/sh\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := exec.Command(script).Run(); !errors.Is(err, unix.EACCES) {
+		t.Errorf("a program on a mount with noexec: %v", err)
+	}
+	must(t, dir, "umount", second)
 	must(t, dir, "-c", "data/cluster", "mount", "-l", "mount.log", second)
 	f, err := os.Create(filepath.Join(second, "f"))
 	if err != nil {
@@ -257,7 +275,18 @@ func TestMountCommands(t *testing.T) {
 	if _, errs, code := varve(t, dir, "umount", second); code != exitRefused || !strings.Contains(errs, "in use") {
 		t.Errorf("umount of what is in use: exit code %d, %q", code, errs)
 	}
-	must(t, dir, "umount", "--lazy", second)
+	sleeper := exec.Command("sleep", "600")
+	sleeper.Dir = second
+	if err := sleeper.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = sleeper.Process.Kill(); _ = sleeper.Wait() }()
+	_, errs, code := varve(t, dir, "umount", "--lazy", second)
+	for _, want := range []string{fmt.Sprintf("sleep (pid %d): %s", sleeper.Process.Pid, second), fmt.Sprintf("(pid %d): %s", os.Getpid(), filepath.Join(second, "f"))} {
+		if code != exitDone || !strings.Contains(errs, want) {
+			t.Errorf("lazy umount: exit code %d, %q; want %q in it", code, errs, want)
+		}
+	}
 	if _, err := f.WriteString("still open"); err != nil {
 		t.Errorf("write to what was open before a lazy umount: %v", err)
 	}

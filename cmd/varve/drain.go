@@ -28,8 +28,8 @@ const (
 // modeJSON is what drain, standby, active and rm-cs print with --json.
 type modeJSON struct {
 	Servers []string `json:"servers"`
-	Mode    string   `json:"mode"`           // active, standby, draining, drained, removing or retired
-	Done    bool     `json:"done"`           // what was asked for has come to its end
+	Mode    string   `json:"mode"`            // active, standby, draining, drained, removing or retired
+	Done    bool     `json:"done"`            // what was asked for has come to its end
 	Until   string   `json:"until,omitempty"` // when standby ends
 	Lost    uint64   `json:"lost,omitempty"`  // chunks of which no replica is left
 	Paths   []string `json:"lost_paths,omitempty"`
@@ -148,7 +148,9 @@ func (a *app) unfinished(out modeJSON, err error) error {
 }
 
 // again is another command for the same cluster.
-func (a *app) again(command string) string { return "varve -c " + shellQuote(a.cluster) + " " + command }
+func (a *app) again(command string) string {
+	return "varve -c " + shellQuote(a.cluster) + " " + command
+}
 
 // nodeArgs are the servers as arguments.
 func nodeArgs(servers []uint32) string {

@@ -131,7 +131,7 @@ func (a *app) dialImages(ctx context.Context, where string, log *slog.Logger) (*
 		return nil, err
 	}
 	c, err := client.Dial(ctx, client.Options{
-		Cluster: d.uuid, Name: d.name, Addrs: d.mds, Mount: where, Version: version, Logger: log, StartTimeout: mountTimeout, Members: d.refresh,
+		Cluster: d.uuid, Name: d.name, Addrs: d.mds, Mount: where, Version: version, Logger: log, StartTimeout: retryFor, Members: d.refresh,
 	})
 	if err != nil {
 		return nil, unreached(d, err)

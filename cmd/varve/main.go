@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -80,7 +81,18 @@ type app struct {
 func main() {
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	a := &app{in: os.Stdin, out: os.Stdout, err: os.Stderr}
-	os.Exit(a.run(context.Background(), os.Args[1:]))
+	args := os.Args[1:]
+	if isHelper(os.Args[0]) {
+		var fake bool
+		var err error
+		if args, fake, err = helperArgs(args); err != nil || fake {
+			if err != nil {
+				fmt.Fprintf(a.err, "%s: %s\n", filepath.Base(os.Args[0]), oneLine(err))
+			}
+			os.Exit(exitCode(err))
+		}
+	}
+	os.Exit(a.run(context.Background(), args))
 }
 
 // run runs one command line and returns its exit code.

@@ -21,7 +21,6 @@ import (
 
 const (
 	unmountTimeout = 10 * time.Second
-	mountTimeout   = 10 * time.Second // to find a leader
 	logDir         = "/var/log/varve"
 )
 
@@ -60,11 +59,11 @@ func (a *app) mountCommand() *cobra.Command {
 				return err
 			}
 			defer pid.remove()
-			return runMount(cmd.Context(), spec, slog.Default(), func() { signalReady("") })
+			return runMount(cmd.Context(), spec, slog.Default(), signalReady)
 		},
 	}
 	f := cmd.Flags()
-	f.StringArrayVarP(&options, "options", "o", nil, "ro, transport=auto|dev|uring (how the kernel's requests come: by /dev/fuse or by FUSE over io_uring), local=on|off (off: read over the network also from chunk servers on this host), relay=auto|on|off (whether large writes go through one replica, which sends them on), readahead=MB (memory for what is read before it is asked for; 64, 0 for none), writeback=MB (memory for buffered writes that return before they are on the servers; a crash of the mount loses those of the last second; none by default), errors=wait[:SECONDS]|fail[:SECONDS] (what reads and writes do when the cluster does not answer: wait, for ever by default, or fail, and others at once then); those of fstab that mean nothing here are accepted")
+	f.StringArrayVarP(&options, "options", "o", nil, "ro, transport=auto|dev|uring (how the kernel's requests come: by /dev/fuse or by FUSE over io_uring), local=on|off (off: read over the network also from chunk servers on this host), relay=auto|on|off (whether large writes go through one replica, which sends them on), readahead=MB (memory for what is read before it is asked for; 64, 0 for none), writeback=MB (memory for buffered writes that return before they are on the servers; a crash of the mount loses those of the last second; none by default), retry=SECONDS (how long the cluster is looked for; 10), bg (go on looking in the background then, and mount when it is there), guard (make the empty mount point immutable, so that nothing is put there while nothing is mounted), errors=wait[:SECONDS]|fail[:SECONDS] (what reads and writes do when the cluster does not answer: wait, for ever by default, or fail, and others at once then); those of fstab that mean nothing here are accepted")
 	f.BoolVarP(&foreground, "foreground", "f", false, "serve in this process until it is told to stop")
 	f.StringVarP(&logFile, "log", "l", "", "log of the process in the background (default "+logDir+"/mount-DIR.log)")
 	pid.flag(cmd)
@@ -83,40 +82,55 @@ func (a *app) mountInBackground(ctx context.Context, spec mountSpec, options []s
 	for _, o := range options {
 		args = append(args, "-o", o)
 	}
-	_, err := startDaemon(ctx, append(args, "--", spec.dir), logFile)
+	said, err := startDaemon(ctx, append(args, "--", spec.dir), logFile)
 	if err != nil {
 		return err
 	}
 	if a.json {
-		return a.printJSON(map[string]string{"mount": spec.dir, "log": logFile})
+		return a.printJSON(map[string]string{"mount": spec.dir, "log": logFile, "waits": said})
+	}
+	if said != "" {
+		fmt.Fprintf(a.err, "varve: %s\n", said)
 	}
 	return nil
 }
 
-// runMount mounts and serves until ctx ends or someone unmounts it. ready is called when it is mounted.
-func runMount(ctx context.Context, spec mountSpec, log *slog.Logger, ready func()) error {
+// runMount mounts and serves until ctx ends or someone unmounts it. ready is called when it is mounted, or goes on in the background, which it
+// is told of then.
+func runMount(ctx context.Context, spec mountSpec, log *slog.Logger, ready func(string)) error {
 	slackenGC(heapSlack)
 	d, err := readClusterDir(spec.cluster)
 	if err != nil {
 		return err
 	}
-	c, err := client.Dial(ctx, client.Options{
-		Cluster: d.uuid, Name: d.name, Addrs: d.mds, Mount: spec.dir, Version: version, Logger: log, StartTimeout: mountTimeout,
+	if spec.retry == 0 {
+		spec.retry = retryFor
+	}
+	if err := checkPlace(spec.dir); err != nil {
+		return err
+	}
+	if spec.guard {
+		if err := guardPlace(spec.dir); err != nil {
+			return err
+		}
+	}
+	c, err := reach(ctx, spec, client.Options{
+		Cluster: d.uuid, Name: d.name, Addrs: d.mds, Mount: spec.dir, Version: version, Logger: log, StartTimeout: spec.retry,
 		Members: d.refresh, NoLocal: spec.noLocal, Relay: spec.relay, ReadAhead: spec.readAhead, WriteBehind: spec.behind,
 		Timeout: spec.wait, FailFast: spec.failFast,
-	})
+	}, log, ready)
 	if err != nil {
 		return unreached(d, err)
 	}
 	makeRoom(fuse.DefaultLoops() + 1) // and the client's own ring
 	s, err := fuse.Mount(ctx, fuse.Options{
 		Logger: log, MountPoint: spec.dir, FSName: mountSource(spec.cluster), AllowOther: os.Geteuid() == 0, ReadOnly: spec.readOnly,
-		Transport: fuse.Transport(spec.transport),
+		Transport: fuse.Transport(spec.transport), Flags: spec.flags,
 	}, backend{c})
 	if err != nil {
 		return errors.Join(mountPointHint(spec.dir, err), c.Close())
 	}
-	ready()
+	ready("")
 	select {
 	case <-s.Done():
 		err = s.Wait()
@@ -158,17 +172,50 @@ func (a *app) umountCommand() *cobra.Command {
 	var lazy bool
 	cmd := &cobra.Command{
 		Use: "umount DIR", Short: "Unmount", Args: exactArgs("DIR"),
-		RunE: func(_ *cobra.Command, args []string) error { return umount(args[0], lazy) },
+		RunE: func(_ *cobra.Command, args []string) error {
+			using, err := umount(args[0], lazy)
+			if len(using) > 0 {
+				fmt.Fprintf(a.err, "varve: %s is detached; until they close it, it is still used by:%s\n", args[0], holderLines(using))
+			}
+			return err
+		},
 	}
 	cmd.Flags().BoolVar(&lazy, "lazy", false, "detach at once; what is open goes on until it is closed")
 	return cmd
 }
 
-func umount(dir string, lazy bool) error {
+// umount returns, of a lazy one, who still uses the mount.
+func umount(dir string, lazy bool) ([]holder, error) {
+	var using []holder
+	if lazy { // afterwards nobody can tell
+		using = holdersOf(dir)
+	}
 	err := fuse.Unmount(dir, lazy, unmountTimeout)
+	if err == nil {
+		return using, nil
+	}
+	if errors.Is(err, fserr.Invalid) {
+		if abs, aerr := filepath.Abs(dir); aerr == nil {
+			if called, cerr := callOff(abs); called || cerr != nil {
+				return nil, cerr
+			}
+		}
+	}
+	return nil, umountHint(dir, err)
+}
+
+func holdersOf(dir string) []holder {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return nil
+	}
+	return holders(abs)
+}
+
+func umountHint(dir string, err error) error {
 	switch {
 	case errors.Is(err, unix.EBUSY):
-		return refusedf("%s is in use (see fuser -vm %s): close what is open there, or give --lazy: %w", dir, dir, err)
+		return refusedf("%s is in use: close what is open there, or give --lazy: %w%s", dir, err, holderLines(holdersOf(dir)))
 	case errors.Is(err, fserr.Invalid), errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("%w; varve mounts are listed by: findmnt -t fuse.varve", err)
 	case fserr.Of(err) == fserr.Timeout:

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"net/url"
 	"slices"
 	"strconv"
@@ -9,6 +10,8 @@ import (
 	"time"
 
 	"varve/internal/client"
+
+	"golang.org/x/sys/unix"
 )
 
 // mountOptions are what -o says.
@@ -21,10 +24,27 @@ type mountOptions struct {
 	wait      time.Duration // for the cluster, before an operation fails; 0: for ever
 	failFast  bool          // see client.Options.FailFast
 	behind    int64         // bytes of memory for writes that return before they are carried out
+
+	retry      time.Duration // how long the cluster is looked for
+	background bool          // if it is not found by then, go on in the background
+	guard      bool          // make the mount point immutable first
+	flags      uintptr       // MS_* of mount(2)
 }
 
 // mountIgnored are the options of mount(8) and fstab(5) that mean nothing to a varve mount, or that it always has.
-var mountIgnored = []string{"defaults", "rw", "auto", "noauto", "nofail", "_netdev", "nosuid", "nodev", "default_permissions", "allow_other", "user", "users"}
+var mountIgnored = []string{"defaults", "rw", "auto", "noauto", "nofail", "_netdev", "suid", "dev", "exec", "async", "atime", "relatime", "silent",
+	"default_permissions", "allow_other", "user", "users", "nouser", "owner", "group", "fg"}
+
+// mountFlags are those that the kernel sees to.
+var mountFlags = map[string]uintptr{
+	"nosuid": unix.MS_NOSUID, "nodev": unix.MS_NODEV, "noexec": unix.MS_NOEXEC, "noatime": unix.MS_NOATIME, "nodiratime": unix.MS_NODIRATIME,
+	"sync": unix.MS_SYNCHRONOUS, "dirsync": unix.MS_DIRSYNC,
+}
+
+const (
+	retryFor    = 10 * time.Second // without the option retry
+	maxRetryFor = time.Hour
+)
 
 // mountLater are options of later releases: refused by name, since ignoring one would promise something.
 var mountLater = map[string]string{
@@ -33,11 +53,10 @@ var mountLater = map[string]string{
 
 // parseMountOptions reads the arguments of -o.
 func parseMountOptions(args []string) (mountOptions, error) {
-	o := mountOptions{transport: "auto"}
-	for _, word := range strings.Split(strings.Join(args, ","), ",") {
-		name, value, hasValue := strings.Cut(strings.TrimSpace(word), "=")
+	o := mountOptions{transport: "auto", retry: retryFor}
+	for _, word := range splitOptions(args) {
+		name, value, hasValue := strings.Cut(word, "=")
 		switch {
-		case word == "":
 		case name == "ro" && !hasValue:
 			o.readOnly = true
 		case name == "transport":
@@ -77,14 +96,44 @@ func parseMountOptions(args []string) (mountOptions, error) {
 				return o, err
 			}
 			o.wait, o.failFast = wait, failFast
+		case name == "bg" && !hasValue:
+			o.background = true
+		case name == "guard" && !hasValue:
+			o.guard = true
+		case name == "retry":
+			n, err := strconv.ParseUint(value, 10, 32)
+			if o.retry = time.Duration(n) * time.Second; err != nil || n == 0 || o.retry > maxRetryFor {
+				return o, usagef("mount option %q: want retry=SECONDS, 1 to %d", word, int(maxRetryFor.Seconds()))
+			}
+		case name == "remount":
+			return o, usagef("mount option remount: a varve mount keeps the options that it was made with; unmount it and mount it again")
+		case mountFlags[name] != 0 && !hasValue:
+			o.flags |= mountFlags[name]
 		case mountLater[name] != "":
 			return o, usagef("mount option %q: %s comes with a later release; leave it out", name, mountLater[name])
 		case !hasValue && slices.Contains(mountIgnored, name), strings.HasPrefix(name, "x-"), name == "comment":
 		default:
-			return o, usagef("mount option %q is unknown: want ro, transport=auto|dev|uring, local=on|off, relay=auto|on|off, readahead=MB, writeback=MB, errors=wait[:SECONDS]|fail[:SECONDS], or one of %s", word, strings.Join(mountIgnored, " "))
+			return o, usagef("mount option %q is unknown: want ro, transport=auto|dev|uring, local=on|off, relay=auto|on|off, readahead=MB, writeback=MB, errors=wait[:SECONDS]|fail[:SECONDS], retry=SECONDS, bg, guard, x-..., or one of %s %s",
+				word, strings.Join(slices.Sorted(maps.Keys(mountFlags)), " "), strings.Join(mountIgnored, " "))
 		}
 	}
 	return o, nil
+}
+
+// splitOptions returns the words of the arguments of -o. A comma inside double quotes, as in SELinux contexts, ends no word.
+func splitOptions(args []string) (words []string) {
+	quoted := false
+	for _, word := range strings.FieldsFunc(strings.Join(args, ","), func(r rune) bool {
+		if r == '"' {
+			quoted = !quoted
+		}
+		return r == ',' && !quoted
+	}) {
+		if word = strings.TrimSpace(word); word != "" {
+			words = append(words, word)
+		}
+	}
+	return words
 }
 
 const (
