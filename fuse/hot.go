@@ -16,7 +16,7 @@ import (
 	"varve/iouring/reactor"
 )
 
-// A READ or WRITE that came on a reactor's thread goes on without a goroutine if the file can do that (hot.File): it is begun there, and answered
+// A READ, WRITE or FSYNC that came on a reactor's thread goes on without a goroutine if the file can do that (hot.File): it is begun there, and answered
 // there when it has ended. Everything else, and what the file does not begin, is served by a goroutine, as are all requests where there are no reactors.
 // Nothing is allocated for a hot request: it is its own hot.Ender, and a member of its loop's list instead of the table of flights.
 //
@@ -58,10 +58,13 @@ var _ hot.Waiter = (*request)(nil)
 
 // begin has r begun on the thread of l. If it returns false r was not touched, or has a room that it may ask for again.
 func (s *Session) begin(l *loop, r *request) bool {
-	if !l.seated || r.op != opRead && r.op != opWrite {
+	if !l.seated || r.op != opRead && r.op != opWrite && r.op != opFsync {
 		return false
 	}
 	f := s.files.get(r.u64(0))
+	if r.op == opFsync {
+		return s.beginFsync(l, r, f)
+	}
 	off, size := r.u64(8), int(r.u32(16))
 	if f == nil || f.hot == nil || f.ino != r.ino || size == 0 || size > maxWrite || off > chunk.MaxFileSize-maxWrite {
 		return false // whoever is wrong here, the goroutine says so
@@ -96,12 +99,38 @@ func (s *Session) begin(l *loop, r *request) bool {
 	return begun
 }
 
+// beginFsync is begin for a flush.
+func (s *Session) beginFsync(l *loop, r *request, f *file) bool {
+	if f == nil || f.ino != r.ino || !s.budget.try(r.cost) {
+		return false
+	}
+	y, ok := f.hot.(hot.Syncer)
+	if !ok {
+		s.budget.give(r.cost)
+		return false
+	}
+	l.add(r)
+	if s.early.take(r.unique) {
+		s.interruptHot(r.unique)
+	}
+	if y.BeginFsync(l.seat, r.u32(8)&fsyncDataOnly != 0, r) {
+		return true
+	}
+	l.remove(r)
+	r.hot = hotState{}
+	s.budget.give(r.cost)
+	return false
+}
+
 // Ended implements hot.Ender: it answers.
 func (r *request) Ended(n int, err error) {
 	l := r.hot.loop
 	s := l.s
 	l.remove(r)
-	size := int(r.u32(16))
+	size := 0
+	if r.op != opFsync {
+		size = int(r.u32(16))
+	}
 	if n < 0 || n > size || r.op == opWrite && err == nil && n != size {
 		invariant.Failf("inode %d: %v of %d bytes ended with %d", r.ino, r.op, size, n)
 	}

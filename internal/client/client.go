@@ -169,7 +169,8 @@ func (c *Client) Close() error {
 		c.log.Info("large writes went through one replica, which sent them on", "writes", n, "preferred", on)
 	}
 	if st := c.HotStats(); st.Reads+st.Writes > 0 {
-		c.log.Info("requests went on without a goroutine", "reads", st.Reads, "writes", st.Writes, "reads_left", st.ReadsLeft, "writes_left", st.WritesLeft)
+		c.log.Info("requests went on without a goroutine", "reads", st.Reads, "writes", st.Writes, "flushes", st.Flushes,
+			"reads_left", st.ReadsLeft, "writes_left", st.WritesLeft, "flushes_left", st.FlushesLeft)
 	}
 	if st := c.LocalStats(); st.Reads > 0 {
 		c.log.Info("was read from servers on this host without the network", "reads", st.Reads, "bytes", st.Bytes, "changing", st.Changing,
@@ -282,6 +283,16 @@ func (l opLock) lock(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		return ended(ctx)
+	}
+}
+
+// try locks if it need not wait.
+func (l opLock) try() bool {
+	select {
+	case l <- struct{}{}:
+		return true
+	default:
+		return false
 	}
 }
 

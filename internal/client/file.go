@@ -71,6 +71,10 @@ func (f *File) WriteAt(ctx context.Context, p []byte, off int64, appendMode bool
 func (f *File) Fsync(ctx context.Context, dataOnly bool) error {
 	ctx, cancel := f.in.s.c.limitData(ctx)
 	defer cancel()
+	return f.fsync(ctx, dataOnly)
+}
+
+func (f *File) fsync(ctx context.Context, dataOnly bool) error {
 	if err := f.in.fsync(ctx, dataOnly); err != nil {
 		return err
 	}

@@ -61,10 +61,8 @@ func (in *inode) flushData(ctx context.Context) error {
 		was := due[op.piece.Index]
 		if errs[i] != nil {
 			in.noteUnflushedLocked(op.piece.Index, was)
-		} else if op.at.chunk == was.chunk && op.at.lost > was.epoch {
-			in.losses++
-			in.s.c.log.Error("every replica lost power before a flush: what was written since the last one may be gone, and fsync says so",
-				"inode", in.ino, "chunk", was.chunk, "epoch", was.epoch, "lost_before", op.at.lost)
+		} else {
+			in.flushedLocked(was, &op.at)
 		}
 	}
 	in.mu.Unlock()
@@ -72,6 +70,15 @@ func (in *inode) flushData(ctx context.Context) error {
 		op.free()
 	}
 	return errors.Join(errs...)
+}
+
+// flushedLocked notes that writes were flushed, where the chunk is now.
+func (in *inode) flushedLocked(was unflushed, at *location) {
+	if at.chunk == was.chunk && at.lost > was.epoch {
+		in.losses++
+		in.s.c.log.Error("every replica lost power before a flush: what was written since the last one may be gone, and fsync says so",
+			"inode", in.ino, "chunk", was.chunk, "epoch", was.epoch, "lost_before", at.lost)
+	}
 }
 
 // unflushed says of which chunk, and from which epoch on, writes are not flushed.

@@ -943,3 +943,122 @@ func TestHotLapse(t *testing.T) {
 	read(t, f, 0, 4096)
 	h.write(f, fill(4096, 2), 0)
 }
+
+func (h *hotTest) fsync(f *File) *hotOp {
+	h.t.Helper()
+	o := &hotOp{h: h, ended: make(chan hotEnd, 2)}
+	h.on(func() { o.begun = f.BeginFsync(h.s, true, o) })
+	if !o.begun {
+		return nil
+	}
+	return o
+}
+
+func (w *world) flushCounts() (n [4]int) {
+	for s, cs := range w.cs {
+		cs.set(func() { n[s] = cs.flushes })
+	}
+	return n
+}
+
+// TestHotFlush: a flush of one chunk goes on on the reactor, and says what one in a goroutine says.
+func TestHotFlush(t *testing.T) {
+	w := newWorld(t, 1, 3, 3, 2)
+	c := w.dial(t, func(o *Options) { o.FlushEvery, o.WriteTimeout = time.Hour, 200*time.Millisecond })
+	f := create(t, c, "a")
+	write(t, f, fill(8192, 1), 0)
+	h := sit(t, c, reactor.Auto)
+	h.warm(f)
+	if h.fsync(f) != nil {
+		t.Fatal("a flush was begun though the size is news")
+	}
+	if err := f.Fsync(t.Context(), true); err != nil {
+		t.Fatal(err)
+	}
+	before := w.flushCounts()
+	flush := func(requests int) {
+		t.Helper()
+		var o *hotOp
+		eventually(t, "a flush that can begin on the reactor", func() bool { o = h.fsync(f); return o != nil })
+		if n, err := o.wait(); n != 0 || err != nil {
+			t.Fatalf("flush: %d, %v", n, err)
+		}
+		for s := range before {
+			if s > 0 {
+				before[s] += requests
+			}
+		}
+		if now := w.flushCounts(); now != before {
+			t.Fatalf("servers have flushed %v times, want %v", now, before)
+		}
+	}
+	flush(0)
+	h.write(f, fill(4096, 2), 0)
+	flush(1)
+	flush(0)
+	if st := c.HotStats(); st.Flushes != 3 || st.FlushesLeft != 0 {
+		t.Errorf("%+v", st)
+	}
+	// Two chunks, or a flush that is under way: in a goroutine.
+	write(t, f, fill(4096, 2), chunk.Size)
+	if h.fsync(f) != nil {
+		t.Error("a flush of two chunks was begun")
+	}
+	if err := f.Fsync(t.Context(), true); err != nil {
+		t.Fatal(err)
+	}
+	h.write(f, fill(4096, 3), 0)
+	if err := f.in.flushOp.lock(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if h.fsync(f) != nil {
+		t.Error("two flushes at once")
+	}
+	f.in.flushOp.unlock()
+	// What goes wrong is flushed again: an outcome, no answer.
+	for _, late := range []bool{false, true} {
+		h.write(f, fill(4096, 4), 0)
+		var once atomic.Int32
+		once.Store(1)
+		w.cs[2].set(func() {
+			w.cs[2].before = func(typ wire.Type, _ *wire.DataRequest) fserr.Code {
+				if typ == wire.Flush && once.Add(-1) == 0 {
+					if !late {
+						return fserr.NotReady
+					}
+					time.Sleep(400 * time.Millisecond)
+				}
+				return fserr.OK
+			}
+		})
+		left := c.HotStats().FlushesLeft
+		n := w.flushCounts()
+		if _, err := h.fsync(f).wait(); err != nil {
+			t.Fatalf("late %t: %v", late, err)
+		}
+		now := w.flushCounts()
+		for s := 1; s <= 3; s++ {
+			if now[s] == n[s] {
+				t.Errorf("late %t: cs%d was not flushed", late, s)
+			}
+		}
+		if got := c.HotStats().FlushesLeft - left; got != 1 {
+			t.Errorf("late %t: %d flushes were left, want 1", late, got)
+		}
+		if len(f.in.unflushed) != 0 {
+			t.Errorf("late %t: still due: %v", late, f.in.unflushed)
+		}
+	}
+	// Power was lost before the flush, at every replica.
+	read(t, f, 0, 4096)
+	h.write(f, fill(4096, 5), 0)
+	powerLoss(w, f, 0)
+	read(t, f, 0, 4096)
+	f.in.forgetLayout()
+	read(t, f, 0, 4096)
+	var o *hotOp
+	eventually(t, "a flush that can begin on the reactor", func() bool { o = h.fsync(f); return o != nil })
+	if _, err := o.wait(); fserr.Of(err) != fserr.IO {
+		t.Errorf("every replica lost power before the flush: %v", err)
+	}
+}

@@ -285,14 +285,14 @@ func (x *exchange) settle() {
 	x.owner.exchanged(x)
 }
 
-// giveUp ends a request that has taken too long, soon: unless its memory is in use, a read's at once.
+// giveUp ends a request that has taken too long, soon: one that changes nothing at once, unless its memory is in use.
 func (x *exchange) giveUp() {
 	switch {
 	case !x.under || x.what != unsent:
 		if x.under { // answered before all of it was sent, which never ends by itself
 			x.h.c.Close(fmt.Errorf("request not taken: %w", fserr.Timeout))
 		}
-	case x.typ == wire.Read && x.h.cur != x && !x.send.Busy():
+	case x.typ != wire.Write && x.h.cur != x && !x.send.Busy():
 		x.finish(slow, fserr.Timeout)
 	default:
 		x.late = true

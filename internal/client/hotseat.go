@@ -19,6 +19,7 @@ import (
 //	hotconn.go      the frames on that connection; one request and its answer
 //	hotread.go      a read: a chunk file of this host (hotdisk.go), else a replica over the network
 //	hotwrite.go     a write to all replicas
+//	hotflush.go     a flush of one chunk at all replicas
 //
 // Begin takes the locks that the goroutine's way takes, in the same order, but none that it would have to wait for, and does what that way does in its
 // best case: whatever else comes up is left to it. So all decisions about replicas, epochs and leases are made in one place (read.go, data.go,
@@ -66,30 +67,36 @@ type seat struct {
 	writes *hotWrite
 	disks  *hotDisk
 	cached *hotCached
-	spare  [4]int // of each in these lists
+	syncs  *hotFlush
+	spare  [5]int // of each in these lists
 
 	deaf bool // tests: the disk does not answer, but to hang
 	hang *hotDisk
 }
 
 // hotStats counts what was done on reactors, and what was begun there and ended elsewhere.
-type hotStats struct{ reads, writes, readsLeft, writesLeft atomic.Uint64 }
+type hotStats struct{ reads, writes, flushes, readsLeft, writesLeft, flushesLeft atomic.Uint64 }
 
 // HotStats is what a client has done on the threads of reactors.
 type HotStats struct {
-	Reads, Writes         uint64 // begun and ended there, since Dial
-	ReadsLeft, WritesLeft uint64 // begun there, and ended by a goroutine since something went wrong
+	// Begun and ended there, since Dial.
+	Reads, Writes, Flushes uint64
+	// Begun there, and ended by a goroutine since something went wrong.
+	ReadsLeft, WritesLeft, FlushesLeft uint64
 }
 
 // HotStats returns the counters.
 func (c *Client) HotStats() HotStats {
 	n := &c.hot
-	return HotStats{Reads: n.reads.Load(), Writes: n.writes.Load(), ReadsLeft: n.readsLeft.Load(), WritesLeft: n.writesLeft.Load()}
+	return HotStats{
+		Reads: n.reads.Load(), Writes: n.writes.Load(), Flushes: n.flushes.Load(),
+		ReadsLeft: n.readsLeft.Load(), WritesLeft: n.writesLeft.Load(), FlushesLeft: n.flushesLeft.Load(),
+	}
 }
 
 var (
-	_ hot.Host = (*Client)(nil)
-	_ hot.File = (*File)(nil)
+	_ hot.Host   = (*Client)(nil)
+	_ hot.Syncer = (*File)(nil)
 )
 
 // Sit implements hot.Host. Connections to chunk servers are made when they are first wanted.

@@ -40,3 +40,11 @@ type File interface {
 	// BeginWrite begins to write p at off, never at the end of the file as O_APPEND does.
 	BeginWrite(s Seat, p []byte, off int64, e Ender) bool
 }
+
+// Syncer is a File whose flushes can be begun on a seat's thread as well.
+type Syncer interface {
+	File
+	// BeginFsync begins to put on stable media what was written through any handle of the client; with dataOnly the modification time may stay
+	// behind. Ended has 0 bytes.
+	BeginFsync(s Seat, dataOnly bool, e Ender) bool
+}
