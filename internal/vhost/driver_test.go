@@ -115,7 +115,7 @@ func each(t *testing.T, size int, fn func(t *testing.T, r *rig)) {
 
 // guest is a machine and its driver: memory, a front end, and queues.
 type guest struct {
-	t        *testing.T
+	t        testing.TB
 	c        *net.UnixConn
 	h        channel
 	mem      []byte
@@ -147,7 +147,7 @@ type ring struct {
 	slot       int
 }
 
-func newGuest(t *testing.T, features uint64) *guest {
+func newGuest(t testing.TB, features uint64) *guest {
 	t.Helper()
 	g := &guest{t: t, features: features, inflight: -1}
 	var err error

@@ -87,7 +87,7 @@ func TestHostile(t *testing.T) {
 
 // TestFrontEnds: messages that break the protocol are refused or end the connection; a second front end is hung up on.
 func TestFrontEnds(t *testing.T) {
-	r := serve(t, &image{f: blocktest.New(mib)}, reactor.Auto, nil)
+	r := serve(t, &image{f: blocktest.New(mib)}, reactor.Auto, func(o *Options) { o.Patience = 50 * time.Millisecond })
 	g := newGuest(t, testAll)
 	g.connect(r.path)
 	second, err := net.Dial("unix", r.path)

@@ -25,6 +25,8 @@ type Options struct {
 	Queues    int    // most that the guest may use; default 1
 	BlockSize int    // 512 or 4096: what the guest takes for the size of a sector; default 512
 	Serial    string // 20 bytes at most, for the guest
+	// Patience is how long a front end waits for the one before it to go; default 2 s. When that has gone, it waits for as long as its requests take to end.
+	Patience time.Duration
 }
 
 const (
@@ -43,10 +45,16 @@ type Server struct {
 
 	mu      sync.Mutex
 	closing bool
-	busy    bool
-	conn    *net.UnixConn // of the front end that is served
-	disk    *block.Disk
+	now     *front // who is served, or was and is being ended; nil: nobody
 	err     error
+}
+
+// front is a front end that is served.
+type front struct {
+	conn *net.UnixConn
+	disk *block.Disk   // nil before the image is open; guarded by Server.mu
+	gone chan struct{} // closed when it has gone
+	done chan struct{} // closed when nothing of it is left
 }
 
 // loop is a thread with the queues that wait for its memory.
@@ -63,6 +71,9 @@ func Start(o Options) (*Server, error) {
 	}
 	if o.BlockSize == 0 {
 		o.BlockSize = sector
+	}
+	if o.Patience == 0 {
+		o.Patience = 2 * time.Second
 	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()
@@ -92,25 +103,45 @@ func (s *Server) accept() {
 			time.Sleep(50 * time.Millisecond)
 			continue
 		}
-		s.mu.Lock()
-		if s.busy || s.closing {
-			s.mu.Unlock()
-			s.log.Warn("a front end is hung up on: another one is served")
+		f := &front{conn: c, gone: make(chan struct{}), done: make(chan struct{})}
+		if !s.take(f) {
 			c.Close()
 			continue
 		}
-		s.busy, s.conn = true, c
-		s.mu.Unlock()
-		s.wg.Go(func() { s.serve(c) })
+		s.wg.Go(func() { s.serve(f) })
 	}
 }
 
-// serve serves a front end.
-func (s *Server) serve(c *net.UnixConn) {
-	err := s.attend(c)
-	c.Close()
+// take makes f the front end that is served, once the one before has gone and nothing of it is left. It returns false if that one stays.
+func (s *Server) take(f *front) bool {
 	s.mu.Lock()
-	s.busy, s.conn, s.disk = false, nil, nil
+	before := s.now
+	s.mu.Unlock()
+	if before != nil {
+		select {
+		case <-before.gone:
+		case <-time.After(s.o.Patience):
+			s.log.Warn("a front end is hung up on: another one is served")
+			return false
+		}
+		<-before.done
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		return false
+	}
+	s.now = f
+	return true
+}
+
+// serve serves a front end.
+func (s *Server) serve(f *front) {
+	defer close(f.done)
+	err := s.attend(f)
+	f.conn.Close()
+	s.mu.Lock()
+	s.now = nil
 	s.mu.Unlock()
 	switch {
 	case err == nil || errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed):
@@ -120,18 +151,21 @@ func (s *Server) serve(c *net.UnixConn) {
 	}
 }
 
-func (s *Server) attend(c *net.UnixConn) error {
+func (s *Server) attend(f *front) error {
+	gone := sync.OnceFunc(func() { close(f.gone) })
+	defer gone()
 	ctx, cancel := context.WithTimeout(s.ctx, openTimeout)
-	d, err := newDevice(ctx, s, channel{c: c})
+	d, err := newDevice(ctx, s, channel{c: f.conn})
 	cancel()
 	if err != nil {
 		return fmt.Errorf("open the image: %w", err)
 	}
 	s.mu.Lock()
-	s.disk = d.disk
+	f.disk = d.disk
 	s.mu.Unlock()
 	s.log.Info("a front end is served", "bytes", d.size, "queues", len(d.queues))
 	err = d.serve()
+	gone()
 	cerr := d.close()
 	if cerr != nil {
 		s.log.Warn("the image was not given back in order; what the guest had flushed is safe", "err", cerr)
@@ -146,11 +180,11 @@ func (s *Server) attend(c *net.UnixConn) error {
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	s.closing = true
-	c := s.conn
+	f := s.now
 	s.mu.Unlock()
 	s.o.Listener.Close()
-	if c != nil {
-		c.CloseRead() // the device ends as if the front end had gone; then the front end is hung up on
+	if f != nil {
+		f.conn.CloseRead() // the device ends as if the front end had gone; then the front end is hung up on
 	}
 	done := make(chan struct{})
 	go func() { s.wg.Wait(); close(done) }()
@@ -161,8 +195,8 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		err = fmt.Errorf("requests under way are given up: %w", ctx.Err())
 		s.stop()
 		s.mu.Lock()
-		if s.disk != nil {
-			s.disk.Cancel()
+		if f != nil && f.disk != nil {
+			f.disk.Cancel()
 		}
 		s.mu.Unlock()
 		select {

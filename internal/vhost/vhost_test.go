@@ -143,7 +143,7 @@ func (r *rig) idle() {
 	r.t.Helper()
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
 		r.mu.Lock()
-		busy := r.busy
+		busy := r.now != nil
 		r.mu.Unlock()
 		if !busy {
 			return
@@ -337,6 +337,24 @@ func TestInflight(t *testing.T) {
 	}
 	if got := (&inflight{p: bytes.Clone(f.p)}).adopt(4, 6); got != nil {
 		t.Errorf("of another size: %v", got)
+	}
+}
+
+// TestNext: a front end that comes while the one before it is being ended waits, and is served then.
+func TestNext(t *testing.T) {
+	r := serve(t, &image{f: blocktest.New(mib)}, reactor.Auto, func(o *Options) { o.Patience = time.Minute })
+	for range 5 {
+		g := newGuest(t, testAll)
+		g.connect(r.path)
+		g.begin()
+		if s, _ := g.queues[0].do(blkOut, 0, false, piece{dataArea, 4096}); s != statusOK {
+			t.Error(s)
+		}
+		g.c.Close()
+	}
+	r.idle()
+	if n := r.m.f.Released(); n != 5 || r.m.f.Unflushed() != 0 {
+		t.Errorf("%d opens given back, want 5; %d writes unflushed", n, r.m.f.Unflushed())
 	}
 }
 

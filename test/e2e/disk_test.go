@@ -2,10 +2,12 @@ package e2e
 
 import (
 	"bufio"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -143,20 +145,21 @@ func TestDisks(t *testing.T) {
 	g.expect("done zeros vda")
 	g.expect("acked")
 	t.Logf("wrote and checked after %v", time.Since(begin).Round(time.Millisecond))
-	old := c.kill("cs1")
-	for range 5 {
-		g.expect("acked")
-	}
 	vhost.kill()
 	killed := time.Now()
 	if os.Getenv("VARVE_SOAK") == "" { // else the dead server's lease has to end first, which takes 10 s
-		c.must(30*time.Second, "-c", c.name(), "lease", "take", "/b.img", "--force")
+		var held struct{ Holders []struct{ Session int } }
+		if err := json.Unmarshal([]byte(c.must(30*time.Second, "-c", c.name(), "--json", "lease", "show", "/b.img")), &held); err != nil || len(held.Holders) != 1 {
+			t.Fatalf("b.img is held by %+v: %v", held, err)
+		}
+		c.must(30*time.Second, "-c", c.name(), "fence", strconv.Itoa(held.Holders[0].Session))
 	}
 	vhost = c.serve("vhost", "vhost", "--socket", two, "b.img")
 	for range 5 {
 		g.expect("acked")
 	}
 	t.Logf("vhost: killed, and in use again after %v", time.Since(killed).Round(time.Millisecond))
+	old := c.kill("cs1")
 	g.off()
 	t.Logf("guest done after %v", time.Since(begin).Round(time.Millisecond))
 	vhost.stop()
