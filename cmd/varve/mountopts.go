@@ -25,7 +25,7 @@ type mountOptions struct {
 	failFast  bool          // see client.Options.FailFast
 	behind    int64         // bytes of memory for writes that return before they are carried out
 
-	retry      time.Duration // how long the cluster is looked for
+	retry      time.Duration // how long the cluster is looked for; 0: retryFor
 	background bool          // if it is not found by then, go on in the background
 	guard      bool          // make the mount point immutable first
 	flags      uintptr       // MS_* of mount(2)
@@ -53,7 +53,7 @@ var mountLater = map[string]string{
 
 // parseMountOptions reads the arguments of -o.
 func parseMountOptions(args []string) (mountOptions, error) {
-	o := mountOptions{transport: "auto", retry: retryFor}
+	o := mountOptions{transport: "auto"}
 	for _, word := range splitOptions(args) {
 		name, value, hasValue := strings.Cut(word, "=")
 		switch {

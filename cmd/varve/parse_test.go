@@ -99,7 +99,7 @@ func TestMountOptions(t *testing.T) {
 		{in: "ro=1", fault: "unknown"},
 		{in: "cachesize=100", fault: "later release"},
 		{in: "at=2026-01-01", fault: "later release"},
-		{in: "sync", fault: "unknown"},
+		{in: "sync=1", fault: "unknown"},
 	} {
 		got, err := parseMountOptions([]string{tc.in})
 		if tc.fault != "" {
