@@ -69,6 +69,48 @@ func TestBackAtOnce(t *testing.T) {
 	cs[victim].mu.Unlock()
 	cs[victim].run()
 	back("after what failed")
+
+	// And it is counted.
+	r := l.s.status().Repair
+	if r.Rebuilt < 3 || r.Failed < 1 || r.CountingMs < 1 || r.Left != 0 || r.EtaMs != 0 {
+		t.Errorf("%d rebuilt, %d failed, in %d ms; %d bytes left, for %d ms", r.Rebuilt, r.Failed, r.CountingMs, r.Left, r.EtaMs)
+	}
+}
+
+// TestGoing: what a server is still to delete is known to the planner, and told.
+func TestGoing(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	cs := c.chunkServers(3)
+	for _, k := range cs {
+		k.mu.Lock()
+		k.refuse[wire.ChunkDelete] = fserr.Unavailable
+		k.more.Chunks, k.more.Allocated = 4, 4000
+		k.mu.Unlock()
+	}
+	a := newClient(c)
+	opened := a.create("f", true)
+	a.must(a.change(&msg.AllocChunk{Ino: opened.Attr.Ino, Count: 2}))
+	l := c.leader().lead.Load()
+	c.eventually("the heartbeats", func() bool { return l.s.status().Servers[0].Allocated == 4000 })
+	a.must(a.change(&msg.Remove{Parent: 1, Name: []byte("f")}))
+	a.must(a.change(&msg.Release{Ino: opened.Attr.Ino, Lease: opened.GetOpen().Lease}))
+	going := func(n uint64) func() bool {
+		return func() bool {
+			for _, v := range l.views(l.s.fsm.clone()) {
+				if v.Going != n {
+					return false
+				}
+			}
+			return l.s.status().Servers[1].Going == n
+		}
+	}
+	c.eventually("two of four chunks to be going", going(2000))
+	for _, k := range cs {
+		k.mu.Lock()
+		delete(k.refuse, wire.ChunkDelete)
+		k.mu.Unlock()
+	}
+	c.eventually("them to be gone", going(0))
 }
 
 // TestDoubted: a server that a client had a replica on it dropped gets nothing until it is heard from again, live as it may seem.

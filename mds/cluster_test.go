@@ -474,7 +474,7 @@ func (k *testChunks) beat() {
 	k.mu.Lock()
 	conn, ready := k.conn, k.ready
 	beat := &msg.Heartbeat{Total: 1 << 40, Free: 1 << 39, State: k.more.State, Reason: k.more.Reason, BadChunks: slices.Clone(k.more.BadChunks),
-		BadBlocks: k.more.BadBlocks, Bad: cloneBad(k.more.Bad)}
+		BadBlocks: k.more.BadBlocks, Bad: cloneBad(k.more.Bad), Chunks: k.more.Chunks, Allocated: k.more.Allocated}
 	k.mu.Unlock()
 	if conn == nil || conn.Err() != nil || !ready {
 		k.register(ctx)

@@ -89,6 +89,21 @@ func TestInterrupted(t *testing.T) {
 	}
 	c.must(20*time.Second, "-c", name, "set-config", "repair.rate=", "repair.rate.server=")
 
+	// Standby that ends by itself.
+	if out := c.must(20*time.Second, "-c", name, "standby", "--for", "2s", "cs1"); !strings.Contains(out, "on standby: cs1, for 2s") {
+		t.Errorf("standby says %q", out)
+	}
+	if out := c.must(20*time.Second, "-c", name, "--json", "stat"); !strings.Contains(out, `"mode_until"`) {
+		t.Errorf("stat does not say until when:\n%s", out)
+	}
+	c.wait(20*time.Second, "cs1 to be active again", mode(""))
+	if evs := c.eventsOf("server-mode"); evs[len(evs)-1].Cause.Reason != "its time on standby is over" {
+		t.Errorf("the last change of mode: %+v", evs[len(evs)-1])
+	}
+	if out, err := c.varve(20*time.Second, "-c", name, "standby", "--for", "soon", "cs1"); exitOf(err) != 2 {
+		t.Errorf("standby --for soon: %v, %s", err, out)
+	}
+
 	// A file of which one server has all there is.
 	path := filepath.Join(c.mounts[0], "single")
 	if err := os.WriteFile(path, nil, 0o644); err != nil {
