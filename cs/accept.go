@@ -75,6 +75,7 @@ func (s *Server) accept(c *wire.Conn, hello *msg.Hello) (wire.Handler, *msg.Hell
 			key = flowKey{role: hello.Role, who: hello.Session}
 			s.lanes.take(laneKey{hello.Role, hello.Session, hello.Lane}, c)
 		}
+		c.Mark(wire.ClassGuest)
 	case msg.Hello_CHUNK_SERVER:
 		if hello.Server == 0 {
 			return nil, nil, fserr.Protocol
@@ -82,6 +83,7 @@ func (s *Server) accept(c *wire.Conn, hello *msg.Hello) (wire.Handler, *msg.Hell
 		p.memory = s.payload.peers
 		key = flowKey{role: hello.Role, who: uint64(hello.Server)}
 		s.lanes.take(laneKey{hello.Role, uint64(hello.Server), hello.Lane}, c)
+		c.Mark(laneClass(hello.Lane))
 	case msg.Hello_METADATA_SERVER, msg.Hello_ADMIN:
 	default:
 		return nil, nil, fserr.Protocol

@@ -144,7 +144,7 @@ func (f *finder) try(ctx context.Context, addr string, h wire.Handler, reg *msg.
 	case reply.Server == 0 || reg.Server != 0 && reply.Server != reg.Server || reply.HeartbeatMs == 0 || reply.LeaseMs == 0:
 		err = fmt.Errorf("registration answered with server %d, heartbeat %d ms, lease %d ms: %w", reply.Server, reply.HeartbeatMs, reply.LeaseMs, fserr.Protocol)
 	default:
-		c.Urgent()
+		c.Mark(wire.ClassHeartbeat)
 		return &leader{conn: c, addr: addr, reply: reply, since: since}, "", nil
 	}
 	c.Close()

@@ -55,6 +55,14 @@ func newPeers(cluster id.Cluster, self id.ServerID, o *Options) *peers {
 	}
 }
 
+// laneClass is what a lane between chunk servers carries.
+func laneClass(lane uint32) wire.Class {
+	if lane == repairLane {
+		return wire.ClassRepair
+	}
+	return wire.ClassReplication
+}
+
 // learn takes addresses that the leader told.
 func (p *peers) learn(list []*msg.Peer) {
 	p.mu.Lock()
@@ -102,6 +110,7 @@ func (p *peers) conn(ctx context.Context, server id.ServerID, lane uint32) (c *w
 		c.Close()
 		return nil, false, fmt.Errorf("%s answers as cs%d, want %v: %w", addr, reply.Server, server, fserr.Unavailable)
 	}
+	c.Mark(laneClass(lane))
 	l.conn, l.addr = c, addr
 	p.mu.Lock()
 	closed = p.closed

@@ -94,7 +94,7 @@ func (l *leadership) registerServer(ctx context.Context, conn *wire.Conn, p *pee
 		old.Close()
 	}
 	p.server.Store(uint32(server))
-	conn.Urgent()
+	conn.Mark(wire.ClassHeartbeat)
 	reply.Fenced = l.fencedSessions()
 	reply.Peers = l.peerList()
 	l.s.log.Info("chunk server registered", "cs", server, "addr", req.Addr, "host", req.Host)

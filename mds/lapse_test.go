@@ -27,7 +27,11 @@ func (c *testCluster) lapses(clients ...*testClient) {
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			x := l.sessions[k.session]
-			return x != nil && x.lapsed
+			if x == nil {
+				kind, reason := c.closed(k.session)
+				c.t.Fatalf("session %v was closed as %v: %s", k.session, kind, reason)
+			}
+			return x.lapsed
 		})
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -109,11 +110,11 @@ func (m *mux) peek(c net.Conn) (*chanListener, net.Conn, error) {
 	if first == wire.Preface() {
 		return m.wire, &peekedConn{Conn: c, head: first[:]}, c.SetReadDeadline(time.Time{})
 	}
-	to := m.raft
+	to, class := m.raft, wire.ClassHeartbeat
 	switch string(first[:]) {
 	case raftMagic:
 	case appendMagic:
-		to = m.appends
+		to, class = m.appends, wire.ClassMeta
 	default:
 		return nil, nil, errPreface
 	}
@@ -124,6 +125,7 @@ func (m *mux) peek(c net.Conn) (*chanListener, net.Conn, error) {
 	if cluster != m.cluster {
 		return nil, nil, errPreface
 	}
+	wire.Mark(c, class)
 	return to, c, c.SetReadDeadline(time.Time{})
 }
 
@@ -146,6 +148,14 @@ func (m *mux) close() {
 type peekedConn struct {
 	net.Conn
 	head []byte
+}
+
+// SyscallConn lets the socket be marked; what was peeked at is not to be read around.
+func (p *peekedConn) SyscallConn() (syscall.RawConn, error) {
+	if sc, ok := p.Conn.(syscall.Conn); ok {
+		return sc.SyscallConn()
+	}
+	return nil, syscall.ENOTSOCK
 }
 
 func (p *peekedConn) Read(b []byte) (int, error) {

@@ -35,6 +35,9 @@ func (s *Server) accept(c *wire.Conn, hello *msg.Hello) (wire.Handler, *msg.Hell
 	if hello.Role == msg.Hello_METADATA_SERVER && s.isRetired(id.MetaID(hello.Server)) {
 		return nil, reply, fserr.Retired
 	}
+	if hello.Role == msg.Hello_CLIENT {
+		c.Mark(wire.ClassMeta)
+	}
 	p := &peer{role: hello.Role}
 	p.session.Store(hello.Session)
 	c.Value = p

@@ -55,6 +55,11 @@ func (s *streamLayer) dial(magic string, addr raft.ServerAddress, timeout time.D
 		c.Close()
 		return nil, err
 	}
+	class := wire.ClassHeartbeat // Raft's own messages are few and short, but for snapshots
+	if magic == appendMagic {
+		class = wire.ClassMeta
+	}
+	wire.Mark(c, class)
 	return c, c.SetWriteDeadline(time.Time{})
 }
 

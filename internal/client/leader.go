@@ -268,6 +268,7 @@ func (c *Client) tryOne(ctx context.Context, addr string, s *session) (l *link, 
 	if err != nil {
 		return nil, "", err
 	}
+	conn.Mark(wire.ClassMeta)
 	defer func() {
 		if err != nil {
 			conn.Close()

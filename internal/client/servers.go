@@ -171,6 +171,7 @@ func (srv *server) dial(n int) (*wire.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", srv.id, err)
 	}
+	c.Mark(wire.ClassGuest)
 	if got := id.ServerID(reply.Server); got != srv.id {
 		c.Close()
 		return nil, fmt.Errorf("%s at %s turned out to be %s: %w", srv.id, *addr, got, fserr.Unavailable)

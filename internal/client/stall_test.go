@@ -23,7 +23,9 @@ func (s *fakeCS) refuse(yes bool) {
 // is carried out all the same.
 func TestErrorPolicy(t *testing.T) {
 	w := newWorld(t, 1, 2, 2, 2)
-	c := w.dial(t, func(o *Options) { o.Timeout, o.FailFast, o.StallAfter = 1500*time.Millisecond, true, 100*time.Millisecond })
+	c := w.dial(t, func(o *Options) {
+		o.Timeout, o.FailFast, o.StallAfter = 1500*time.Millisecond, true, 100*time.Millisecond
+	})
 	f := create(t, c, "a")
 	write(t, f, fill(8192, 1), 0)
 	w.cs[2].refuse(true)

@@ -34,31 +34,6 @@ func setUserTimeout(_, _ string, rc syscall.RawConn) error {
 	return errors.Join(cerr, err)
 }
 
-// Urgent has what this end sends on the connection go ahead of what else the host sends, and asks the network for the same: for heartbeats, which
-// must come through when a link is full. Where the kernel does not have that, nothing is lost but the precedence.
-func (c *Conn) Urgent() {
-	sc, ok := c.nc.(syscall.Conn)
-	if !ok {
-		return
-	}
-	rc, err := sc.SyscallConn()
-	if err != nil {
-		return
-	}
-	_ = rc.Control(func(fd uintptr) {
-		// The type of service first: setting it also sets the priority.
-		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_TOS, tosControl)
-		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_TCLASS, tosControl)
-		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PRIORITY, prioControl)
-	})
-}
-
-const (
-	// tosControl is the class selector 6 of RFC 2474, network control; prioControl TC_PRIO_INTERACTIVE of linux/pkt_sched.h, the highest that needs no privilege.
-	tosControl  = 0xc0
-	prioControl = 6
-)
-
 // Network makes the connections of one process.
 type Network interface {
 	// Dial connects to an address.
