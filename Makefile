@@ -67,6 +67,7 @@ soak: ## long runs: a million random operations on one and two mounts, ten minut
 	VARVE_RELAY_LONG=1 go test -count=1 -v -run TestRelayOver ./internal/client
 	VARVE_E2E=1 VARVE_KILLS=$(or $(KILLS),1000) VARVE_SEEDS=3000 go test -count=1 -v -timeout 3h ./test/crash
 	VARVE_SIM_FROM=$$(date +%s)000 VARVE_SIM_SEEDS=$(or $(SEEDS),20000) go test -count=1 -v -timeout 6h -run 'TestSeeds$$' ./internal/sim
+	VARVE_SOAK=1 go test -count=1 -v -timeout 1h -run TestModel ./internal/readcache
 
 dev: ## an embedded cluster on this machine, mounted on ./varve-mnt; Ctrl-C stops it
 	go run ./cmd/varve dev

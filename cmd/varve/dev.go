@@ -60,10 +60,8 @@ func (a *app) devUpCommand() *cobra.Command {
 	fl.StringVar(&f.transport, "transport", "auto", "how the kernel is talked to: auto, dev or uring")
 	fl.BoolVarP(&f.detach, "detach", "d", false, "return when ready")
 	fl.BoolVar(&f.noRestart, "no-restart", false, "with --procs: leave a process that died dead")
-	fl.StringVar(&f.cache, "cache", "", "")
-	fl.IntVar(&f.cachesize, "cachesize", 0, "")
-	_ = fl.MarkHidden("cache")
-	_ = fl.MarkHidden("cachesize")
+	fl.StringVar(&f.cache, "cache", "", "directory on a fast disk for the read caches of the mounts, one below it for each")
+	fl.IntVar(&f.cachesize, "cachesize", 0, "size of each read cache in MB")
 	return cmd
 }
 
@@ -329,8 +327,13 @@ func (p *parts) server(kind string, i int) *part {
 func (p *parts) mount(i int) *part {
 	name, dir := numbered("mount", i), p.c.Mounts[i]
 	spec := mountSpec{cluster: p.c.clusterDir(), dir: dir, mountOptions: mountOptions{transport: p.c.transport()}}
+	options := "transport=" + spec.transport
+	if p.c.Cache != "" {
+		spec.cache, spec.cacheSize = filepath.Join(p.c.Cache, name), int64(p.c.CacheSize)<<20
+		options += fmt.Sprintf(",cache=%s,cachesize=%d", spec.cache, p.c.CacheSize)
+	}
 	return &part{
-		name: name, args: []string{"-c", spec.cluster, "mount", "-f", "-o", "transport=" + spec.transport, "--pid-file", string(p.c.pid(name)), "--", dir}, mount: dir,
+		name: name, args: []string{"-c", spec.cluster, "mount", "-f", "-o", options, "--pid-file", string(p.c.pid(name)), "--", dir}, mount: dir,
 		serve: func(ctx context.Context, log *slog.Logger) error { return runMount(ctx, spec, log, func(string) {}) },
 	}
 }

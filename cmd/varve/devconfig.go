@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"varve/internal/disk"
@@ -42,6 +44,9 @@ type devConfig struct {
 	Restart  bool     `json:"restart"`
 	// Transport of the mounts; "" is auto.
 	Transport string `json:"transport,omitempty"`
+	// Cache is where the read caches of the mounts are, of CacheSize MB each; "": they have none.
+	Cache     string `json:"cache,omitempty"`
+	CacheSize int    `json:"cachesize,omitempty"`
 
 	dir string // absolute
 }
@@ -70,8 +75,13 @@ type devFlags struct {
 
 // check refuses what this release cannot do.
 func (f *devFlags) check() error {
-	if f.changed("cache") || f.changed("cachesize") {
-		return usagef("--cache: the read cache comes with a later release; leave it out")
+	if f.cache != "" || f.cachesize != 0 {
+		if _, err := parseCacheSize(strconv.Itoa(f.cachesize)); err != nil || f.cache == "" {
+			return usagef("--cache DIR and --cachesize MB go together: %w", cmp.Or(err, errors.New("no directory")))
+		}
+		if strings.Contains(f.cache, ",") {
+			return usagef("--cache %s: a path with a comma cannot be a mount option; choose another", f.cache)
+		}
 	}
 	if err := checkTransport(f.transport); err != nil {
 		return err
@@ -176,6 +186,9 @@ func newDevConfig(f *devFlags) (*devConfig, error) {
 		Version: 1, Replicas: f.replicas, MDS: make([]string, f.mds), CS: make([]string, f.cs), Mounts: f.mounts, Procs: f.procs,
 		Restart: !f.noRestart, Transport: f.transport, dir: dir,
 	}
+	if err := c.setCache(f); err != nil {
+		return nil, err
+	}
 	if c.Replicas == "" {
 		c.Replicas = defaultReplicas(f.cs)
 	}
@@ -210,11 +223,25 @@ func (c *devConfig) adapt(f *devFlags) error {
 	if f.changed("transport") {
 		c.Transport = f.transport
 	}
+	if f.changed("cache") || f.changed("cachesize") {
+		if err := c.setCache(f); err != nil {
+			return err
+		}
+	}
 	if f.changed("procs") {
 		c.Procs = f.procs
 	}
 	c.Restart = !f.noRestart
 	return c.choosePorts()
+}
+
+// setCache takes over what flags say about read caches; an empty directory: none.
+func (c *devConfig) setCache(f *devFlags) (err error) {
+	c.Cache, c.CacheSize = "", f.cachesize
+	if f.cache != "" {
+		c.Cache, err = filepath.Abs(f.cache)
+	}
+	return err
 }
 
 // choosePorts gives each server without an address a loopback port that is free now.

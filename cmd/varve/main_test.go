@@ -108,7 +108,11 @@ func TestExitCodes(t *testing.T) {
 		{"cs -r " + dir, 1, "not the directory of a chunk server"},
 		{"mount", 2, "DIR is missing"},
 		{"mount x y", 2, "one argument too many"},
-		{"mount x -o cache=/ssd", 2, "later release"},
+		{"mount x -o cache=/ssd", 2, "go together"},
+		{"mount x -o cache=ssd,cachesize=100", 2, "absolute"},
+		{"mount x -o cache=/ssd,cachesize=1", 2, "16 to"},
+		{"cache stat " + dir, 2, "not on a varve mount"},
+		{"cache resize x 1", 2, "16 to"},
 		{"mount x -o at=12", 2, "later release"},
 		{"mount x -o transport=tcp", 2, "want auto, dev or uring"},
 		{"mount x -o frob", 2, "unknown"},
@@ -118,7 +122,7 @@ func TestExitCodes(t *testing.T) {
 		{"set-attr x tier=9", 2, "0 to 3"},
 		{"set-attr x failure-domain=moon", 2, "disk, host, rack"},
 		{"set-attr x replicas=2:3", 2, "NORM[:MIN]"},
-		{"dev up --cache /ssd", 2, "later release"},
+		{"dev up --cache /ssd", 2, "go together"},
 		{"dev up --transport tcp", 2, "want auto, dev or uring"},
 		{"dev up --mds 2", 2, "1, 3 or 5"},
 		{"dev up --cs 1 --replicas 3:2", 2, "at least 2 chunk servers"},
@@ -145,7 +149,7 @@ func TestExitCodes(t *testing.T) {
 func TestHelpNamesOnlyWhatWorks(t *testing.T) {
 	for _, args := range [][]string{{"--help"}, {"dev", "up", "--help"}, {"mount", "--help"}, {"make-mds", "--help"}} {
 		out := must(t, t.TempDir(), args...)
-		for _, later := range []string{"auth-node", "snapshot", "cachesize", "password", "completion"} {
+		for _, later := range []string{"auth-node", "snapshot", "password", "completion"} {
 			if strings.Contains(out, later) {
 				t.Errorf("varve %q names %s:\n%s", args, later, out)
 			}

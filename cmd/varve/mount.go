@@ -63,7 +63,7 @@ func (a *app) mountCommand() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringArrayVarP(&options, "options", "o", nil, "ro, transport=auto|dev|uring (how the kernel's requests come: by /dev/fuse or by FUSE over io_uring), local=on|off (off: read over the network also from chunk servers on this host), relay=auto|on|off (whether large writes go through one replica, which sends them on), readahead=MB (memory for what is read before it is asked for; 64, 0 for none), writeback=MB (memory for buffered writes that return before they are on the servers; a crash of the mount loses those of the last second; none by default), retry=SECONDS (how long the cluster is looked for; 10), bg (go on looking in the background then, and mount when it is there), guard (make the empty mount point immutable, so that nothing is put there while nothing is mounted), errors=wait[:SECONDS]|fail[:SECONDS] (what reads and writes do when the cluster does not answer: wait, for ever by default, or fail, and others at once then); those of fstab that mean nothing here are accepted")
+	f.StringArrayVarP(&options, "options", "o", nil, "ro, cache=DIR,cachesize=MB (a read cache on a fast disk of this host), transport=auto|dev|uring (how the kernel's requests come: by /dev/fuse or by FUSE over io_uring), local=on|off (off: read over the network also from chunk servers on this host), relay=auto|on|off (whether large writes go through one replica, which sends them on), readahead=MB (memory for what is read before it is asked for; 64, 0 for none), writeback=MB (memory for buffered writes that return before they are on the servers; a crash of the mount loses those of the last second; none by default), retry=SECONDS (how long the cluster is looked for; 10), bg (go on looking in the background then, and mount when it is there), guard (make the empty mount point immutable, so that nothing is put there while nothing is mounted), errors=wait[:SECONDS]|fail[:SECONDS] (what reads and writes do when the cluster does not answer: wait, for ever by default, or fail, and others at once then); those of fstab that mean nothing here are accepted")
 	f.BoolVarP(&foreground, "foreground", "f", false, "serve in this process until it is told to stop")
 	f.StringVarP(&logFile, "log", "l", "", "log of the process in the background (default "+logDir+"/mount-DIR.log)")
 	pid.flag(cmd)
@@ -114,10 +114,12 @@ func runMount(ctx context.Context, spec mountSpec, log *slog.Logger, ready func(
 			return err
 		}
 	}
+	cache := openCache(&spec, d.uuid, log)
+	defer cache.close()
 	c, err := reach(ctx, spec, client.Options{
 		Cluster: d.uuid, Name: d.name, Addrs: d.mds, Mount: spec.dir, Version: version, Logger: log, StartTimeout: spec.retry,
 		Members: d.refresh, NoLocal: spec.noLocal, Relay: spec.relay, ReadAhead: spec.readAhead, WriteBehind: spec.behind,
-		Timeout: spec.wait, FailFast: spec.failFast,
+		Timeout: spec.wait, FailFast: spec.failFast, ReadCache: cache.cache(),
 	}, log, ready)
 	if err != nil {
 		return unreached(d, err)
@@ -126,10 +128,11 @@ func runMount(ctx context.Context, spec mountSpec, log *slog.Logger, ready func(
 	s, err := fuse.Mount(ctx, fuse.Options{
 		Logger: log, MountPoint: spec.dir, FSName: mountSource(spec.cluster), AllowOther: os.Geteuid() == 0, ReadOnly: spec.readOnly,
 		Transport: fuse.Transport(spec.transport), Flags: spec.flags,
-	}, backend{c})
+	}, newInfo(backend{c}, cache, func() string { return spec.transport }))
 	if err != nil {
 		return errors.Join(mountPointHint(spec.dir, err), c.Close())
 	}
+	cache.serve(spec.dir)
 	ready("")
 	select {
 	case <-s.Done():

@@ -23,6 +23,8 @@ type mountOptions struct {
 	readAhead int64         // bytes of memory for it; 0: as much as the client likes, less: none
 	wait      time.Duration // for the cluster, before an operation fails; 0: for ever
 	failFast  bool          // see client.Options.FailFast
+	cache     string        // directory of the read cache; "": none
+	cacheSize int64         // bytes
 	behind    int64         // bytes of memory for writes that return before they are carried out
 
 	retry      time.Duration // how long the cluster is looked for; 0: retryFor
@@ -48,7 +50,7 @@ const (
 
 // mountLater are options of later releases: refused by name, since ignoring one would promise something.
 var mountLater = map[string]string{
-	"cache": "the read cache", "cachesize": "the read cache", "at": "mounting the past",
+	"at": "mounting the past",
 }
 
 // parseMountOptions reads the arguments of -o.
@@ -90,6 +92,17 @@ func parseMountOptions(args []string) (mountOptions, error) {
 				return o, usagef("mount option %q: want writeback=MB, 0 for none", word)
 			}
 			o.behind = int64(mb) << 20
+		case name == "cache":
+			if !strings.HasPrefix(value, "/") {
+				return o, usagef("mount option %q: want cache=DIR, an absolute path without commas", word)
+			}
+			o.cache = value
+		case name == "cachesize":
+			size, err := parseCacheSize(value)
+			if err != nil {
+				return o, err
+			}
+			o.cacheSize = size
 		case name == "errors":
 			wait, failFast, err := parseErrors(value)
 			if err != nil {
@@ -113,9 +126,12 @@ func parseMountOptions(args []string) (mountOptions, error) {
 			return o, usagef("mount option %q: %s comes with a later release; leave it out", name, mountLater[name])
 		case !hasValue && slices.Contains(mountIgnored, name), strings.HasPrefix(name, "x-"), name == "comment":
 		default:
-			return o, usagef("mount option %q is unknown: want ro, transport=auto|dev|uring, local=on|off, relay=auto|on|off, readahead=MB, writeback=MB, errors=wait[:SECONDS]|fail[:SECONDS], retry=SECONDS, bg, guard, x-..., or one of %s %s",
+			return o, usagef("mount option %q is unknown: want ro, cache=DIR, cachesize=MB, transport=auto|dev|uring, local=on|off, relay=auto|on|off, readahead=MB, writeback=MB, errors=wait[:SECONDS]|fail[:SECONDS], retry=SECONDS, bg, guard, x-..., or one of %s %s",
 				word, strings.Join(slices.Sorted(maps.Keys(mountFlags)), " "), strings.Join(mountIgnored, " "))
 		}
+	}
+	if (o.cache == "") != (o.cacheSize == 0) {
+		return o, usagef("mount options cache=DIR and cachesize=MB go together")
 	}
 	return o, nil
 }

@@ -97,7 +97,8 @@ func TestMountOptions(t *testing.T) {
 		{in: "local", fault: "local=on or local=off"},
 		{in: "local=far", fault: "local=on or local=off"},
 		{in: "ro=1", fault: "unknown"},
-		{in: "cachesize=100", fault: "later release"},
+		{in: "cachesize=100", fault: "go together"},
+		{in: "cache=/a b,cachesize=50000", want: mountOptions{transport: "auto", cache: "/a b", cacheSize: 50000 << 20}},
 		{in: "at=2026-01-01", fault: "later release"},
 		{in: "sync=1", fault: "unknown"},
 	} {

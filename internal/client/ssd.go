@@ -111,25 +111,30 @@ type scan struct {
 }
 
 // run is reads that followed one another, nearly.
-type run struct{ end, length int64 }
+type run struct{ start, end, length int64 }
 
 const (
 	scanGap   = 128 << 10 // reads of a stream may come in another order
 	scanBytes = 1 << 20   // so many bytes in sequence are a stream
 )
 
-// sequential notes a read that was not in the cache, and reports whether it is part of a stream.
+// sequential notes a read that was not in the cache, and reports whether it is part of a stream: of more than scanBytes, most of which was read, and once.
 func (s *scan) sequential(off, n int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i := range s.runs {
 		r := &s.runs[i]
-		if r.length > 0 && off >= r.end-scanGap && off <= r.end+scanGap {
-			r.end, r.length = max(r.end, off+n), r.length+n
-			return r.length > scanBytes
+		if r.length == 0 || off < r.end-scanGap || off > r.end+scanGap {
+			continue
 		}
+		r.end, r.length = max(r.end, off+n), r.length+n
+		span := r.end - r.start
+		if span > 4*scanBytes { // what was long ago counts for less
+			r.start, r.length = r.end-span/2, r.length/2
+		}
+		return span > scanBytes && 2*r.length > r.end-r.start && r.length < 2*(r.end-r.start)
 	}
-	s.runs[s.hand] = run{off + n, n}
+	s.runs[s.hand] = run{off, off + n, n}
 	s.hand = (s.hand + 1) % len(s.runs)
 	return false
 }

@@ -328,3 +328,36 @@ func TestReadCacheRandom(t *testing.T) {
 		t.Errorf("stats: %+v", st)
 	}
 }
+
+// TestScan: what is a stream, and what is not.
+func TestScan(t *testing.T) {
+	rng := rand.New(rand.NewSource(3))
+	var s scan
+	streamed := func(n int, next func(i int) (off, length int64)) (k int) {
+		s = scan{}
+		for i := range n {
+			if s.sequential(next(i)) {
+				k++
+			}
+		}
+		return k
+	}
+	if k := streamed(1000, func(i int) (int64, int64) { return int64(i) * 4096, 4096 }); k < 700 {
+		t.Errorf("of 1,000 reads in sequence %d are a stream", k)
+	}
+	perm := rng.Perm(32)
+	if k := streamed(1024, func(i int) (int64, int64) { return int64(i/32*32+perm[i%32]) * 4096, 4096 }); k < 700 {
+		t.Errorf("of 1,024 reads nearly in sequence %d are a stream", k)
+	}
+	if k := streamed(1000, func(i int) (int64, int64) { return int64(i%2)<<30 + int64(i/2)*65536, 65536 }); k < 900 {
+		t.Errorf("of two streams of 500 reads %d are in a stream", k)
+	}
+	for _, size := range []int{64, 256, 1024, 100000} { // blocks
+		if k := streamed(5000, func(int) (int64, int64) { return int64(rng.Intn(size)) * 4096, 4096 }); k > 100 {
+			t.Errorf("of 5,000 random reads of %d blocks %d are a stream", size, k)
+		}
+	}
+	if k := streamed(5000, func(i int) (int64, int64) { return int64(i*389%1021) * 4096, 4096 }); k > 100 {
+		t.Errorf("of 5,000 reads with a stride %d are a stream", k)
+	}
+}

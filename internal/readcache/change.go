@@ -26,6 +26,9 @@ func (c *Cache) Resize(bytes int64) error {
 			return fmt.Errorf("read cache %s: %w", st.dir, err)
 		}
 	}
+	if n < int(c.head.slots) {
+		c.gather(st, n)
+	}
 	c.table.Lock()
 	c.lockShards()
 	was := int(c.head.slots)
@@ -44,8 +47,11 @@ func (c *Cache) Resize(bytes int64) error {
 	}
 	c.unlockShards()
 	c.table.Unlock()
+	err := c.writeAll(st)
 	// Until both are there, header and witness do not fit together, and a crash costs what is open for writing.
-	_, err := st.index.WriteAt(c.head.encode(), 0)
+	if err == nil {
+		_, err = st.index.WriteAt(c.head.encode(), 0)
+	}
 	if err == nil {
 		err = st.index.Sync()
 	}
@@ -65,6 +71,49 @@ func (c *Cache) Resize(bytes int64) error {
 	}
 	c.o.Bytes = bytes
 	return nil
+}
+
+// gather moves what is in slots from n on to free ones below, as far as there are any. Preconditions: nothing is written meanwhile.
+func (c *Cache) gather(st *store, n int) {
+	j := jobs.Get().(*job)
+	defer jobs.Put(j)
+	for k := range c.shards {
+		s := &c.shards[k]
+		s.mu.Lock()
+		var free []uint32
+		for i := s.free; i != none; i = s.slots[i].next {
+			if int(i) < n/shards {
+				free = append(free, i)
+			}
+		}
+		s.mu.Unlock()
+		for i := n / shards; i < len(s.slots) && len(free) > 0; i++ {
+			s.mu.Lock()
+			used := s.slots[i].valid != 0
+			s.mu.Unlock()
+			if !used {
+				continue
+			}
+			to := free[len(free)-1]
+			free = free[:len(free)-1]
+			if _, err := st.data.ReadAt(j.room, int64(s.number(uint32(i)))*slotBytes); err != nil {
+				continue
+			}
+			if _, err := st.data.WriteAt(j.room, int64(s.number(to))*slotBytes); err != nil {
+				return // what is not moved goes
+			}
+			s.mu.Lock()
+			if x := s.slots[i]; x.valid != 0 {
+				s.drop(uint32(i))
+				s.takeFree(to)
+				s.slots[to] = slot{key: x.key, version: c.version.Add(1), valid: x.valid, freq: x.freq, sums: x.sums, dirty: true}
+				s.enqueue(to, x.queue)
+				s.link(to)
+				s.witness(to).Store(s.slots[to].version<<slotBlocks | uint64(x.valid))
+			}
+			s.mu.Unlock()
+		}
+	}
 }
 
 func (c *Cache) inUse() error {

@@ -397,3 +397,46 @@ func TestManyFiles(t *testing.T) {
 	b.settle()
 	b.want(f, one, 1, false)
 }
+
+// TestResizeKeepsWhatFits: a smaller cache has all that fits into it, also after a crash.
+func TestResizeKeepsWhatFits(t *testing.T) {
+	b := newBed(t)
+	b.size = 4 * MinBytes
+	if err := b.c.Resize(b.size); err != nil {
+		t.Fatal(err)
+	}
+	f := b.c.File(1)
+	f.Opened(0, 5, true)
+	const n = 200
+	at := func(i int) cell { return cell{1, 10, uint32(i * slotBlocks)} }
+	for i := range n {
+		fill(f, at(i), 1)
+		b.settle()
+	}
+	b.size = MinBytes
+	if err := b.c.Resize(b.size); err != nil {
+		t.Fatal(err)
+	}
+	check := func(before, now uint64) {
+		t.Helper()
+		f := b.c.File(1)
+		f.Opened(before, now, true)
+		hits := 0
+		for i := range n {
+			if got := get(f, at(i)); got != nil {
+				hits++
+				b.want(f, at(i), 1, true)
+			}
+		}
+		if hits < n*95/100 { // shards are not filled evenly
+			t.Errorf("%d of %d blocks are left", hits, n)
+		}
+	}
+	check(5, 5)
+	if err := b.c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b.disk.Kill()
+	b.open()
+	check(5, 6)
+}

@@ -159,6 +159,15 @@ func (s *shard) invalidate(i uint32, bits uint8) (dropped int) {
 	return bits8(had)
 }
 
+// takeFree takes a slot from the free ones.
+func (s *shard) takeFree(i uint32) {
+	at := &s.free
+	for *at != i {
+		at = &s.slots[*at].next
+	}
+	*at = s.slots[i].next
+}
+
 func (s *shard) queueOf(which uint8) *queue {
 	if which == inSmall {
 		return &s.small
