@@ -86,8 +86,13 @@ func (s *Session) choose(fd int) error {
 		s.why = "nothing is begun on reactors"
 		return s.useReaders(fd)
 	}
-	s.why = "default"
-	return s.useLoops(fd, Dev, 0)
+	cpus, err := checkUring()
+	if err != nil {
+		s.why = err.Error()
+		return s.useLoops(fd, Dev, 0)
+	}
+	s.why = "it takes the least CPU for an operation"
+	return s.useLoops(fd, Uring, cpus)
 }
 
 func (s *Session) useReaders(fd int) error {

@@ -35,7 +35,8 @@ func init() {
 		{"ofd", true, (*guest).ofd}, {"posix", true, (*guest).posix}, {"attr", true, (*guest).attr}, {"parallel", true, (*guest).parallel},
 		{"posix-other", false, (*guest).posixOther}, {"stall", false, (*guest).stall}, {"mapped", false, (*guest).mapped},
 		{"mount-as-user", false, (*guest).mountAsUser}, {"make", false, (*guest).make}, {"write-as-user", false, (*guest).writeAsUser},
-		{"capture", false, (*guest).capture},
+		{"capture", false, (*guest).capture}, {"sized", false, (*guest).sized},
+		{"lock-queue", false, (*guest).lockQueue},
 	}
 }
 
@@ -396,4 +397,11 @@ func (g *guest) self(name string) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), guestEnv+"="+name)
 	return cmd
+}
+
+// sized makes the file that fio reads and writes.
+func (g *guest) sized() {
+	fd := open(g.path("f"), unix.O_CREAT|unix.O_WRONLY)
+	must(unix.Ftruncate(fd, 1<<30))
+	must(unix.Close(fd))
 }

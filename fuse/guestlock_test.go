@@ -8,6 +8,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -246,4 +248,40 @@ func (g *guest) mountAsUser() {
 	mounted, err = IsMounted(g.dir)
 	must(err)
 	want(mounted, false)
+}
+
+// lockQueue has many threads wait for one lock, then gives it back.
+func (g *guest) lockQueue() {
+	const waiters = 80
+	name := g.path("locked")
+	holder := open(name, unix.O_CREAT|unix.O_RDWR)
+	lock := unix.Flock_t{Type: unix.F_WRLCK, Whence: unix.SEEK_SET}
+	must(unix.FcntlFlock(uintptr(holder), unix.F_OFD_SETLK, &lock))
+	var waiting atomic.Int32
+	var all sync.WaitGroup
+	for range waiters {
+		all.Go(func() {
+			runtime.LockOSThread()
+			var one unix.CPUSet // so that all come to one queue
+			one.Set(0)
+			_ = unix.SchedSetaffinity(0, &one)
+			fd := open(name, unix.O_RDWR)
+			mine := unix.Flock_t{Type: unix.F_WRLCK, Whence: unix.SEEK_SET}
+			waiting.Add(1)
+			for {
+				err := unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLKW, &mine)
+				if err == nil {
+					break
+				}
+				wantErr(err, unix.EINTR) // the scheduler's signals
+			}
+			must(unix.Close(fd))
+		})
+	}
+	for waiting.Load() < waiters {
+		time.Sleep(time.Millisecond)
+	}
+	time.Sleep(100 * time.Millisecond) // until they wait in the server
+	must(unix.Close(holder))
+	all.Wait()
 }

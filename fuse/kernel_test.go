@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -32,7 +33,12 @@ func TestMain(m *testing.M) {
 		os.Exit(guestMain(name, os.Getenv(guestDirEnv)))
 	}
 	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 2*testLoops) // see DefaultLoops; a session may begin while another one ends
-	os.Exit(m.Run())
+	before, _ := os.ReadFile(uringSwitch)
+	code := m.Run()
+	if switched && strings.TrimSpace(string(before)) == "N" {
+		setUring("N")
+	}
+	os.Exit(code)
 }
 
 func needKernel(t testing.TB) {
@@ -75,20 +81,29 @@ func (w way) mem() (Backend, *memFS) {
 	return h, h.memFS
 }
 
-// switchUring sets the kernel's switch for FUSE over io_uring, which stays as the last test left it: on. Processes that test at once share it.
-func switchUring(t testing.TB, to string) (unlock func()) {
-	t.Helper()
+// switched says that the tests have changed the kernel's switch for FUSE over io_uring. TestMain puts it back.
+var switched bool
+
+// setUring sets the switch, which processes that test at once share, and holds it.
+func setUring(to string) (unlock func(), err error) {
 	f, err := os.OpenFile(filepath.Join(os.TempDir(), "varve-test-uring.lock"), os.O_CREATE|os.O_RDWR, 0o666)
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
-		t.Fatal(err)
+	if err = unix.Flock(int(f.Fd()), unix.LOCK_EX); err == nil {
+		switched = true
+		err = os.WriteFile(uringSwitch, []byte(to), 0)
 	}
-	if err := os.WriteFile(uringSwitch, []byte(to), 0); err != nil {
+	return func() { f.Close() }, err
+}
+
+func switchUring(t testing.TB, to string) (unlock func()) {
+	t.Helper()
+	unlock, err := setUring(to)
+	if err != nil {
 		t.Skip("no FUSE over io_uring here:", err)
 	}
-	return func() { f.Close() }
+	return unlock
 }
 
 // mount is testMount on the transport.

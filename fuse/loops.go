@@ -34,11 +34,16 @@ type devLoop struct {
 	t      *loops
 	desc   *descriptor
 	fd     int
+	number int
 	poll   reactor.Op
 	buf    *buffer
+	duty   bool         // it waits for requests, or reads some
+	few    int          // how often in a row it found hardly any
+	join   reactor.Task // begins its duty
+	called atomic.Bool  // join is posted
 	resume reactor.Task // after a wait for the budget
 	held   bool         // until then nothing is read
-	over   bool         // nothing is read yet, or any more
+	over   bool         // nothing is taken any more
 	err    error        // why; errUnmounted in order
 
 	queues  []*ringQueue // of FUSE over io_uring
@@ -48,6 +53,10 @@ type devLoop struct {
 const (
 	// readsAtOnce is how many requests a loop reads before it looks after other things.
 	readsAtOnce = 64
+	// busyReads is how many requests a loop finds at once before another one helps; fewRounds how often in a row a helper finds one at most before it
+	// leaves. The kernel wakes those who wait in turn, so two that wait where one would do cost twice the CPU, each being cold.
+	busyReads = 8
+	fewRounds = 32
 	// loopEnd bounds how long the end of a session waits for a loop.
 	loopEnd = 5 * time.Second
 )
@@ -135,9 +144,9 @@ func newLoops(s *Session, fd, rings int) (*loops, error) {
 	}
 	t := &loops{device: d, s: s}
 	for i, l := range all {
-		dl := &devLoop{loop: l, t: t, desc: d.readers[i], buf: getBuffer(maxWrite), over: true}
+		dl := &devLoop{loop: l, t: t, number: i, desc: d.readers[i], buf: getBuffer(maxWrite)}
 		dl.poll.Done = dl.ready
-		dl.resume.Run = dl.goOn
+		dl.resume.Run, dl.join.Run = dl.goOn, dl.help
 		if err := dl.desc.raw.Control(func(fd uintptr) { dl.fd = int(fd) }); err != nil {
 			s.endLoops(all)
 			d.close()
@@ -152,12 +161,9 @@ func newLoops(s *Session, fd, rings int) (*loops, error) {
 	return t, nil
 }
 
-// run reads on all loops, or on the first one if the others have rings, until the mount is gone.
+// run serves on all loops until the mount is gone: when it returns each of them has been told to take no more.
 func (t *loops) run(func(*request)) error {
 	for i, d := range t.all {
-		if i > 0 && t.ring != nil {
-			break
-		}
 		t.reading.Add(1)
 		if !d.l.Do(d.start) {
 			t.reading.Done()
@@ -174,9 +180,7 @@ func (t *loops) run(func(*request)) error {
 				// What it had read is never answered, so the connection must end. Nothing runs on the loop any more.
 				err := fmt.Errorf("reactor %d cannot go on: %w", i, d.l.Err())
 				t.fail(err)
-				if t.ring == nil || i == 0 {
-					d.end(err)
-				}
+				d.end(err)
 			}
 		}()
 	}
@@ -206,20 +210,46 @@ func (t *loops) fail(err error) {
 }
 
 func (d *devLoop) start() {
-	d.over = false
-	if d.t.closing.Load() {
-		d.shut()
-		return
-	}
 	if err := d.l.Watch(d.fd); err != nil {
 		d.end(err)
 		return
 	}
-	d.arm()
+	if d.number == 0 {
+		d.arm()
+	}
 }
 
 // arm waits for the next request. Of the loops that do, one is woken for each.
-func (d *devLoop) arm() { d.l.Poll(&d.poll, d.fd, unix.POLLIN|unix.EPOLLEXCLUSIVE) }
+func (d *devLoop) arm() {
+	d.duty = true
+	d.l.Poll(&d.poll, d.fd, unix.POLLIN|unix.EPOLLEXCLUSIVE)
+}
+
+// call has the next loop help.
+func (d *devLoop) call() {
+	if next := d.number + 1; (d.t.ring == nil || d.t.ring.fell.Load()) && next < len(d.t.all) && d.t.all[next].called.CompareAndSwap(false, true) {
+		d.t.all[next].l.Post(&d.t.all[next].join)
+	}
+}
+
+// help begins to read, as another loop has more than it can do.
+func (d *devLoop) help() {
+	if d.called.Store(false); d.over || d.t.closing.Load() || d.duty {
+		return
+	}
+	d.few = 0
+	d.read()
+}
+
+// leave tells whether a helper has nothing to do here any more. The first loop stays.
+func (d *devLoop) leave(found int) bool {
+	if found > 1 || d.number == 0 {
+		d.few = 0
+		return false
+	}
+	d.few++
+	return d.few >= fewRounds
+}
 
 // end says that this loop reads no more. The first one to end has the others end.
 func (d *devLoop) end(err error) {
@@ -244,15 +274,21 @@ func (d *devLoop) ready(_ int, err error) {
 }
 
 func (d *devLoop) read() {
-	for range readsAtOnce {
+	d.duty = true
+	for found := range readsAtOnce {
 		n, err := unix.Read(d.fd, d.buf.mem[readStart:])
 		switch {
 		case err == nil:
+			if found == busyReads {
+				d.call()
+			}
 			if !d.take(n) {
 				return
 			}
 		case err == unix.EAGAIN:
-			d.arm()
+			if d.duty = !d.leave(found); d.duty {
+				d.arm()
+			}
 			return
 		case err == unix.EINTR, err == unix.ENOENT: // ENOENT: the request was taken back
 		case d.t.closing.Load(), err == unix.ENODEV, err == unix.ECONNABORTED:
@@ -318,8 +354,10 @@ func (d *devLoop) shut() {
 		d.l.Cancel(&d.poll) // and once more when it has ended
 		return
 	}
-	d.l.Unwatch(d.fd)
-	_ = d.desc.file.Close() // the second time it says so, which does no harm
+	if d.t.ring == nil { // commands that are queued still name the descriptor
+		d.l.Unwatch(d.fd)
+		_ = d.desc.file.Close() // the second time it says so, which does no harm
+	}
 	d.end(errUnmounted)
 }
 
@@ -329,7 +367,7 @@ func (t *loops) close() {
 	t.closed.Do(func() {
 		t.closing.Store(true)
 		for _, d := range t.all {
-			if !d.l.Do(d.shut) {
+			if !d.l.Do(d.shut) && t.ring == nil {
 				_ = d.desc.file.Close()
 			}
 		}
@@ -347,6 +385,9 @@ func (t *loops) free() {
 	t.s.endLoops(t.s.loops)
 	if t.ring != nil {
 		t.ring.free()
+		for _, d := range t.all {
+			_ = d.desc.file.Close()
+		}
 	}
 	for _, d := range t.all {
 		d.buf.put()

@@ -27,7 +27,7 @@ import (
 type uring struct {
 	t      *loops
 	queues []*ringQueue // by number
-	fell   sync.Once    // back to /dev/fuse
+	fell   atomic.Bool  // back to /dev/fuse
 	depth  int          // entries of a queue at first
 	most   int          // at last
 	size   int          // of a payload
@@ -116,21 +116,15 @@ func (u *uring) register() {
 	}
 }
 
-// fallBack has all loops read /dev/fuse.
+// fallBack lets all requests come by /dev/fuse, and other loops help the first one with it.
 func (u *uring) fallBack(cause error) {
-	u.fell.Do(func() {
+	if u.fell.CompareAndSwap(false, true) {
 		s := u.t.s
 		s.log.Warn("the kernel does not take the queues of FUSE over io_uring; going on with "+devicePath, "cause", cause)
 		c := s.Conn()
 		c.Transport, c.Why = Dev, fmt.Sprintf("FUSE over io_uring was refused: %v", cause)
 		s.conn.Store(&c)
-		for _, d := range u.t.all[1:] {
-			u.t.reading.Add(1)
-			if !d.l.Do(d.start) {
-				u.t.reading.Done()
-			}
-		}
-	})
+	}
 }
 
 // grow adds n entries.

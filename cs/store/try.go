@@ -182,8 +182,7 @@ func (op *WriteOp) take(off uint32) bool {
 		}
 	}
 	// What was locked is unlocked by leave.
-	// With holes and data the holes are filled first, should there be no room for all (see reserve).
-	if holes > 0 && (holes < int64(len(op.sums)) || !op.s.tryAllot(holes*chunk.BlockSize)) {
+	if holes > 0 && !op.s.tryAllot(holes*chunk.BlockSize) {
 		return false
 	}
 	for i := lo; i <= hi; i++ {
@@ -195,10 +194,7 @@ func (op *WriteOp) take(off uint32) bool {
 // Finish ends a write of which n bytes were written before err. With n = len(p) it does not wait; else it may read and write the
 // disk, so call it where that is allowed. A write that came short, was interrupted or cancelled is done again here. Any other failure is
 // one of the disk, as in Write.
-func (op *WriteOp) Finish(n int, err error) error { return op.FinishThen(n, err, nil) }
-
-// FinishThen is Finish; if the write succeeds it calls then, unless nil, while the blocks are still locked, and returns what then returns.
-func (op *WriteOp) FinishThen(n int, err error, then func() error) error {
+func (op *WriteOp) Finish(n int, err error) error {
 	s, e := op.s, op.e
 	switch {
 	case n == len(op.p):
@@ -208,11 +204,7 @@ func (op *WriteOp) FinishThen(n int, err error, then func() error) error {
 	default:
 		err = s.wrote(e, op.block, op.sums, err)
 	}
-	done := err == nil
-	if done && then != nil {
-		err = then()
-	}
-	op.release(done)
+	op.release(err == nil)
 	return err
 }
 

@@ -55,8 +55,7 @@ type fakeSession struct {
 }
 
 type fakeInode struct {
-	grant    sync.Mutex // one Open at a time
-	op       sync.Mutex // one truncate, drop or grant at a time; not held while a lease is called back
+	op       sync.Mutex // one Open, truncate or drop at a time
 	attr     *msg.Attr
 	chunks   map[uint32]*msg.Chunk
 	holders  map[uint64]msg.Want
@@ -353,8 +352,8 @@ func (w *world) holders(in *fakeInode, but uint64) []uint64 {
 
 // open grants a lease after it has called others back.
 func (w *world) open(session uint64, in *fakeInode, want msg.Want) *msg.OpenReply {
-	in.grant.Lock()
-	defer in.grant.Unlock()
+	in.op.Lock()
+	defer in.op.Unlock()
 	others := w.holders(in, session)
 	w.mu.Lock()
 	held := in.holders[session]
@@ -383,8 +382,6 @@ func (w *world) open(session uint64, in *fakeInode, want msg.Want) *msg.OpenRepl
 			w.mu.Unlock()
 		}
 	}
-	in.op.Lock()
-	defer in.op.Unlock()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.index++
