@@ -37,10 +37,10 @@ unit: ## unit tests with the race detector
 	go test -race -timeout $(UNIT_TIMEOUT) ./...
 	go test -count=1 -v -timeout $(UNIT_TIMEOUT) -run 'TestSeeds$$' ./internal/sim
 
-e2e: ## the end-to-end suite: real processes, real mounts, real guests (as root)
+e2e: ## the end-to-end suite, two packages at a time, since much of it waits: real processes, real mounts, real guests (as root)
 	@if [ ! -d test/e2e ]; then echo "end to end: no suite in this tree"; \
 	elif [ "$$(id -u)" != 0 ]; then echo "end to end: skipped, it mounts and so needs root"; \
-	else VARVE_E2E=1 go test -count=1 -p 1 -v -timeout $(E2E_TIMEOUT) ./test/e2e/... ./test/lin ./test/links ./test/crash ./test/storm; fi
+	else VARVE_E2E=1 go test -count=1 -p 2 -v -timeout $(E2E_TIMEOUT) ./test/e2e/... ./test/lin ./test/links ./test/crash ./test/storm; fi
 
 bench: ## a cluster beside what it is made of and its limits, and its metadata, with ratios; into build/bench (as root; BENCH_ARGS="--rounds 3 --for 5s --part limits")
 	go run ./bench --for 1s --size 256m --entries 20000 --out build/bench $(BENCH_ARGS)
