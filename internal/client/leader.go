@@ -116,8 +116,10 @@ func (c *Client) renewUntilBroken(l *link) error {
 			return c.ctx.Err()
 		case <-t.C:
 		case <-l.s.doubts:
-			if time.Since(renewed) < doubtPoll {
-				continue // the answer is as good as new
+			if d := doubtPoll - time.Since(renewed); d > 0 { // not more often than that
+				every = d
+				t.Reset(d)
+				continue
 			}
 		}
 		renewed = time.Now()

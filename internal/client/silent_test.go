@@ -1,7 +1,9 @@
 package client
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -84,5 +86,49 @@ func TestSilentReplica(t *testing.T) {
 			}
 			close(stop)
 		})
+	}
+}
+
+// TestSilentIsNoDamage: what is on a server that the leader does not hear from is waited for, and is there when it is heard from again; a connection
+// that is not made for it is no error of a disk. (A simulated read failed with EIO.)
+func TestSilentIsNoDamage(t *testing.T) {
+	w := newWorld(t, 1, 1, 1, 1)
+	c := w.dial(t, nil)
+	f := create(t, c, "a")
+	want := fill(4096, 1)
+	write(t, f, want, 0)
+	w.setSilent(1)
+	srv := f.in.s.servers.server(&replica{server: 1})
+	eventually(t, "the client to know", srv.silent)
+	w.cs[1].stop()
+	w.cs[1].start()
+	done := make(chan error, 2)
+	go func() {
+		p := make([]byte, 4096)
+		_, err := f.ReadAt(context.Background(), p, 0)
+		if err == nil && !bytes.Equal(p, want) {
+			err = errors.New("other bytes than were written")
+		}
+		done <- err
+	}()
+	go func() {
+		_, _, err := f.WriteAt(context.Background(), fill(4096, 2), 4096, false)
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		t.Errorf("an operation on a silent server ended: %v", err)
+	case <-time.After(300 * time.Millisecond):
+	}
+	w.setSilent()
+	for range 2 {
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatal("an operation waits, though the server is heard from")
+		}
 	}
 }

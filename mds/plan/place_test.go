@@ -134,7 +134,7 @@ func TestSitesAreAsGood(t *testing.T) {
 		w.policy(p)
 		exclude := w.views[w.rand.IntN(len(w.views))].ID
 		sites := NewSites(w.s, w.views)
-		const rounds = 4000
+		const rounds = 1000
 		var by [2]map[id.ServerID]int // of first replicas
 		by[0], by[1] = map[id.ServerID]int{}, map[id.ServerID]int{}
 		for seed := range uint64(rounds) {
