@@ -153,6 +153,7 @@ func (h *hotLane) greet() (net.Conn, []byte, error) {
 		nc.Close()
 		return nil, nil, fmt.Errorf("%s at %s turned out to be %s: %w", srv.id, *addr, got, fserr.Unavailable)
 	}
+	wire.Mark(nc, wire.ClassGuest)
 	return nc, append([]byte(nil), read...), nil
 }
 
