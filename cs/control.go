@@ -37,7 +37,7 @@ func (h *control) Serve(ctx context.Context, c *wire.Conn, req *wire.Frame) {
 		}))
 	case wire.ChunkJoin:
 		answer(s, c, req, new(msg.ChunkJoin), each(func(m *msg.ChunkJoin) error {
-			return s.store.Join(id.ChunkID(m.Chunk), id.Epoch(m.Epoch))
+			return s.join(id.ChunkID(m.Chunk), id.Epoch(m.Epoch))
 		}))
 	case wire.ChunkPromote:
 		answer(s, c, req, new(msg.ChunkPromote), each(func(m *msg.ChunkPromote) error {
@@ -90,7 +90,7 @@ func (s *Server) deletePaced() func(id.ChunkID) error {
 	begun := time.Now()
 	return func(c id.ChunkID) error {
 		start := time.Now()
-		err := s.store.Delete(c)
+		err := s.delete(c)
 		took := time.Since(start)
 		if s.lease.inflight.Load() == 0 || time.Since(begun) > deletePace {
 			return err

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"varve/cs/store"
 	"varve/internal/chunk"
 	"varve/internal/fserr"
 	"varve/internal/id"
@@ -85,7 +86,11 @@ func permit(p peer, req *wire.Frame, r *wire.DataRequest) fserr.Code {
 		return fserr.NoSession // it could not be fenced
 	case r.Flags&wire.Forwarded != 0 && (p.role != msg.Hello_CHUNK_SERVER || r.Flags&wire.Ordered != 0):
 		return fserr.Protocol
-	case forwards && (r.Flags&wire.Ordered == 0 || !changes):
+	case r.Flags&wire.Ordered != 0 && !changes && req.Type != wire.Read, forwards && r.Flags&wire.Ordered == 0:
+		return fserr.Protocol
+	case r.Flags&wire.Settled != 0 && (r.Flags&wire.Forwarded == 0 || !changes || !chunk.Aligned(r.Offset, r.Length)):
+		return fserr.Protocol
+	case r.Seq != 0 && (!changes || r.Flags&(wire.Ordered|wire.Forwarded) == 0 || r.Session == 0):
 		return fserr.Protocol
 	case changes && r.Length == 0:
 		return fserr.Invalid
@@ -110,8 +115,20 @@ func (s *Server) read(ctx context.Context, req *wire.Frame, o *op) (body, data [
 	if g.answer, err = g.memory.Wait(ctx, int(r.Length)); err != nil {
 		return nil, nil, fserr.Unavailable
 	}
-	if err := s.store.Read(r.Chunk, req.Epoch, r.Offset, r.Length, g.answer, o.sums); err != nil {
-		return nil, nil, s.rot(r.Chunk, err)
+	for try := 0; ; try++ {
+		if err := s.store.Read(r.Chunk, req.Epoch, r.Offset, r.Length, g.answer, o.sums); err != nil {
+			return nil, nil, s.rot(r.Chunk, err)
+		}
+		// What was read is noted already, so it is looked at now.
+		if r.Flags&wire.Ordered == 0 || !s.orders.loose(r.Chunk, req.Epoch, r.Offset, r.Offset+r.Length) {
+			break
+		}
+		if try == orderedTries {
+			return nil, nil, fserr.Unavailable
+		}
+		if err := s.settle(req.Epoch, r); err != nil && !errors.Is(err, errAgain) {
+			return s.failedBody(r.Chunk, err), nil, err
+		}
 	}
 	s.stats.reads.Add(1)
 	s.stats.readBytes.Add(uint64(r.Length))
@@ -129,34 +146,54 @@ func (s *Server) rot(c id.ChunkID, err error) error {
 }
 
 func (s *Server) write(req *wire.Frame, r *wire.DataRequest) (body []byte, err error) {
+	if _, count := chunk.Span(r.Offset, r.Length); int(count) != len(r.Sums) {
+		return nil, fserr.Protocol
+	}
 	var then func() error
-	if r.Flags&wire.Ordered != 0 {
+	switch {
+	case named(r) && r.Flags&wire.Ordered != 0:
+		body, err = s.ordered(req, r)
+		return body, s.rotten(req, r, err)
+	case named(r):
+		err = s.noted(req.Epoch, r, func(a store.Around) error {
+			return s.store.WriteAround(r.Chunk, req.Epoch, r.Offset, req.Data, r.Sums, a)
+		})
+		return nil, s.rotten(req, r, err)
+	case r.Flags&wire.Ordered != 0:
 		then = func() (err error) {
 			body, err = s.forward(req, r)
 			return err
 		}
 	}
-	if _, count := chunk.Span(r.Offset, r.Length); int(count) != len(r.Sums) {
-		return nil, fserr.Protocol
-	}
 	err = s.store.WriteThen(r.Chunk, req.Epoch, r.Offset, req.Data, r.Sums, then)
+	return body, s.rotten(req, r, err)
+}
+
+// rotten is rot for a write, unless it is the payload that is wrong, and not the old block that it was to be merged into.
+func (s *Server) rotten(req *wire.Frame, r *wire.DataRequest, err error) error {
 	if errors.Is(err, fserr.BadChecksum) && chunk.VerifySums(r.Sums, r.Offset, req.Data) < 0 {
-		err = s.rot(r.Chunk, err) // not the payload, but the old block that it was to be merged into
+		return s.rot(r.Chunk, err)
 	}
-	return body, err
+	return err
 }
 
 func (s *Server) punch(req *wire.Frame, r *wire.DataRequest) (body []byte, err error) {
 	var then func() error
-	if r.Flags&wire.Ordered != 0 {
+	switch {
+	case named(r) && r.Flags&wire.Ordered != 0:
+		body, err = s.ordered(req, r)
+		return body, s.rot(r.Chunk, err)
+	case named(r):
+		err = s.noted(req.Epoch, r, func(a store.Around) error {
+			return s.store.PunchAround(r.Chunk, req.Epoch, r.Offset, r.Offset+r.Length, a)
+		})
+		return nil, s.rot(r.Chunk, err)
+	case r.Flags&wire.Ordered != 0:
 		then = func() (err error) {
 			body, err = s.forward(req, r)
 			return err
 		}
 	}
 	err = s.store.PunchThen(r.Chunk, req.Epoch, r.Offset, r.Offset+r.Length, then)
-	if errors.Is(err, fserr.BadChecksum) {
-		err = s.rot(r.Chunk, err)
-	}
-	return body, err
+	return body, s.rot(r.Chunk, err)
 }

@@ -16,6 +16,7 @@ const maxFenced = 1 << 20
 type fences struct {
 	waits    *waits.Table
 	locals   *locals // what the sessions read by themselves; nil for none
+	orders   *orders // what they have changed in order; nil for none
 	mu       sync.Mutex
 	inflight map[id.SessionID]int
 	fenced   map[id.SessionID]struct{}
@@ -75,6 +76,7 @@ func (f *fences) block(sessions []uint64) ([]chan struct{}, error) {
 		}
 		f.fenced[s] = struct{}{}
 		f.locals.fence(s)
+		f.orders.fence(s)
 		if f.inflight[s] == 0 {
 			continue
 		}

@@ -148,7 +148,7 @@ func (s *Server) reported(reply *msg.ChunkReportReply) {
 		note("accepted", n, s.store.Accept(id.ChunkID(n)))
 	}
 	for _, n := range reply.Remove {
-		note("removed", n, s.store.Delete(id.ChunkID(n)))
+		note("removed", n, s.delete(id.ChunkID(n)))
 	}
 }
 

@@ -27,27 +27,7 @@ func (s *Server) forward(req *wire.Frame, r *wire.DataRequest) ([]byte, error) {
 	out.Flags = wire.Forwarded
 	out.Forward = [wire.MaxForward]id.ServerID{}
 	frame := wire.Frame{Type: req.Type, Class: wire.ClassReplication, Epoch: req.Epoch, Body: out.Append(nil), Data: req.Data}
-	ctx, cancel := context.WithTimeout(context.Background(), s.o.ForwardTimeout)
-	defer cancel()
-	answers := make(chan forwarded, wire.MaxForward)
-	n := 0
-	for _, server := range r.Forward {
-		if server == 0 || server == s.id {
-			continue
-		}
-		n++
-		go func() { answers <- s.forwardTo(ctx, server, r.Chunk, &frame) }()
-	}
-	s.stats.forwards.Add(uint64(n))
-	var bad forwarded
-	for range n {
-		if a := <-answers; a.code != fserr.OK {
-			s.stats.forwardErrors.Add(1)
-			if worse(a.code) > worse(bad.code) {
-				bad = a
-			}
-		}
-	}
+	bad := s.sendAll(r, &frame)
 	switch bad.code {
 	case fserr.OK:
 		return nil, nil
@@ -63,12 +43,14 @@ func worse(code fserr.Code) int {
 	switch code {
 	case fserr.OK:
 		return 0
+	case fserr.NoSpace: // it has not done it
+		return 1
 	case fserr.StaleEpoch:
-		return 2
-	case fserr.Fenced:
 		return 3
+	case fserr.Fenced:
+		return 4
 	}
-	return 1
+	return 2
 }
 
 // forwardTo sends a frame to one server, a second time on a new connection if the first was lost: that is greeted when nothing of the lost

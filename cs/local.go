@@ -3,6 +3,7 @@ package cs
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net"
 	"path/filepath"
@@ -337,7 +338,13 @@ func (l *locals) share(c *localConn, p *local.Packet) (sh store.Shared, err erro
 		return sh, fserr.Fenced
 	}
 	defer s.fences.leave(c.session)
-	return s.store.Share(p.Chunk, p.Epoch)
+	sh, err = s.store.Share(p.Chunk, p.Epoch)
+	if err == nil && s.orders.anyLoose(p.Chunk, p.Epoch) {
+		// What a read of the first replica makes equal on all nobody makes equal for who reads by himself.
+		sh.File.Close()
+		return store.Shared{}, fmt.Errorf("chunk %v: others may not have all of it: %w", p.Chunk, fserr.NotReady)
+	}
+	return sh, err
 }
 
 // revoked has whoever holds a stamp told of its end. It is called with locks of the store held.

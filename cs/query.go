@@ -5,6 +5,7 @@ import (
 
 	"varve/cs/repl"
 	"varve/cs/store"
+	"varve/internal/chunk"
 	"varve/internal/fserr"
 	"varve/internal/id"
 	"varve/internal/wire"
@@ -42,11 +43,13 @@ func (s *Server) serveTable(_ *wire.Frame, m *msg.ChunkTable) (wire.Message, []b
 	if !s.lease.held() {
 		return nil, nil, fserr.Unavailable
 	}
+	// The changes first: what is in them is in the blocks that the table tells of.
+	done := s.orders.of(nil, id.ChunkID(m.Chunk), 0, chunk.Size)
 	sums, e, st, err := s.store.Table(id.ChunkID(m.Chunk))
 	if err != nil {
 		return nil, nil, err
 	}
-	reply := &msg.ChunkTableReply{Epoch: uint64(e), Joining: st.Joining(), Unclean: st == repl.Unclean}
+	reply := &msg.ChunkTableReply{Epoch: uint64(e), Joining: st.Joining(), Unclean: st == repl.Unclean, Ordered: wire.AppendDone(nil, done)}
 	return reply, wire.AppendSums(make([]byte, 0, 4*len(sums)), sums), nil
 }
 

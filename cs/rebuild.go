@@ -3,6 +3,7 @@ package cs
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -110,14 +111,34 @@ func (r *rebuild) copy(ctx context.Context) (err error) {
 			return nil
 		}
 	}
-	return nil
+	return r.mergeEqual(ctx)
+}
+
+// mergeEqual takes the ordered changes that are in what the last pass has copied: those in whose blocks the replicas are equal now.
+func (r *rebuild) mergeEqual(ctx context.Context) error {
+	theirs, done, err := r.sourceTable(ctx)
+	if err != nil {
+		return err
+	}
+	ours, _, _, err := r.s.store.Table(r.chunk)
+	if err != nil {
+		return err
+	}
+	done = slices.DeleteFunc(done, func(d wire.Done) bool {
+		first, count := chunk.Span(d.From, d.To-d.From)
+		return !slices.Equal(theirs[first:first+count], ours[first:first+count])
+	})
+	return r.s.orders.merge(r.chunk, r.epoch, done)
 }
 
 // compare returns the runs in which the replicas differ.
 func (r *rebuild) compare(ctx context.Context) ([]run, error) {
 	// The source's table is the older one: a block written meanwhile is fresh here.
-	theirs, err := r.sourceTable(ctx)
+	theirs, done, err := r.sourceTable(ctx)
 	if err != nil {
+		return nil, err
+	}
+	if err := r.s.orders.merge(r.chunk, r.epoch, done); err != nil {
 		return nil, err
 	}
 	ours, e, st, err := r.s.store.Table(r.chunk)
@@ -132,32 +153,34 @@ func (r *rebuild) compare(ctx context.Context) ([]run, error) {
 	return diff(theirs, ours), nil
 }
 
-func (r *rebuild) sourceTable(ctx context.Context) ([]uint32, error) {
+// sourceTable returns the checksums of the source's blocks, and the ordered changes that are in them.
+func (r *rebuild) sourceTable(ctx context.Context) ([]uint32, []wire.Done, error) {
 	ctx, cancel := context.WithTimeout(ctx, rebuildTimeout)
 	defer cancel()
 	body, err := (&msg.ChunkTable{Chunk: uint64(r.chunk), Epoch: uint64(r.epoch)}).MarshalVT()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	f, err := r.conn.Call(ctx, &wire.Frame{Type: wire.ChunkTable, Class: wire.ClassRepair, Body: body})
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", failureCode(err), err)
+		return nil, nil, fmt.Errorf("%w: %w", failureCode(err), err)
 	}
 	defer f.Release()
 	if f.Code != fserr.OK {
-		return nil, fmt.Errorf("table of the source: %w", f.Code)
+		return nil, nil, fmt.Errorf("table of the source: %w", f.Code)
 	}
 	reply := new(msg.ChunkTableReply)
 	if err := reply.UnmarshalVT(f.Body); err != nil || len(f.Data) != 4*chunk.Blocks {
-		return nil, fmt.Errorf("table of the source, %d bytes: %w", len(f.Data), fserr.Protocol)
+		return nil, nil, fmt.Errorf("table of the source, %d bytes: %w", len(f.Data), fserr.Protocol)
 	}
 	switch e := id.Epoch(reply.Epoch); {
 	case e > r.epoch:
-		return nil, fmt.Errorf("epoch of the source is %v, want %v: %w", e, r.epoch, fserr.StaleEpoch)
+		return nil, nil, fmt.Errorf("epoch of the source is %v, want %v: %w", e, r.epoch, fserr.StaleEpoch)
 	case e < r.epoch || reply.Joining || reply.Unclean:
-		return nil, fmt.Errorf("source at epoch %v, joining %t, unclean %t: %w", e, reply.Joining, reply.Unclean, fserr.NotReady)
+		return nil, nil, fmt.Errorf("source at epoch %v, joining %t, unclean %t: %w", e, reply.Joining, reply.Unclean, fserr.NotReady)
 	}
-	return wire.DecodeSums(make([]uint32, 0, chunk.Blocks), f.Data), nil
+	done, err := wire.DecodeDone(nil, reply.Ordered)
+	return wire.DecodeSums(make([]uint32, 0, chunk.Blocks), f.Data), done, err
 }
 
 // diff returns the runs of blocks whose checksums differ, each at most rebuildRun long.

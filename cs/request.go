@@ -157,7 +157,7 @@ func (q *request) try() bool {
 		return false
 	}
 	q.frame.Data = q.data
-	if permit(q.d.peer, &q.frame, r) != fserr.OK || r.Flags&wire.Ordered != 0 || s.closing.Load() || !s.lease.enter() {
+	if permit(q.d.peer, &q.frame, r) != fserr.OK || r.Flags&wire.Ordered != 0 && q.frame.Type != wire.Read || r.Flags&wire.Settled != 0 || s.closing.Load() || !s.lease.enter() {
 		return false
 	}
 	if !s.fences.enter(r.Session) {
@@ -205,7 +205,7 @@ func (q *request) tryRead() bool {
 		return false
 	}
 	if q.read.From == q.read.To {
-		q.finish(q.read.Finish(q.grant.answer))
+		q.finishRead()
 		return true
 	}
 	q.file = q.d.loop.File(q.read.FD)
@@ -215,7 +215,15 @@ func (q *request) tryRead() bool {
 
 func (q *request) tryWrite() bool {
 	s, r := q.d.s, &q.req
+	if r.Seq != 0 {
+		if now, _ := s.orders.admit(r); !now {
+			return false
+		}
+	}
 	if !s.store.TryWrite(&q.write, r.Chunk, q.frame.Epoch, r.Offset, q.data, r.Sums) {
+		if r.Seq != 0 {
+			s.orders.release()
+		}
 		return false
 	}
 	s.stats.writes.Add(1)
@@ -256,7 +264,9 @@ func (q *request) transferred(n int, err error) {
 		}
 		q.delegate()
 	case q.frame.Type == wire.Read:
-		q.finish(q.read.Finish(q.grant.answer))
+		q.finishRead()
+	case q.frame.Type == wire.Write && q.req.Seq != 0:
+		go q.concludeNoted(n, err)
 	case err != nil: // the store may have to use the disk, which must not be waited for here
 		go func() {
 			if q.frame.Type == wire.Write {
@@ -270,6 +280,32 @@ func (q *request) transferred(n int, err error) {
 	default:
 		q.finish(q.flush.Finish(nil))
 	}
+}
+
+// finishRead ends a read whose data is there. If it is to be on all replicas first, a goroutine sees to that.
+func (q *request) finishRead() {
+	s, r := q.d.s, &q.req
+	err := q.read.Finish(q.grant.answer)
+	if err != nil || r.Flags&wire.Ordered == 0 || !s.orders.loose(r.Chunk, q.frame.Epoch, r.Offset, r.Offset+r.Length) {
+		q.finish(err)
+		return
+	}
+	q.leave()
+	q.memory.Put(q.grant.answer)
+	q.grant.answer = nil
+	if q.d.ended {
+		q.d.done(q)
+		return
+	}
+	q.delegate()
+}
+
+// concludeNoted ends a write that another server has forwarded and that is to be remembered.
+func (q *request) concludeNoted(n int, err error) {
+	s := q.d.s
+	err = q.write.FinishThen(n, err, func() error { return s.took(q.frame.Epoch, &q.req) })
+	s.orders.release()
+	q.conclude(err)
 }
 
 // finish ends the disk's part with an outcome.

@@ -39,6 +39,8 @@ type Server struct {
 	scratch  scratch
 	lease    lease
 	fences   *fences
+	orders   *orders
+	spreads  chan struct{} // one place for each who makes replicas equal
 	locals   *locals
 	stats    stats
 	health   health
@@ -141,7 +143,7 @@ func Open(o Options) (*Server, error) {
 	}
 	s := &Server{
 		o: o, id: d.Server, cluster: d.cluster(), name: d.Name, log: so.Logger, store: st, journal: journal, listener: l, identity: d,
-		fences: newFences(), locals: locals, ended: make(chan struct{}),
+		fences: newFences(), orders: new(orders), spreads: make(chan struct{}, maxSpreads), locals: locals, ended: make(chan struct{}),
 		gate: g, payload: pay,
 		rebuilds: semaphore.NewWeighted(int64(o.Rebuilds)), verifies: semaphore.NewWeighted(maxVerifies),
 	}
@@ -149,7 +151,7 @@ func Open(o Options) (*Server, error) {
 	s.gate.waits, s.lanes.waits, s.fences.waits = s.waits, s.waits, s.waits
 	self.Store(s)
 	s.nic = newNICUse(s.Addr())
-	s.fences.locals = locals
+	s.fences.locals, s.fences.orders = locals, s.orders
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.lanes.conns = make(map[laneKey]*wire.Conn)
 	s.peers = newPeers(s.cluster, s.id, &o)
@@ -157,7 +159,7 @@ func Open(o Options) (*Server, error) {
 	s.finder = &finder{cluster: s.cluster, version: o.Version, network: o.Network, logger: s.log}
 	s.finder.learn(o.Metas)
 	s.finder.learn(d.Metas)
-	if err := errors.Join(locals.open(s), s.sweepAll()); err != nil {
+	if err := errors.Join(locals.open(s), s.orders.open(o.FS, o.Dir, so.Boot, so.Logger), s.sweepAll()); err != nil {
 		return nil, errors.Join(err, l.Close(), st.Close(), closeJournal(), pay.close())
 	}
 	s.reactors, s.dataPath = newReactors(s)
@@ -253,7 +255,7 @@ func (s *Server) stop(orderly bool) {
 				}
 			}
 			if orderly {
-				s.endErr = errors.Join(s.endErr, s.store.Close())
+				s.endErr = errors.Join(s.endErr, s.store.Close(), s.orders.close(true))
 				if s.journal != nil {
 					s.endErr = errors.Join(s.endErr, s.journal.Close())
 				}

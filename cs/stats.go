@@ -36,6 +36,7 @@ type stats struct {
 	reads, writes, punches, flushes, errors atomic.Uint64
 	readBytes, writeBytes                   atomic.Uint64
 	forwards, forwardErrors                 atomic.Uint64
+	repeats, settles                        atomic.Uint64 // ordered changes that had been done already; times that replicas were made equal before an answer
 	rebuilds, rebuildBytes                  atomic.Uint64
 	latency                                 atomic.Int64 // nanoseconds
 	guests                                  latency.Recorder

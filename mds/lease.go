@@ -250,6 +250,13 @@ func (l *leadership) upgrade(ino id.Ino, session id.SessionID) {
 		return
 	}
 	defer l.latches.release(grant)
+	// Who may cache reads from any replica, and whoever held the file with him may have died with a write under way.
+	if err := l.settle(ctx, ino, session); err != nil {
+		if l.ctx.Err() == nil {
+			l.s.log.Warn("a client was not told that it may cache again", "inode", ino, "session", session, "err", err)
+		}
+		return
+	}
 	cb := &msg.Callback{Kind: msg.Callback_UPGRADE, Ino: uint64(ino)}
 	l.s.fsm.view(func(st *state.State) {
 		cb.Mode = st.Mode(ino, session)

@@ -70,6 +70,11 @@ func (s *Store) Write(c id.ChunkID, epoch id.Epoch, off uint32, p []byte, sums [
 // WriteThen is Write; if that succeeds it calls then, unless nil, while the blocks are still locked,
 // and returns what then returns.
 func (s *Store) WriteThen(c id.ChunkID, epoch id.Epoch, off uint32, p []byte, sums []uint32, then func() error) error {
+	return s.WriteAround(c, epoch, off, p, sums, follow(then))
+}
+
+// WriteAround is Write with what is to be done around it while the blocks are locked.
+func (s *Store) WriteAround(c id.ChunkID, epoch id.Epoch, off uint32, p []byte, sums []uint32, around Around) error {
 	if len(p) == 0 || uint64(off)+uint64(len(p)) > maxChunkSize {
 		return fmt.Errorf("chunk %v: write of %d bytes at %d: %w", c, len(p), off, fserr.Invalid)
 	}
@@ -81,7 +86,7 @@ func (s *Store) WriteThen(c id.ChunkID, epoch id.Epoch, off uint32, p []byte, su
 		return fmt.Errorf("chunk %v: write at %d: payload of block %d does not match %08x: %w",
 			c, off, off/chunk.BlockSize+uint32(i), sums[i], fserr.BadChecksum)
 	}
-	return s.alter(c, repl.Input{Kind: repl.Write, Epoch: epoch}, off, off+n, p, sums, then)
+	return s.alter(c, repl.Input{Kind: repl.Write, Epoch: epoch}, off, off+n, p, sums, around)
 }
 
 // Punch makes the bytes [from, to) of the chunk zero. Whole blocks become holes and give back their
@@ -92,14 +97,19 @@ func (s *Store) Punch(c id.ChunkID, epoch id.Epoch, from, to uint32) error {
 
 // PunchThen is Punch; then is called as by WriteThen.
 func (s *Store) PunchThen(c id.ChunkID, epoch id.Epoch, from, to uint32, then func() error) error {
+	return s.PunchAround(c, epoch, from, to, follow(then))
+}
+
+// PunchAround is Punch with what is to be done around it while the blocks are locked.
+func (s *Store) PunchAround(c id.ChunkID, epoch id.Epoch, from, to uint32, around Around) error {
 	if from >= to || to > chunk.Size {
 		return fmt.Errorf("chunk %v: punch from %d to %d: %w", c, from, to, fserr.Invalid)
 	}
-	return s.alter(c, repl.Input{Kind: repl.Punch, Epoch: epoch}, from, to, nil, nil, then)
+	return s.alter(c, repl.Input{Kind: repl.Punch, Epoch: epoch}, from, to, nil, nil, around)
 }
 
 // alter is what writes and punches have in common.
-func (s *Store) alter(c id.ChunkID, in repl.Input, from, to uint32, p []byte, sums []uint32, then func() error) error {
+func (s *Store) alter(c id.ChunkID, in repl.Input, from, to uint32, p []byte, sums []uint32, around Around) error {
 	if err := s.begin(); err != nil {
 		return err
 	}
@@ -119,16 +129,23 @@ func (s *Store) alter(c id.ChunkID, in repl.Input, from, to uint32, p []byte, su
 	if err := s.activate(e, first, end); err != nil {
 		return err
 	}
-	if in.Kind == repl.Punch {
+	if around.Before != nil {
+		err = around.Before(&Held{s: s, e: e, first: first, end: end})
+	}
+	switch {
+	case err != nil:
+		s.release(e, first, end, false, from, to)
+		return err
+	case in.Kind == repl.Punch:
 		err = s.punch(e, from, to)
-	} else {
+	default:
 		err = s.write(e, from, p, sums)
 	}
 	s.release(e, first, end, err == nil && v == repl.DoNote, from, to)
-	if err != nil || then == nil {
+	if around.After == nil {
 		return err
 	}
-	return then()
+	return around.After(&Held{s: s, e: e, first: first, end: end}, err)
 }
 
 func (e *entry) noteRoom(from, to uint32) bool {
@@ -207,6 +224,13 @@ func (s *Store) write(e *entry, off uint32, p []byte, sums []uint32) error {
 	if chunk.Aligned(off, uint32(len(p))) && (!s.direct || aligned(p)) {
 		return s.put(e, off/chunk.BlockSize, p, sums)
 	}
+	put := s.put
+	if first, count := chunk.Span(off, uint32(len(p))); count > stageSize/chunk.BlockSize {
+		if err := s.reserve(e, first, int(count)); err != nil {
+			return err
+		}
+		put = s.putReserved
+	}
 	st := s.getStage()
 	defer s.putStage(st)
 	for len(p) > 0 {
@@ -233,7 +257,7 @@ func (s *Store) write(e *entry, off uint32, p []byte, sums []uint32) error {
 		if (head+n)%chunk.BlockSize != 0 && count > 1 {
 			st.sums[count-1] = chunk.Sum(blocks[len(blocks)-chunk.BlockSize:])
 		}
-		if err := s.put(e, first, blocks, st.sums[:count]); err != nil {
+		if err := put(e, first, blocks, st.sums[:count]); err != nil {
 			return err
 		}
 		p, sums, off = p[n:], sums[count:], off+n
@@ -298,11 +322,21 @@ func place(block uint32) int64 { return dataOffset + int64(block)*chunk.BlockSiz
 // put writes whole blocks from data, which is aligned, and their checksums. Preconditions: the blocks
 // are locked and active.
 func (s *Store) put(e *entry, block uint32, data []byte, sums []uint32) error {
-	if n := e.holes(block, len(sums)); n > 0 {
+	switch n := e.holes(block, len(sums)); {
+	case n == int64(len(sums)):
 		if err := s.allot(n * chunk.BlockSize); err != nil {
 			return fmt.Errorf("write: chunk %v: block %d: %w", e.id, block, err)
 		}
+	case n > 0:
+		if err := s.reserve(e, block, len(sums)); err != nil {
+			return err
+		}
 	}
+	return s.putReserved(e, block, data, sums)
+}
+
+// putReserved is put for blocks that have room.
+func (s *Store) putReserved(e *entry, block uint32, data []byte, sums []uint32) error {
 	_, err := e.img.f.WriteAt(data, place(block))
 	return s.wrote(e, block, sums, err)
 }
@@ -315,7 +349,7 @@ func (s *Store) wrote(e *entry, block uint32, sums []uint32, err error) error {
 		e.record(block, sums)
 		return err
 	case full(err):
-		return s.reconcile(e, block, sums, err)
+		return s.full(e, block, sums, err)
 	}
 	return s.fail("write", e.id, err)
 }
@@ -339,29 +373,6 @@ func (e *entry) record(block uint32, sums []uint32) {
 	e.img.dirty |= span(block/pageSums, (block+uint32(len(sums))-1)/pageSums)
 	e.mu.Unlock()
 	e.img.written.Add(1)
-}
-
-// reconcile finds out what a write that met a full disk has done: each block is as it was, as it was
-// to be, or takes the checksum of what is there.
-func (s *Store) reconcile(e *entry, block uint32, sums []uint32, cause error) error {
-	st := getPage()
-	defer putPage(st)
-	b := st[:chunk.BlockSize]
-	for i := range sums {
-		at := block + uint32(i)
-		if _, err := e.img.f.ReadAt(b, place(at)); err != nil {
-			return s.fail("read back", e.id, err)
-		}
-		e.mu.Lock()
-		was := e.img.sums[at]
-		e.mu.Unlock()
-		got := chunk.Sum(b)
-		if got == was || was == chunk.Hole && chunk.IsZero(b) {
-			continue
-		}
-		e.record(at, []uint32{got})
-	}
-	return fmt.Errorf("write: chunk %v: block %d: %w: %w", e.id, block, fserr.NoSpace, cause)
 }
 
 // punch makes [from, to) zero. Preconditions: the blocks are locked and active.

@@ -182,7 +182,8 @@ func (op *WriteOp) take(off uint32) bool {
 		}
 	}
 	// What was locked is unlocked by leave.
-	if holes > 0 && !op.s.tryAllot(holes*chunk.BlockSize) {
+	// With holes and data the holes are filled first, should there be no room for all (see reserve).
+	if holes > 0 && (holes < int64(len(op.sums)) || !op.s.tryAllot(holes*chunk.BlockSize)) {
 		return false
 	}
 	for i := lo; i <= hi; i++ {
@@ -194,7 +195,10 @@ func (op *WriteOp) take(off uint32) bool {
 // Finish ends a write of which n bytes were written before err. With n = len(p) it does not wait; else it may read and write the
 // disk, so call it where that is allowed. A write that came short, was interrupted or cancelled is done again here. Any other failure is
 // one of the disk, as in Write.
-func (op *WriteOp) Finish(n int, err error) error {
+func (op *WriteOp) Finish(n int, err error) error { return op.FinishThen(n, err, nil) }
+
+// FinishThen is Finish; if the write succeeds it calls then, unless nil, while the blocks are still locked, and returns what then returns.
+func (op *WriteOp) FinishThen(n int, err error, then func() error) error {
 	s, e := op.s, op.e
 	switch {
 	case n == len(op.p):
@@ -204,7 +208,11 @@ func (op *WriteOp) Finish(n int, err error) error {
 	default:
 		err = s.wrote(e, op.block, op.sums, err)
 	}
-	op.release(err == nil)
+	done := err == nil
+	if done && then != nil {
+		err = then()
+	}
+	op.release(done)
 	return err
 }
 

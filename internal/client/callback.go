@@ -73,7 +73,9 @@ func (h *callbacks) Serve(ctx context.Context, conn *wire.Conn, req *wire.Frame)
 	defer s.unpin(in)
 	switch cb.Kind {
 	case msg.Callback_LEASE:
-		in.recall(ctx, cb, reply)
+		if err := in.recall(ctx, cb, reply); err != nil {
+			return // the connection is gone, and the leader asks again
+		}
 	case msg.Callback_ATTR:
 		in.report(reply)
 	case msg.Callback_LAYOUT:
@@ -138,8 +140,14 @@ func (in *inode) awaitAnswer(ctx context.Context) {
 
 // recall stops caching: the kernel writes back and forgets, requests under way end, the mode changes. What open handles
 // still need is kept.
-func (in *inode) recall(ctx context.Context, cb *msg.Callback, reply *msg.CallbackReply) {
+//
+// It waits until no change is in doubt (see ordinals), and fails when ctx ends before: nobody waits for the answer any more.
+func (in *inode) recall(ctx context.Context, cb *msg.Callback, reply *msg.CallbackReply) error {
 	in.awaitAnswer(ctx)
+	if err := in.lockSure(ctx); err != nil {
+		return err
+	}
+	in.layoutMu.Unlock()
 	in.s.c.invalidateNow(ctx, in.ino, 0, 0) // may write through us, so with no lock held
 	defer in.bar(ctx)()
 	pctx, cancel := context.WithTimeout(ctx, recallPatience)
@@ -148,7 +156,9 @@ func (in *inode) recall(ctx context.Context, cb *msg.Callback, reply *msg.Callba
 	if reporting {
 		defer in.attrOp.unlock()
 	}
-	in.layoutMu.Lock()
+	if err := in.lockSure(ctx); err != nil {
+		return err
+	}
 	defer in.layoutMu.Unlock()
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -187,6 +197,7 @@ func (in *inode) recall(ctx context.Context, cb *msg.Callback, reply *msg.Callba
 	default:
 		in.mode = msg.Mode_SHARED_WRITE
 	}
+	return nil
 }
 
 // report answers with size and mtime if the metadata server does not know them.

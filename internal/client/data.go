@@ -37,6 +37,9 @@ type dataOp struct {
 	nDebts int
 	ticket ticket // of the uplink, for a large write under an exclusive lease
 
+	seq      uint64 // its name, once it was to be sent under a shared-write lease
+	doubtful bool   // it is one of inode.doubts
+
 	req      wire.DataRequest
 	frame    wire.Frame
 	body     []byte
@@ -110,6 +113,7 @@ func newDataOp(in *inode, typ wire.Type, piece chunk.Piece, data []byte) *dataOp
 }
 
 func (op *dataOp) free() {
+	op.ended()
 	if op.sent && op.typ != wire.Flush {
 		op.in.s.changing.Add(-1)
 	}
@@ -181,6 +185,7 @@ func (op *dataOp) run(ctx context.Context) error {
 		}
 		op.attempt(loc, mode)
 		if op.allOK() {
+			op.ended()
 			op.measure()
 			op.at = location{index: loc.index, chunk: loc.chunk, epoch: loc.epoch, lost: loc.lost}
 			if op.typ != wire.Flush {
@@ -190,6 +195,7 @@ func (op *dataOp) run(ctx context.Context) error {
 			op.mode = mode
 			return nil
 		}
+		op.doubt()
 		in.layoutMu.RUnlock()
 		if st == nil {
 			st = in.s.c.watch("replicas", "inode", in.ino, "chunk", loc.chunk)
@@ -225,7 +231,8 @@ func (in *inode) modeNow() msg.Mode {
 // context says: a request must not be left under way when its blocks are unlocked.
 func (op *dataOp) attempt(loc *location, mode msg.Mode) {
 	in, c := op.in, op.in.s.c
-	ordered := mode == msg.Mode_SHARED_WRITE && op.typ != wire.Flush
+	named := (mode == msg.Mode_SHARED_WRITE || op.seq != 0) && op.typ != wire.Flush // what was begun in order goes on so
+	ordered := named
 	op.n = min(len(loc.replicas), maxReplicas)
 	op.req = wire.DataRequest{Chunk: loc.chunk, Session: in.s.id, Offset: op.piece.Offset, Length: op.piece.Length, Sums: op.req.Sums[:0]}
 	timeout := c.o.WriteTimeout
@@ -243,6 +250,9 @@ func (op *dataOp) attempt(loc *location, mode msg.Mode) {
 			op.req.Forward[i] = r.server
 		}
 		op.req.Flags = wire.Ordered
+		if named {
+			op.name()
+		}
 		op.n = 1
 		timeout = 2*timeout + time.Second // the first replica waits for the others
 	}

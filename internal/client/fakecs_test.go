@@ -27,10 +27,11 @@ type fakeCS struct {
 	chunks  map[id.ChunkID]*fakeChunk
 	fenced  []uint64
 	conns   map[[2]uint64]*wire.Conn
-	before  func(t wire.Type, req *wire.DataRequest) fserr.Code // an outcome other than OK is answered at once
-	damage  bool                                                // reads give damaged bytes
-	null    bool                                                // writes are not stored
-	near    *fakeNear                                           // serves readers of this host; nil for none
+	before  func(t wire.Type, req *wire.DataRequest) fserr.Code   // an outcome other than OK is answered at once
+	lacks   func(req *wire.DataRequest) (id.ServerID, fserr.Code) // of an ordered read: another replica that does not take what it lacks
+	damage  bool                                                  // reads give damaged bytes
+	null    bool                                                  // writes are not stored
+	near    *fakeNear                                             // serves readers of this host; nil for none
 	writes  int
 	reads   int
 	flushes int
@@ -109,6 +110,15 @@ func (s *fakeCS) Serve(ctx context.Context, c *wire.Conn, f *wire.Frame) {
 		}
 	}
 	if f.Type == wire.Read {
+		s.mu.Lock()
+		lacks := s.lacks
+		s.mu.Unlock()
+		if lacks != nil && req.Flags&wire.Ordered != 0 {
+			if server, why := lacks(req); server != 0 {
+				c.Reply(f, fserr.ReplicaFailed, wire.AppendReplicaFailed(nil, server, why), nil)
+				return
+			}
+		}
 		body, data, code := s.read(req, f.Epoch)
 		c.Reply(f, code, body, data)
 		return

@@ -55,7 +55,8 @@ type fakeSession struct {
 }
 
 type fakeInode struct {
-	op       sync.Mutex // one Open, truncate or drop at a time
+	grant    sync.Mutex // one Open at a time
+	op       sync.Mutex // one truncate, drop or grant at a time; not held while a lease is called back
 	attr     *msg.Attr
 	chunks   map[uint32]*msg.Chunk
 	holders  map[uint64]msg.Want
@@ -352,8 +353,8 @@ func (w *world) holders(in *fakeInode, but uint64) []uint64 {
 
 // open grants a lease after it has called others back.
 func (w *world) open(session uint64, in *fakeInode, want msg.Want) *msg.OpenReply {
-	in.op.Lock()
-	defer in.op.Unlock()
+	in.grant.Lock()
+	defer in.grant.Unlock()
 	others := w.holders(in, session)
 	w.mu.Lock()
 	held := in.holders[session]
@@ -382,6 +383,8 @@ func (w *world) open(session uint64, in *fakeInode, want msg.Want) *msg.OpenRepl
 			w.mu.Unlock()
 		}
 	}
+	in.op.Lock()
+	defer in.op.Unlock()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.index++

@@ -212,6 +212,7 @@ func (w *hotWrite) handOver() {
 			op.nDebts++
 		}
 	}
+	op.doubt()
 	in.layoutMu.RUnlock()
 	in.s.c.hot.writesLeft.Add(1)
 	if !in.s.c.background(w.slow) {

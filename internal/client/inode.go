@@ -68,6 +68,9 @@ type inode struct {
 	// cut the file.
 	layoutRecalls uint64
 	flights       map[flight]chan struct{}
+
+	doubts int           // changes under an exclusive lease that some replicas may have and others not
+	sure   chan struct{} // closed when there are none any more
 }
 
 func newInode(s *session, ino id.Ino) *inode {

@@ -161,7 +161,8 @@ func (op *dataOp) mend(ctx context.Context, loc *location) (pause bool, err erro
 		if ok {
 			continue
 		}
-		if r.full && op.undo(ctx, loc, r.server) {
+		// One that has a name was taken back by the first replica.
+		if r.full && (op.seq != 0 || op.undo(ctx, loc, r.server)) {
 			return false, fmt.Errorf("chunk %v on %v: %w", loc.chunk, r.server, fserr.NoSpace)
 		}
 		pause = true

@@ -166,12 +166,15 @@ func (in *inode) readPiece(ctx context.Context, pc chunk.Piece, p []byte) error 
 			case fserr.Fenced, fserr.NoSession:
 				in.s.kill(code)
 				return fserr.Stale
+			case fserr.ReplicaFailed:
+				in.dropLacking(ctx, loc, err)
+				sound = true
 			case fserr.BadChecksum, fserr.IO:
 				in.s.c.log.Warn("reading elsewhere", "inode", in.ino, "chunk", loc.chunk, "cs", loc.replicas[at].server, "err", err)
 			default:
 				sound = true
 			}
-			if code != fserr.StaleEpoch {
+			if code != fserr.StaleEpoch && code != fserr.ReplicaFailed {
 				in.s.servers.server(&loc.replicas[at]).avoid()
 			}
 			if st == nil {
@@ -239,6 +242,9 @@ func (in *inode) readFrom(ctx context.Context, loc *location, r *replica, pc chu
 	op := readOps.Get().(*readOp)
 	defer readOps.Put(op)
 	op.req = wire.DataRequest{Chunk: loc.chunk, Session: in.s.id, Offset: pc.Offset, Length: pc.Length}
+	if r == &loc.replicas[0] && in.modeNow() == msg.Mode_SHARED_WRITE {
+		in.order(&op.req, loc)
+	}
 	op.body = op.req.Append(op.body[:0])
 	op.frame = wire.Frame{Type: wire.Read, Class: wire.ClassGuest, Epoch: loc.epoch, Body: op.body}
 	srv.inFlight.Add(1)
@@ -266,8 +272,12 @@ func (in *inode) readFrom(ctx context.Context, loc *location, r *replica, pc chu
 	}
 	f := call.Reply
 	if f.Code != fserr.OK {
+		err := error(f.Code)
+		if f.Code == fserr.ReplicaFailed {
+			err = lackingOf(f)
+		}
 		f.Release()
-		return nil, fmt.Errorf("read from %v: %w", srv.id, f.Code)
+		return nil, fmt.Errorf("read from %v: %w", srv.id, err)
 	}
 	op.sums = wire.DecodeSums(op.sums[:0], f.Body)
 	if len(f.Data) != int(pc.Length) || len(op.sums) != int(pc.Length/chunk.BlockSize) {

@@ -27,6 +27,7 @@ type session struct {
 	lapses   atomic.Uint64
 	servers  pool
 	doubts   chan struct{} // somebody wants to know now whether a chunk server is silent
+	ordinals ordinals      // of changes under shared-write leases
 	changing atomic.Int32  // writes and punches that some replicas may have carried out and others not
 
 	ctx    context.Context // ends with the session

@@ -1,9 +1,11 @@
 package client
 
 import (
-	"errors"
+	"fmt"
 	"slices"
 	"time"
+
+	"varve/internal/fserr"
 )
 
 // A chunk server that answers nobody is given up sooner than after Options.WriteTimeout. That it has not answered one request says nothing: under
@@ -22,7 +24,7 @@ const (
 )
 
 // errSilent is why a server that answers nobody is not dialed: what a new connection would wait for is what is known.
-var errSilent = errors.New("the leader does not hear from it either")
+var errSilent = fmt.Errorf("the leader does not hear from it either: %w", fserr.Unavailable)
 
 // silent reports whether a request that has waited so long is given up because its server answers nobody. It has the leader asked.
 func (s *session) silent(srv *server, waited time.Duration) bool {

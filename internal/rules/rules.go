@@ -75,6 +75,7 @@ var rooms = []room{
 	{dir: "mds", may: []string{"mds/...", "journal", "internal/..."}, not: clientSide},
 	{dir: "cs/repl", pure: true, may: pureInternal},
 	{dir: "cs/admit", pure: true, may: pureInternal},
+	{dir: "cs/order", pure: true, may: pureInternal},
 	{dir: "cs/arena", may: []string{"internal/invariant"}},
 	{dir: "cs/store", may: []string{"cs/repl", "internal/rwlock", "internal/id", "internal/fserr", "internal/invariant", "internal/chunk", "internal/disk", "internal/local"}, test: []string{"cs/ssd"}},
 	{dir: "cs/ssd", may: []string{"internal/id", "internal/fserr", "internal/invariant", "internal/chunk", "internal/disk"}},

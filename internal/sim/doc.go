@@ -41,8 +41,8 @@
 //     any more: mds, TestUncleanReplicaWhoseSourceWasDropped.
 //   - The last replica that had what was answered was dropped while the other came back from a loss of power: mds, TestLastSoundReplicaIsNotDropped.
 //   - Two mounts that opened a file at the same moment took it from each other thousands of times: internal/client, TestRecallOfAnEarlierLease.
-//   - Met once in an earlier version and tolerated unless VARVE_SIM_STRICT=1, with which 1,050 runs did not find it: a write of one of several
-//     mounts that is sent again, since a replica failed under it or an answer was lost, may come back over a later one of another mount.
+//   - Met once in an earlier version: a write of one of several mounts that was sent again, since a replica had failed under it or an answer was lost, came
+//     back over a later one of another mount: cs, TestOrderedOnce and those after it.
 //   - VARVE_SIM_SEED=541, in 2 of 60 repetitions: an empty chunk file that an allocation left when all lost power was compared with the replicas of a
 //     later chunk of the same number. It belongs to no file, and the comparison leaves it out now.
 package sim

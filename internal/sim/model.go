@@ -102,8 +102,6 @@ type model struct {
 	byCell map[cellKey][]*write
 	reads  map[cellKey][]read
 	faults []string
-	// repeats: a write may have been carried out several times until it was answered, each time over what others wrote meanwhile.
-	repeats bool
 	// blackout is when all lost power, 0 if nobody did.
 	blackout time.Duration
 }
@@ -261,9 +259,6 @@ func (m *model) whence(first value, begin time.Duration, writes []*write, r *rea
 		if !z.zero || z.start > r.end {
 			continue
 		}
-		if m.repeats {
-			return 0, false, ""
-		}
 		if lasts(z.v, z.end) {
 			n, v = n+1, z.v
 		}
@@ -305,7 +300,7 @@ func (m *model) order(first value, writes []*write, reads []read, begin time.Dur
 		}
 		z := zones[r.v]
 		seen[r.v] = true
-		if r.end < z.end && !(m.repeats && r.v != first) {
+		if r.end < z.end {
 			z.end, z.ender = r.end, fmt.Sprintf("read by %s from %v to %v", r.who, r.start, r.end)
 		}
 		if r.start > z.start {

@@ -25,8 +25,6 @@ type Options struct {
 	// Log, if set, gets the story of a run that finds something; with All, of every run.
 	Log io.Writer
 	All bool
-	// Strict finds what is known, too: see ARCHITECTURE 9.
-	Strict bool
 	// Begin, if set, is called when the run begins, after its cluster was made.
 	Begin func()
 
@@ -82,9 +80,6 @@ func Run(ctx context.Context, t *Templates, o Options) (*Report, error) {
 	} else {
 		w.model.faults = append(w.model.faults, err.Error())
 	}
-	// What is known, and is not found again each time: a write of one of several mounts that has to be sent again, since a replica failed under
-	// it or an answer was lost, may come back over a later one (ARCHITECTURE 9).
-	w.model.repeats = w.net.stats.repeated > 0 && !o.Strict
 	r.Findings = w.model.check()
 	if o.Log != nil && (o.All || len(r.Findings) > 0) {
 		fmt.Fprintf(o.Log, "seed %d: %s\n%s\n", o.Seed, r.Config, strings.Join(w.events, "\n"))

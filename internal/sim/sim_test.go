@@ -25,14 +25,13 @@ import (
 // Runs are made in processes of their own, one thread each: a bubble of package testing/synctest ends only when all its goroutines have, and Raft
 // leaves some behind that nobody answers any more; a run that hangs or panics is known by its seed; and two processes use two cores.
 const (
-	childEnv  = "VARVE_SIM_CHILD"  // FROM:COUNT:BUG, for a process that makes runs
-	seedEnv   = "VARVE_SIM_SEED"   // the seed to run alone, with its story
-	seedsEnv  = "VARVE_SIM_SEEDS"  // how many seeds
-	countEnv  = "VARVE_SIM_COUNT"  // how often, with VARVE_SIM_SEED
-	fromEnv   = "VARVE_SIM_FROM"   // the first
-	allEnv    = "VARVE_SIM_ALL"    // tell the story of runs that find nothing, too
-	strictEnv = "VARVE_SIM_STRICT" // find what is known, too
-	cpuEnv    = "VARVE_SIM_CPU"    // file for a CPU profile of the process
+	childEnv = "VARVE_SIM_CHILD" // FROM:COUNT:BUG, for a process that makes runs
+	seedEnv  = "VARVE_SIM_SEED"  // the seed to run alone, with its story
+	seedsEnv = "VARVE_SIM_SEEDS" // how many seeds
+	countEnv = "VARVE_SIM_COUNT" // how often, with VARVE_SIM_SEED
+	fromEnv  = "VARVE_SIM_FROM"  // the first
+	allEnv   = "VARVE_SIM_ALL"   // tell the story of runs that find nothing, too
+	cpuEnv   = "VARVE_SIM_CPU"   // file for a CPU profile of the process
 )
 
 // hang is after how much real time a run that has not ended is taken for hanging: virtual time does not go on.
@@ -88,7 +87,7 @@ func TestChild(t *testing.T) {
 		for seed := from; seed < from+count; seed++ {
 			say("begin", seed)
 			var story bytes.Buffer
-			o := Options{Seed: seed, Log: &story, All: os.Getenv(allEnv) != "", Strict: os.Getenv(strictEnv) != "", meddle: bugs[bug]}
+			o := Options{Seed: seed, Log: &story, All: os.Getenv(allEnv) != "", meddle: bugs[bug]}
 			//lint:ignore SA1019 for what Raft draws; child sets GODEBUG so that it has an effect
 			o.Begin = func() { rand.Seed(int64(seed)) }
 			if os.Getenv(seedEnv) == "" {

@@ -146,6 +146,10 @@ func FuzzReadFrame(f *testing.F) {
 func FuzzDataRequest(f *testing.F) {
 	r := DataRequest{Chunk: 1, Session: 2, Offset: 3, Length: 4, Flags: Ordered, Forward: [MaxForward]id.ServerID{5, 6}, Sums: []uint32{7}}
 	f.Add(r.Append(nil))
+	r.Seq, r.Low, r.Recent = 9, 7, 3
+	f.Add(r.Append(nil))
+	r = DataRequest{Chunk: 1, Length: 4096, Flags: Forwarded | Settled, Sums: []uint32{7}, Done: []Done{{Session: 1, Seq: 2, From: 3, To: 4}, {Session: 5, Seq: 1, To: 1}}}
+	f.Add(r.Append(nil))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var r DataRequest
 		if err := r.Decode(b); err != nil {
@@ -166,9 +170,19 @@ func FuzzDataRequest(f *testing.F) {
 func TestDataRequestRoundTrip(t *testing.T) {
 	want := DataRequest{
 		Chunk: 1 << 60, Session: 2, Offset: chunk.Size - 4, Length: 4, Flags: Forwarded,
-		Forward: [MaxForward]id.ServerID{5, 6, 7, 8}, Sums: []uint32{1, 0, 3},
+		Forward: [MaxForward]id.ServerID{5, 6, 7, 8}, Sums: []uint32{1, 0, 3}, Seq: 1 << 50, Low: 1<<50 - 7, Recent: 3,
 	}
+	settled := DataRequest{Chunk: 1, Length: 4096, Flags: Forwarded | Settled, Sums: []uint32{7}, Done: []Done{{Session: 1, Seq: 2, From: 3, To: 4}, {Session: 5, Seq: 1, To: 1}}}
 	var got DataRequest
+	if err := got.Decode(settled.Append(nil)); err != nil || !reflect.DeepEqual(got, settled) {
+		t.Errorf("decoded %+v, %v, want %+v", got, err, settled)
+	}
+	for _, wrong := range []DataRequest{{Seq: 1, Low: 2}, {Seq: 1, Recent: 2}, {Flags: Settled, Seq: 1}, {Flags: Settled, Done: []Done{{Session: 1, Seq: 1, From: 2, To: 2}}}} {
+		if err := new(DataRequest).Decode(wrong.Append(nil)); !errors.Is(err, fserr.Protocol) {
+			t.Errorf("decoding %+v: %v", wrong, err)
+		}
+	}
+	got = DataRequest{}
 	if err := got.Decode(want.Append(nil)); err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("decoded %+v, %v, want %+v", got, err, want)
 	}

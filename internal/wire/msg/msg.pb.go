@@ -6410,6 +6410,7 @@ type ChunkTableReply struct {
 	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Joining       bool                   `protobuf:"varint,2,opt,name=joining,proto3" json:"joining,omitempty"`
 	Unclean       bool                   `protobuf:"varint,3,opt,name=unclean,proto3" json:"unclean,omitempty"`
+	Ordered       []byte                 `protobuf:"bytes,4,opt,name=ordered,proto3" json:"ordered,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6463,6 +6464,13 @@ func (x *ChunkTableReply) GetUnclean() bool {
 		return x.Unclean
 	}
 	return false
+}
+
+func (x *ChunkTableReply) GetOrdered() []byte {
+	if x != nil {
+		return x.Ordered
+	}
+	return nil
 }
 
 type ChunkSeek struct {
@@ -10942,11 +10950,12 @@ const file_msg_proto_rawDesc = "" +
 	"\n" +
 	"ChunkTable\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\x04R\x05chunk\x12\x14\n" +
-	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"[\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"u\n" +
 	"\x0fChunkTableReply\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x18\n" +
 	"\ajoining\x18\x02 \x01(\bR\ajoining\x12\x18\n" +
-	"\aunclean\x18\x03 \x01(\bR\aunclean\"M\n" +
+	"\aunclean\x18\x03 \x01(\bR\aunclean\x12\x18\n" +
+	"\aordered\x18\x04 \x01(\fR\aordered\"M\n" +
 	"\tChunkSeek\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\x04R\x05chunk\x12\x16\n" +
 	"\x06offset\x18\x02 \x01(\rR\x06offset\x12\x12\n" +

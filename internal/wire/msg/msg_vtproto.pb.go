@@ -5639,6 +5639,13 @@ func (m *ChunkTableReply) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
 	}
+	if len(m.Ordered) > 0 {
+		i -= len(m.Ordered)
+		copy(dAtA[i:], m.Ordered)
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(len(m.Ordered)))
+		i--
+		dAtA[i] = 0x22
+	}
 	if m.Unclean {
 		i--
 		if m.Unclean {
@@ -11509,6 +11516,10 @@ func (m *ChunkTableReply) SizeVT() (n int) {
 	}
 	if m.Unclean {
 		n += 2
+	}
+	l = len(m.Ordered)
+	if l > 0 {
+		n += 1 + l + protohelpers.SizeOfVarint(uint64(l))
 	}
 	n += len(m.unknownFields)
 	return n
@@ -26497,6 +26508,40 @@ func (m *ChunkTableReply) UnmarshalVT(dAtA []byte) error {
 				}
 			}
 			m.Unclean = bool(v != 0)
+		case 4:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Ordered", wireType)
+			}
+			var byteLen int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				byteLen |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			if byteLen < 0 {
+				return protohelpers.ErrInvalidLength
+			}
+			postIndex := iNdEx + byteLen
+			if postIndex < 0 {
+				return protohelpers.ErrInvalidLength
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Ordered = append(m.Ordered[:0], dAtA[iNdEx:postIndex]...)
+			if m.Ordered == nil {
+				m.Ordered = []byte{}
+			}
+			iNdEx = postIndex
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])
