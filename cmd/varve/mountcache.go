@@ -243,3 +243,23 @@ func askCache(ctx context.Context, mount fuse.MountInfo, req cacheRequest) (*rea
 	}
 	return a.Stats, nil
 }
+
+// readCaches asks the mounts of a cluster on this host for what they say of their read caches. Those that do not answer, or belong to others, are left out.
+func readCaches(ctx context.Context, cluster string) map[string]*readcache.Stats {
+	ctx, cancel := context.WithTimeout(ctx, cacheGreet)
+	defer cancel()
+	mounts, err := fuse.Mounts()
+	if err != nil {
+		return nil
+	}
+	all := map[string]*readcache.Stats{}
+	for _, m := range mounts {
+		if m.Source != mountSource(cluster) {
+			continue
+		}
+		if st, err := askCache(ctx, m, cacheRequest{Do: "stat"}); err == nil {
+			all[m.Dir] = st
+		}
+	}
+	return all
+}

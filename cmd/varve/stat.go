@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"varve/internal/id"
+	"varve/internal/readcache"
 	"varve/internal/wire/msg"
 
 	"github.com/spf13/cobra"
@@ -41,6 +42,8 @@ type statusJSON struct {
 	Servers      []serverJSON   `json:"cs"`
 	Sessions     []*sessionJSON `json:"sessions"`
 	Repair       *repairJSON    `json:"repair,omitempty"` // as the leader has it
+	// ReadCaches are those of mounts of the cluster on this host, by mount point.
+	ReadCaches map[string]*readcache.Stats `json:"read_caches,omitempty"`
 
 	ledBy bool // the leader itself has answered; only it knows how chunk servers and sessions are
 }
@@ -237,6 +240,7 @@ func (a *app) statCommand() *cobra.Command {
 			}
 			s := newStatusJSON(st)
 			if a.json {
+				s.ReadCaches = readCaches(cmd.Context(), d.path)
 				return a.printJSON(s)
 			}
 			return a.printStatus(s)
