@@ -57,7 +57,7 @@ fuzz: ## every fuzz test of the packages (FOR=200000x inputs, or a time)
 
 soak: ## long runs: a million random operations on one and two mounts, ten minutes each of kills, stops and partitions, a chunk server killed 1,000 times each on ext4, XFS and behind a write journal, 3,000 lying disks of each kind (OPS=1000000 FOR=10m KILLS=1000)
 	VARVE_E2E=1 VARVE_OPS=$(or $(OPS),1000000) go test -count=1 -v -timeout 3h -run TestModel ./test/e2e
-	VARVE_E2E=1 VARVE_SOAK=$(or $(FOR),10m) go test -count=1 -v -timeout 2h -run 'TestKill|TestSharedBlocks' ./test/e2e
+	VARVE_E2E=1 VARVE_SOAK=$(or $(FOR),10m) go test -count=1 -v -timeout 2h -run 'TestKill|TestSharedBlocks|TestGuestDisks' ./test/e2e
 	VARVE_E2E=1 VARVE_SOAK=$(or $(FOR),10m) go test -count=1 -v -timeout 2h -run 'TestLinearizable|TestProcesses' ./test/lin
 	VARVE_E2E=1 VARVE_MOVES=20 go test -count=1 -v -timeout 30m -run TestMigration ./test/e2e
 	VARVE_E2E=1 VARVE_SOAK=$(or $(FOR),10m) go test -count=1 -v -timeout 2h ./test/storm

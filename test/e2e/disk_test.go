@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bufio"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -51,24 +50,7 @@ func (d diskGuest) boot(t *testing.T, words string, disks ...string) *guest {
 	args := []string{"-accel", "tcg", "-m", "192", "-smp", "1", "-display", "none", "-serial", "stdio", "-monitor", "none", "-no-reboot", "-nic", "none", "-nodefaults",
 		"-kernel", d.kernel, "-initrd", d.initrd, "-append", "console=ttyS0 quiet panic=-1 " + words,
 		"-object", "memory-backend-memfd,id=mem,size=192M,share=on", "-numa", "node,memdev=mem"}
-	cmd := exec.Command("qemu-system-x86_64", append(args, disks...)...)
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd.Stderr = os.Stderr
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	g := &guest{t: t, cmd: cmd, lines: make(chan string, 4096)}
-	t.Cleanup(func() { g.cmd.Process.Kill(); g.cmd.Wait() })
-	go func() {
-		defer close(g.lines)
-		for s := bufio.NewScanner(out); s.Scan(); {
-			g.lines <- strings.TrimSpace(s.Text())
-		}
-	}()
-	return g
+	return start(t, append(args, disks...))
 }
 
 // export is a running `varve nbd` or `varve vhost`.
@@ -171,4 +153,63 @@ func TestDisks(t *testing.T) {
 	nbd.stop()
 	c.waitRestart("cs1", old)
 	c.wait(60*time.Second, "the cluster to be whole", c.healthy)
+}
+
+// TestGuestDisks installs a Debian guest by qemu-img over NBD, boots it from NBD, and from vhost-user, where it writes with fsync, and the server is stopped and started
+// again under it.
+func TestGuestDisks(t *testing.T) {
+	need(t, "qemu-system-x86_64", "qemu-img", "debootstrap", "mke2fs", "e2fsck")
+	if os.Getenv("VARVE_SOAK") == "" {
+		t.Skip("TestDisks is the short form; this one takes minutes: VARVE_SOAK=1m (make soak)")
+	}
+	guestKernel(t)
+	source := guestImage(t)
+	c := up(t, 1, 3, 1, "3:2")
+	image := filepath.Join(c.mounts[0], "vm.img")
+	sh(t, "/", time.Minute, "truncate -r "+source+" "+image)
+	socket := filepath.Join(t.TempDir(), "s")
+	uri := "nbd+unix:///vm.img?socket=" + socket
+	nbd := c.serve("nbd", "nbd", "--socket", socket, "vm.img")
+	begin := time.Now()
+	sh(t, "/", 5*time.Minute, fmt.Sprintf("qemu-img convert -n -f raw -O raw %s '%s' && qemu-img compare -f raw -F raw %s '%s'", source, uri, source, uri))
+	t.Logf("image copied with qemu-img over NBD and compared in %v", time.Since(begin).Round(time.Second))
+	disk := []string{"-drive", "file=" + uri + ",format=raw,if=virtio,cache=none,discard=unmap"}
+	for _, stage := range []struct{ do, says string }{{"write", "written"}, {"check", "sums ok"}} {
+		begin = time.Now()
+		g := bootFrom(t, stage.do, disk...)
+		g.expect(stage.says)
+		g.off()
+		t.Logf("NBD: guest booted for %s and powered off in %v", stage.do, time.Since(begin).Round(time.Second))
+	}
+	nbd.stop()
+	disk = []string{"-object", "memory-backend-memfd,id=mem,size=512M,share=on", "-numa", "node,memdev=mem",
+		"-chardev", "socket,id=d,reconnect=1,path=" + socket, "-device", "vhost-user-blk-pci,chardev=d"}
+	vhost := c.serve("vhost", "vhost", "--socket", socket, "vm.img")
+	begin = time.Now()
+	g := bootFrom(t, "check", disk...)
+	g.expect("sums ok")
+	g.off()
+	t.Logf("vhost-user: guest booted, checked and powered off in %v", time.Since(begin).Round(time.Second))
+	g = bootFrom(t, "loop", disk...)
+	for i := range 3 {
+		for range 5 {
+			g.expect("acked")
+		}
+		if i%2 == 0 {
+			vhost.stop()
+		} else {
+			vhost.kill()
+		}
+		vhost = c.serve("vhost", "vhost", "--socket", socket, "vm.img")
+	}
+	for range 20 {
+		g.expect("acked")
+	}
+	g.cmd.Process.Kill()
+	for range g.lines {
+	}
+	g.cmd.Wait()
+	vhost.stop()
+	sh(t, "/", 2*time.Minute, "e2fsck -fy "+image+" || [ $? = 1 ]")
+	c.checkReplicas(3)
 }

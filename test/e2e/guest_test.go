@@ -91,11 +91,16 @@ type guest struct {
 
 func boot(t *testing.T, image, cache, stage string) *guest {
 	t.Helper()
+	return bootFrom(t, stage, "-drive", "file="+image+",format=raw,if=virtio,cache="+cache+",aio=threads")
+}
+
+// bootFrom boots a guest whose disk qemu is told of by these arguments.
+func bootFrom(t *testing.T, stage string, disk ...string) *guest {
+	t.Helper()
 	kernel, initrd := guestKernel(t)
-	return start(t, []string{"-accel", "tcg", "-m", "512", "-smp", "1", "-display", "none", "-serial", "stdio", "-monitor", "none",
+	return start(t, append([]string{"-accel", "tcg", "-m", "512", "-smp", "1", "-display", "none", "-serial", "stdio", "-monitor", "none",
 		"-no-reboot", "-nic", "none", "-kernel", kernel, "-initrd", initrd,
-		"-append", "root=/dev/vda rw console=ttyS0 quiet panic=-1 init=/varve-init varve.stage=" + stage,
-		"-drive", "file=" + image + ",format=raw,if=virtio,cache=" + cache + ",aio=threads"})
+		"-append", "root=/dev/vda rw console=ttyS0 quiet panic=-1 init=/varve-init varve.stage=" + stage}, disk...))
 }
 
 // start starts qemu.

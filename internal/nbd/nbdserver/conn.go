@@ -9,7 +9,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"varve/internal/block"
 	"varve/internal/nbd"
 	"varve/iouring/reactor"
 )
@@ -221,7 +220,7 @@ func (d *conn) room(q *request) bool {
 func (d *conn) begin(q *request) {
 	if q.r.Command == nbd.CmdWrite && q.size > 0 {
 		d.cur = q
-		d.l.SetTimer(&d.late, block.IdleTimeout)
+		d.l.SetTimer(&d.late, d.l.s.o.Payload)
 		d.c.Fill(q.buf)
 		return
 	}

@@ -281,7 +281,16 @@ func TestSlow(t *testing.T) {
 	for s.Connections() > 0 {
 		time.Sleep(time.Millisecond)
 	}
-	a, b := s.dial("disk"), s.dial("disk")
+	var good []*nbd.Conn
+	for deadline := time.Now().Add(time.Minute); len(good) < 2; {
+		c, err := nbd.Dial(t.Context(), nbd.URI{Network: "unix", Address: s.path}) // may be too slow itself
+		if err == nil {
+			defer c.Close()
+			good = append(good, c)
+		} else if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
 	c, err := net.Dial("unix", s.path)
 	if err != nil {
 		t.Fatal(err)
@@ -292,9 +301,27 @@ func TestSlow(t *testing.T) {
 		t.Errorf("a third connection: %d, %v", n, err)
 	}
 	time.Sleep(100 * time.Millisecond) // the negotiation is over, its limit with it
-	for _, c := range []*nbd.Conn{a, b} {
+	for _, c := range good {
 		if err := c.Do(nbd.CmdFlush, 0, 0, nil, 0); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// TestHalfWrite: who leaves a write unfinished is hung up on, however much of it came.
+func TestHalfWrite(t *testing.T) {
+	for _, kind := range []reactor.Kind{reactor.Auto, reactor.Poll} {
+		s := serve(t, config{kind: kind, change: func(o *nbdserver.Options) { o.Payload = 50 * time.Millisecond }})
+		for _, n := range []int{0, 10, 100000} {
+			r := s.raw()
+			r.enter()
+			w := nbd.Request{Command: nbd.CmdWrite, Length: 200000}
+			r.say(w.Append(nil)...)
+			r.say(make([]byte, n)...)
+			r.ended()
+		}
+		if s.m.f.Count("write") != 0 {
+			t.Error("half a write was begun")
 		}
 	}
 }

@@ -36,6 +36,7 @@ type Options struct {
 
 	Connections int           // at once; default 256
 	Negotiation time.Duration // how long it may take; default 20 s
+	Payload     time.Duration // how long the data of a write may take; default block.IdleTimeout
 }
 
 const (
@@ -86,6 +87,9 @@ func Start(o Options) (*Server, error) {
 	}
 	if o.Negotiation == 0 {
 		o.Negotiation = 20 * time.Second
+	}
+	if o.Payload == 0 {
+		o.Payload = block.IdleTimeout
 	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()
