@@ -3,8 +3,33 @@ package client
 import (
 	"testing"
 
+	"varve/internal/fserr"
 	"varve/internal/wire/msg"
 )
+
+// That a server is silent is no damage: a read under a shared-write lease, which asks one replica only, failed with an I/O error.
+func TestSilenceIsNoDamage(t *testing.T) {
+	w := newWorld(t, 1, 1, 1, 1)
+	c := w.dial(t, nil)
+	f := create(t, c, "a")
+	write(t, f, fill(4096, 1), 0)
+	loc, _ := f.in.lookup(0)
+	srv := f.in.s.servers.server(&loc.replicas[0])
+	for n := range srv.lanes {
+		if conn := srv.lanes[n].conn.Load(); conn != nil {
+			conn.Close()
+			<-conn.Done()
+		}
+	}
+	srv.silentAt.Store(bootTime())
+	if _, err := srv.conn(0); fserr.Of(err) != fserr.Unavailable {
+		t.Errorf("no connection to a silent server: %v, want %v", err, fserr.Unavailable)
+	}
+	srv.silentAt.Store(0)
+	if got := read(t, f, 0, 4096); len(got) != 4096 {
+		t.Errorf("%d bytes when it is heard from again", len(got))
+	}
+}
 
 // A recall of an earlier lease, whose answer a mount had not taken yet, does not make it ask again for the one that it was granted since: two mounts
 // that opened a file at the same moment took it from each other thousands of times, and neither could use it.
