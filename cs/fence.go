@@ -6,6 +6,7 @@ import (
 
 	"varve/internal/fserr"
 	"varve/internal/id"
+	"varve/internal/planted"
 	"varve/internal/waits"
 )
 
@@ -74,7 +75,9 @@ func (f *fences) block(sessions []uint64) ([]chan struct{}, error) {
 		if _, known := f.fenced[s]; !known && len(f.fenced) >= maxFenced {
 			return nil, fserr.NoSpace
 		}
-		f.fenced[s] = struct{}{}
+		if !planted.Is(planted.ForgetFence) {
+			f.fenced[s] = struct{}{}
+		}
 		f.locals.fence(s)
 		f.orders.fence(s)
 		if f.inflight[s] == 0 {

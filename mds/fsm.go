@@ -16,6 +16,7 @@ import (
 
 	"varve/internal/fserr"
 	"varve/internal/id"
+	"varve/internal/planted"
 	"varve/journal"
 	"varve/mds/event"
 	"varve/mds/state"
@@ -138,6 +139,9 @@ func (f *fsm) applyAll(events []*event.Event) error {
 				err = fmt.Errorf("%w; if the other servers go on, this one's state is wrong: make it anew with varve make-mds --rebuild -r DIR", err)
 			}
 			return err
+		}
+		if planted.Is(planted.ApplyTwice) && f.state.Index()%32 == 0 {
+			_ = f.state.Try(ev) // one that does not fit twice is not noticed
 		}
 		f.sums.note(f.state.Index(), f.state.Sum(), ev)
 	}

@@ -85,6 +85,7 @@ import (
 
 	"varve/internal/id"
 	"varve/internal/invariant"
+	"varve/internal/planted"
 )
 
 // State is what a replica is.
@@ -241,6 +242,12 @@ func (r Replica) step(in Input) (Replica, Verdict) {
 		in.Epoch = r.Epoch
 	}
 	m := lookup(r.State, in, r.Epoch)
+	switch data := in.Kind == Read || in.Kind == Write || in.Kind == Punch || in.Kind == Flush; {
+	case planted.Is(planted.ServeUnclean) && data && r.State == Unclean,
+		planted.Is(planted.SkipAdoption) && (data || in.Kind == Adopt) && r.State == Serving && in.Epoch > r.Epoch,
+		planted.Is(planted.ReadJoining) && in.Kind == Read && (r.State == Tracking || r.State == Copied):
+		m = do
+	}
 	if m.next == 0 {
 		return r, m.verdict
 	}

@@ -8,6 +8,7 @@ import (
 
 	"varve/internal/chunk"
 	"varve/internal/fserr"
+	"varve/internal/planted"
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
 )
@@ -207,7 +208,7 @@ func (in *inode) choose(loc *location, tried uint32) int {
 	shared := in.modeNow() == msg.Mode_SHARED_WRITE
 	for i := range loc.replicas {
 		r := &loc.replicas[i]
-		if r.joining || tried>>i&1 != 0 || shared && i > 0 {
+		if r.joining && !planted.Is(planted.ReadJoining) || tried>>i&1 != 0 || shared && i > 0 {
 			continue
 		}
 		srv := in.s.servers.server(r)

@@ -7,7 +7,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
+	"varve/internal/planted"
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
 )
@@ -19,6 +21,13 @@ var bugs = map[string]meddler{
 	// A client takes a write for done though one server never got it.
 	"acknowledge-before-all-replicas": func(_, to string, b []byte) (instead, answer []byte) {
 		if typeOf(b) == wire.Write && to == serverIP(1) {
+			return nil, ok(b, nil)
+		}
+		return b, nil
+	},
+	// A punch never reaches one server.
+	"lose-a-punch": func(_, to string, b []byte) (instead, answer []byte) {
+		if t := typeOf(b); (t == wire.Punch || t == wire.ChunkPunch) && to == serverIP(1) {
 			return nil, ok(b, nil)
 		}
 		return b, nil
@@ -37,6 +46,33 @@ var bugs = map[string]meddler{
 		}
 		return b, nil
 	},
+}
+
+// inclined are what makes a run likelier to meet a bug, where a run of any kind meets it too seldom for a test of seconds.
+var inclined = map[string]func(*config){
+	"none-takeovers": takeovers, "none-lone": lonePower, "none-rebuilds": rebuilds,
+	// Replica sets that change refuse what a fenced session sends as well, by their epoch; a single replica has none that changes.
+	planted.ForgetFence:      takeovers,
+	planted.GrantBeforeFence: takeovers,
+	// What a server has lost with its power is seen if it is read before it was made equal.
+	planted.ServeUnclean: lonePower,
+	planted.ReadJoining:  rebuilds,
+}
+
+func rebuilds(c *config) {
+	c.family, c.shape.replicas, c.shared, c.faults, c.kinds, c.steady = kills, "2:1", false, 10, []int{0}, true
+	c.active, c.ops, c.think, c.rules, c.punches, c.cuts = 15*time.Second, 1000, 20*time.Millisecond, rules{}, 0, 0
+}
+
+func lonePower(c *config) {
+	c.family, c.shape.replicas, c.faults, c.kinds, c.punches, c.cuts, c.steady = loneFamily, "3:2", 20, []int{quick}, 0, 0, true
+	c.shared, c.clients, c.files, c.workers, c.metas, c.shape.servers = true, 2, 1, 1, 1, 3 // all is read at the first replica
+	c.active, c.ops, c.think, c.rules = 10*time.Second, 1000, 60*time.Millisecond, rules{}
+}
+
+func takeovers(c *config) {
+	c.family, c.shape.replicas, c.shared, c.faults, c.kinds = kills, "1:1", false, 3, []int{handFence}
+	c.active, c.ops, c.think, c.steady, c.metas = 15*time.Second, 1000, 40*time.Millisecond, true, 1
 }
 
 // typeOf returns the type of a request, 0 for an answer.

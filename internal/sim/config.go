@@ -34,10 +34,14 @@ type config struct {
 	ops     int           // of a worker, at most
 	faults  int
 	rules   rules
-	full    bool // disks fill up
-	punches int  // of a hundred writes so many put zeros
-	cuts    int  // and so many make the file shorter
+	full    bool  // disks fill up
+	punches int   // of a hundred writes so many put zeros
+	cuts    int   // and so many make the file shorter
+	kinds   []int // of faults; nil: all
+	steady  bool  // nobody flushes or closes, which a metadata server may have to be asked for
 }
+
+const maxFiles = 3
 
 func (c config) String() string {
 	who := "one writer a file"
@@ -52,11 +56,11 @@ func draw[T any](rng *rand.Rand, of ...T) T { return of[rng.Intn(len(of))] }
 
 func newConfig(rng *rand.Rand) config {
 	c := config{
-		shape:   shape{metas: draw(rng, 1, 1, 1, 1, 1, 3), servers: draw(rng, 3, 3, 4), replicas: draw(rng, "3:2", "3:2", "3:1", "2:1")},
+		shape:   shape{metas: draw(rng, 1, 1, 1, 1, 1, 3), servers: draw(rng, 3, 3, 4), replicas: draw(rng, "3:2", "3:2", "3:2", "3:1", "2:1", "2:1", "1:1")},
 		family:  draw(rng, kills, kills, kills, loneFamily, blackout),
 		shared:  rng.Intn(3) == 0,
-		clients: 1 + rng.Intn(2),
-		files:   1 + rng.Intn(2),
+		clients: draw(rng, 1, 1, 2, 2, 3),
+		files:   draw(rng, 1, 1, 2, 2, maxFiles),
 		workers: 1 + rng.Intn(2),
 		active:  draw[time.Duration](rng, 2, 8, 15, 30)*time.Second + time.Duration(rng.Intn(1e9)),
 		faults:  rng.Intn(7),
@@ -66,7 +70,10 @@ func newConfig(rng *rand.Rand) config {
 	c.ops = draw(rng, 20, 50, 150)
 	c.think = draw(rng, min(20*time.Millisecond, 2*c.active/time.Duration(c.ops)), 2*c.active/time.Duration(c.ops))
 	if c.shared {
-		c.clients = 2
+		c.clients = max(2, c.clients)
+		if c.faults > 0 {
+			c.cuts = 0 // of two mounts that write a file one could die and take a size with it that the other does not know of
+		}
 	}
 	if rng.Intn(2) == 0 {
 		c.rules = rules{lost: draw[uint64](rng, 0, 200, 1000), reply: draw[uint64](rng, 0, 200, 1000), late: draw[uint64](rng, 0, 100, 500),

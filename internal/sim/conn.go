@@ -46,6 +46,7 @@ type pipe struct {
 	frames uint64
 	last   time.Time // when the youngest segment arrives
 	queue  []segment
+	held   []segment   // what its process wrote while it stood still
 	timer  *time.Timer // delivers the first of queue
 	part   []byte      // of a frame that is not complete
 	plain  bool        // not frames: as it comes
@@ -70,6 +71,7 @@ func (e *end) Read(p []byte) (int, error) {
 		switch {
 		case e.err != nil && e.h.dead:
 			return 0, e.err
+		case e.n.still[e.ip] > 0 && e.err == nil:
 		case len(e.buf) > 0:
 			n := copy(p, e.buf)
 			e.buf = e.buf[n:]
@@ -214,6 +216,10 @@ func (p *pipe) write(b []byte) {
 // sendLocked puts a segment on its way.
 func (p *pipe) sendLocked(s segment) {
 	n := p.from.n
+	if n.still[p.from.ip] > 0 && !s.rst {
+		p.held = append(p.held, s)
+		return
+	}
 	p.frames++
 	h := mix(p.key, p.nature(s.data))
 	d := n.latency(p.from.ip, h)
@@ -261,7 +267,7 @@ func (p *pipe) armLocked() {
 
 // dropLocked forgets what has not arrived.
 func (p *pipe) dropLocked() {
-	p.queue, p.part = nil, nil
+	p.queue, p.part, p.held = nil, nil, nil
 	if p.timer != nil {
 		p.timer.Stop()
 	}

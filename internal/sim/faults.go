@@ -6,6 +6,10 @@ import (
 	"math/rand"
 	"slices"
 	"time"
+
+	"varve/internal/fserr"
+	"varve/internal/wire"
+	"varve/internal/wire/msg"
 )
 
 // fault is something that goes wrong at a time, and is over a while later.
@@ -56,6 +60,12 @@ func (w *world) apart(ip string, others []string) (undo func()) {
 	}
 }
 
+// Kinds of faults that tests ask for.
+const (
+	handFence = 14
+	quick     = 18
+)
+
 // plan draws what goes wrong.
 func (w *world) plan(rng *rand.Rand, owners []*owner) []*fault {
 	var all []*fault
@@ -67,7 +77,10 @@ func (w *world) plan(rng *rand.Rand, owners []*owner) []*fault {
 		if w.cfg.family == loneFamily {
 			s, power = lone, rng.Intn(2) == 0
 		}
-		kind := rng.Intn(14)
+		kind := rng.Intn(19)
+		if len(w.cfg.kinds) > 0 {
+			kind = draw(rng, w.cfg.kinds...)
+		}
 		if kind == 13 && !w.cfg.full {
 			kind = 0
 		}
@@ -117,6 +130,38 @@ func (w *world) plan(rng *rand.Rand, owners []*owner) []*fault {
 			}
 			f.what = fmt.Sprintf("client %d is cut off from the metadata servers for good, and another takes its files", o.i)
 			f.begin = func() { o.replace(w.ctx, false, true) }
+		case quick: // before anybody misses it
+			f.lasts = time.Duration(rng.Int63n(int64(50 * time.Millisecond)))
+			f.what = s.name + " down and up"
+			f.begin, f.end = func() { s.crash(power) }, s.start
+		case handFence, handFence + 1:
+			if w.cfg.shared || o.n > 6 {
+				f.what = fmt.Sprintf("an administrator fences client %d", o.i)
+				f.begin = func() { w.fence(o.current()) }
+				break
+			}
+			f.what = fmt.Sprintf("client %d is cut off from the metadata servers for good, an administrator fences it, and another takes its files", o.i)
+			apart := rng.Intn(2) == 0
+			f.begin = func() {
+				var heal []func()
+				if apart { // so that the servers cannot be told of the fence
+					for _, ip := range w.serverIPs() {
+						heal = append(heal, w.apart(ip, w.metaIPs()))
+					}
+				}
+				f.end = func() {
+					for _, h := range heal {
+						h()
+					}
+				}
+				go w.fence(o.current())
+				o.replace(w.ctx, false, true)
+			}
+			f.end = func() {}
+		case 16, 17:
+			ip := draw(rng, s.ip, s.ip, m.ip, o.ip)
+			f.what = ip + " is stopped"
+			f.begin, f.end = func() { w.net.freeze(ip) }, func() { w.net.thaw(ip) }
 		case 13:
 			room := int64(rng.Intn(40)) * 4096
 			f.what = fmt.Sprintf("disk of %s has %d bytes left", s.name, room)
@@ -126,6 +171,38 @@ func (w *world) plan(rng *rand.Rand, owners []*owner) []*fault {
 	}
 	slices.SortStableFunc(all, func(a, b *fault) int { return int(a.at - b.at) })
 	return all
+}
+
+// fence ends the session of an app, which lives on: it has another session when it hears of that.
+func (w *world) fence(a *app) {
+	if a == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(w.ctx, 30*time.Second)
+	defer cancel()
+	h := w.net.start("10.0.2.240")
+	defer w.net.stop(h, false)
+	session := a.c.Session()
+	for ctx.Err() == nil && !a.isDead() {
+		for i := range w.metas {
+			conn, _, err := wire.Dial(ctx, metaAddr(i), &msg.Hello{Role: msg.Hello_ADMIN, Cluster: w.x.cluster[:]}, nil, wire.Options{Network: h})
+			if err != nil {
+				continue
+			}
+			code, err := conn.CallMessage(ctx, wire.FenceSession, wire.ClassMeta, &msg.FenceSession{Session: uint64(session), Reason: "simulated"}, new(msg.FenceSessionReply))
+			conn.Close()
+			if err == nil && code != fserr.NotLeader {
+				w.note("session %d of %s fenced: %v", session, a.name, code)
+				if code == fserr.OK {
+					w.mu.Lock()
+					w.fenced[uint64(session)] = w.clockLocked()
+					w.mu.Unlock()
+				}
+				return
+			}
+		}
+		_ = pause(ctx, 100*time.Millisecond)
+	}
 }
 
 func (w *world) clientIPs(owners []*owner) (ips []string) {
@@ -150,6 +227,19 @@ func (o *owner) next(ctx context.Context) error {
 	return nil
 }
 
+// current returns the owner's app, nil if there is none.
+func (o *owner) current() *app {
+	o.op <- struct{}{}
+	defer func() { <-o.op }()
+	return o.app
+}
+
+// cutOff cuts an owner's app off from the metadata servers. It is never undone: the IP is not used again.
+func (w *world) cutOff(o *owner) {
+	w.note("%s: cut off for good", o.ip)
+	w.apart(o.ip, w.metaIPs())
+}
+
 // replace ends the owner's app, and starts another on the same files: a guest that is taken over at once. With cutOff the old one lives on, without
 // metadata servers.
 func (o *owner) replace(ctx context.Context, power, cutOff bool) {
@@ -159,8 +249,7 @@ func (o *owner) replace(ctx context.Context, power, cutOff bool) {
 		return
 	}
 	if cutOff {
-		o.w.note("%s: cut off for good", o.app.name)
-		o.w.apart(o.ip, o.w.metaIPs()) // never undone: the IP is not used again
+		o.w.cutOff(o)
 		o.old = append(o.old, o.app)
 		o.ip = fmt.Sprintf("10.0.2.%d", 10*(o.i+1)+o.n)
 	} else {

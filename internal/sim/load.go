@@ -130,16 +130,13 @@ func (a *app) worker(ctx, hard context.Context, n, file int, write bool) {
 			octx, cancel = context.WithTimeout(hard, time.Duration(rng.Intn(3000))*time.Millisecond)
 		}
 		var err error
-		switch k := rng.Intn(100); {
+		of := 100
+		if w.cfg.steady {
+			of = 88
+		}
+		switch k := rng.Intn(of); {
 		case k < 50 && write:
-			switch what := rng.Intn(100); {
-			case what < w.cfg.punches:
-				err = a.punch(octx, who, h, file, rng)
-			case what < w.cfg.punches+w.cfg.cuts:
-				err = a.cut(octx, who, h, file, rng)
-			default:
-				err = a.write(octx, who, h, file, rng)
-			}
+			err = a.change(octx, who, h, file, rng)
 		case k < 88:
 			err = a.read(octx, who, h, file, rng)
 		case k < 96 && write:
@@ -220,6 +217,55 @@ func (a *app) end(all []*write, err error, what string) error {
 			w.note("%s: %s %d at block %d+%d, %d sectors: %v", x.who, what, x.v, x.first/cells, x.first%cells, x.n, err)
 		}
 	}
+	return err
+}
+
+// change does one operation that changes the file. A size that a write has made longer is lost with its mount until it was reported, so a file that
+// was cut gets its length back before anything else is written.
+func (a *app) change(ctx context.Context, who string, h *handle, file int, rng *rand.Rand) error {
+	what := rng.Intn(100)
+	if a.w.cfg.cuts == 0 {
+		if what < a.w.cfg.punches {
+			return a.punch(ctx, who, h, file, rng)
+		}
+		return a.write(ctx, who, h, file, rng)
+	}
+	l := &a.lengths[file]
+	if what >= a.w.cfg.punches && what < a.w.cfg.punches+a.w.cfg.cuts {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.whole = false
+		if err := a.cut(ctx, who, h, file, rng); err != nil {
+			return err
+		}
+		return a.lengthen(ctx, h, file)
+	}
+	l.mu.RLock()
+	for !l.whole {
+		l.mu.RUnlock()
+		l.mu.Lock()
+		err := a.lengthen(ctx, h, file)
+		l.mu.Unlock()
+		if err != nil {
+			return err
+		}
+		l.mu.RLock()
+	}
+	defer l.mu.RUnlock()
+	if what < a.w.cfg.punches {
+		return a.punch(ctx, who, h, file, rng)
+	}
+	return a.write(ctx, who, h, file, rng)
+}
+
+// lengthen gives a file its length back. The caller holds the length's lock.
+func (a *app) lengthen(ctx context.Context, h *handle, file int) error {
+	l := &a.lengths[file]
+	if l.whole {
+		return nil
+	}
+	err := h.f.Truncate(ctx, fileBytes)
+	l.whole = err == nil
 	return err
 }
 

@@ -151,6 +151,21 @@ func (m *model) fence(grants []grant) {
 	}
 }
 
+// end ends what sessions left unanswered that were fenced by hand, and finds what they were granted after that was answered: then nobody takes
+// anything from them any more.
+func (m *model) end(fenced map[uint64]time.Duration) {
+	for _, w := range m.writes {
+		at, ok := fenced[w.session]
+		if !ok || at >= w.end {
+			continue
+		}
+		if w.acked && w.start > at {
+			m.faults = append(m.faults, fmt.Sprintf("%v, of session %d, though it was answered at %v that the session is fenced", w, w.session, at))
+		}
+		w.end = max(at, w.start)
+	}
+}
+
 // check returns what no order of the operations explains, at most a few findings.
 func (m *model) check() []string {
 	keys := make([]cellKey, 0, len(m.reads))

@@ -34,6 +34,7 @@ type network struct {
 	all     []*host           // that ever were
 	links   map[[2]string]int // how many reasons there are for nothing to get from one IP to another
 	slow    map[string]time.Duration
+	still   map[string]int // how many reasons there are for the process at an IP to stand still
 	dials   map[[2]string]uint64
 	writes  map[uint64]bool // ordered writes that were sent, by what they say
 	telling bool            // each frame that arrives is noted
@@ -56,7 +57,7 @@ type netStats struct {
 }
 
 func newNetwork(seed uint64, r rules, log func(string, ...any)) *network {
-	return &network{seed: seed, rules: r, log: log, hosts: make(map[string]*host), links: make(map[[2]string]int), slow: make(map[string]time.Duration), dials: make(map[[2]string]uint64)}
+	return &network{seed: seed, rules: r, log: log, hosts: make(map[string]*host), links: make(map[[2]string]int), slow: make(map[string]time.Duration), still: make(map[string]int), dials: make(map[[2]string]uint64)}
 }
 
 // mix is splitmix64's finalizer over a running hash: what happens to a frame depends on which frame of which connection it is, and not on what
@@ -104,6 +105,9 @@ func (n *network) stop(h *host, power bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	h.dead = true
+	if n.hosts[h.ip] == h {
+		delete(n.still, h.ip) // the next process runs
+	}
 	if n.hosts[h.ip] == h && power {
 		n.hosts[h.ip] = nil // present, and silent
 	} else if n.hosts[h.ip] == h {
@@ -192,6 +196,41 @@ func (n *network) settle() {
 	n.calm = true
 }
 
+// freeze has the process at an IP stand still, as far as others see: it takes nothing from its connections, which stay, and what it writes leaves when it goes
+// on. Its timers run, so it finds out that it was stopped while it is.
+func (n *network) freeze(ip string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.still[ip]++
+}
+
+// thaw lets it go on.
+func (n *network) thaw(ip string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.still[ip] == 0 {
+		return // it was killed meanwhile
+	}
+	if n.still[ip]--; n.still[ip] > 0 {
+		return
+	}
+	h := n.hosts[ip]
+	if h == nil {
+		return
+	}
+	for e := range h.ends {
+		held := e.out.held
+		e.out.held = nil
+		for _, s := range held {
+			e.out.sendLocked(s)
+		}
+		e.cond.Broadcast()
+	}
+	for _, l := range h.listeners {
+		l.cond.Broadcast()
+	}
+}
+
 // tell begins or ends to note each frame that arrives.
 func (n *network) tell(on bool) {
 	n.mu.Lock()
@@ -245,7 +284,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	n := l.h.n
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for len(l.queue) == 0 && !l.closed {
+	for (len(l.queue) == 0 || n.still[l.h.ip] > 0) && !l.closed {
 		l.cond.Wait()
 	}
 	if l.closed {
@@ -318,6 +357,8 @@ func (h *host) connect(ip, addr string, key uint64) (net.Conn, error) {
 	switch {
 	case h.dead:
 		return fail(net.ErrClosed)
+	case n.still[h.ip] > 0:
+		return fail(errSilent) // it asks when it goes on
 	case n.isCut(h.ip, ip) || n.isCut(ip, h.ip) || present && to == nil:
 		return fail(errSilent)
 	case !present || to.listeners[addr] == nil:

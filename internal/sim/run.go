@@ -28,7 +28,8 @@ type Options struct {
 	// Begin, if set, is called when the run begins, after its cluster was made.
 	Begin func()
 
-	meddle meddler // plants a bug
+	meddle  meddler       // plants a bug
+	incline func(*config) // makes a run likelier to meet it
 }
 
 // Report is what became of a run.
@@ -45,6 +46,8 @@ type Report struct {
 const (
 	// settleTime bounds how long repair may take once all faults are over.
 	settleTime = 5 * time.Minute
+	// longest bounds a run whose cluster does nothing any more.
+	longest = 30 * time.Minute
 )
 
 // Run makes one run. It must be called in a bubble of package testing/synctest, with boottime.Now on the bubble's clock. An error means that
@@ -52,6 +55,9 @@ const (
 func Run(ctx context.Context, t *Templates, o Options) (*Report, error) {
 	rng := rand.New(rand.NewSource(int64(o.Seed)))
 	cfg := newConfig(rng)
+	if o.incline != nil {
+		o.incline(&cfg)
+	}
 	x, err := t.get(ctx, cfg.shape)
 	if err != nil {
 		return nil, err
@@ -59,11 +65,11 @@ func Run(ctx context.Context, t *Templates, o Options) (*Report, error) {
 	if o.Begin != nil {
 		o.Begin()
 	}
-	w := &world{o: o, cfg: cfg, x: x, start: time.Now(), model: newModel()}
+	w := &world{o: o, cfg: cfg, x: x, start: time.Now(), model: newModel(), fenced: make(map[uint64]time.Duration)}
 	w.net = newNetwork(o.Seed, cfg.rules, w.note)
 	w.net.meddle = o.meddle
 	var cancel, endLoad context.CancelFunc
-	w.ctx, cancel = context.WithCancel(ctx)
+	w.ctx, cancel = context.WithTimeout(ctx, longest)
 	defer cancel()
 	w.loading, endLoad = context.WithCancel(w.ctx)
 	defer endLoad()
@@ -76,6 +82,7 @@ func Run(ctx context.Context, t *Templates, o Options) (*Report, error) {
 		if !cfg.shared {
 			w.model.fence(w.grants)
 		}
+		w.model.end(w.fenced)
 		w.compareReplicas()
 	} else {
 		w.model.faults = append(w.model.faults, err.Error())

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"varve/internal/boottime"
+	"varve/internal/planted"
 )
 
 // Runs are made in processes of their own, one thread each: a bubble of package testing/synctest ends only when all its goroutines have, and Raft
@@ -87,9 +88,13 @@ func TestChild(t *testing.T) {
 		for seed := from; seed < from+count; seed++ {
 			say("begin", seed)
 			var story bytes.Buffer
-			o := Options{Seed: seed, Log: &story, All: os.Getenv(allEnv) != "", meddle: bugs[bug]}
+			o := Options{Seed: seed, Log: &story, All: os.Getenv(allEnv) != "", meddle: bugs[bug], incline: inclined[bug]}
 			//lint:ignore SA1019 for what Raft draws; child sets GODEBUG so that it has an effect
-			o.Begin = func() { rand.Seed(int64(seed)) }
+			o.Begin = func() {
+				rand.Seed(int64(seed))
+				planted.Set(bug)
+			}
+			planted.Set("")
 			if os.Getenv(seedEnv) == "" {
 				o.Log = nil
 			}

@@ -15,6 +15,7 @@ import (
 	"varve/internal/client"
 	"varve/internal/disk"
 	"varve/internal/fserr"
+	"varve/internal/rwlock"
 	"varve/mds"
 )
 
@@ -40,6 +41,7 @@ type world struct {
 	model  *model
 	values uint64
 	grants []grant
+	fenced map[uint64]time.Duration // since when a session is known to be fenced
 	counts counts
 	events []string
 }
@@ -243,6 +245,11 @@ type app struct {
 	ip   string
 	h    *host
 	c    *client.Client
+	// lengths says of each file whether it is known to be as long as at first.
+	lengths [maxFiles]struct {
+		mu    rwlock.Mutex
+		whole bool
+	}
 
 	mu   sync.Mutex
 	dead bool // killed: nobody hears its answers
