@@ -30,12 +30,13 @@ check: ## gofmt, go vet, staticcheck, and that generated code is what `make gene
 	if [ -n "$$bad" ]; then echo "gofmt -w these:"; echo "$$bad"; exit 1; fi
 	go vet ./...
 	go vet -tags gain ./bench/gain
+	go vet -tags planted ./internal/planted ./internal/sim
 	go run $(STATICCHECK) ./...
 	.ci/generate --check
 
 unit: ## unit tests with the race detector
 	go test -race -timeout $(UNIT_TIMEOUT) ./...
-	go test -count=1 -v -timeout $(UNIT_TIMEOUT) -run 'TestSeeds$$' ./internal/sim
+	go test -count=1 -v -tags planted -timeout $(UNIT_TIMEOUT) -run 'TestSeeds$$|TestPlantedBugs$$|TestInclined$$' ./internal/sim
 
 e2e: ## the end-to-end suite, two packages at a time, since much of it waits: real processes, real mounts, real guests (as root)
 	@if [ ! -d test/e2e ]; then echo "end to end: no suite in this tree"; \

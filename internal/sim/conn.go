@@ -307,6 +307,9 @@ func (p *pipe) deliver() {
 	if n.telling {
 		n.log("net: %s > %s: %s", p.from.local, p.from.remote, describe(s.data))
 	}
+	if n.cover != nil {
+		n.cover.answered(s.data)
+	}
 	n.stats.frames++
 	n.stats.trace = mix(n.stats.trace, uint64(now.UnixNano()), p.key, uint64(len(s.data)))
 	switch {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand"
 	"slices"
+	"strings"
 	"time"
 
 	"varve/internal/fserr"
@@ -18,6 +19,16 @@ type fault struct {
 	what      string
 	begin     func()
 	end       func()
+}
+
+// kind is what a fault is, without whose it is and how long it lasts.
+func (f *fault) kind() string {
+	return strings.Map(func(r rune) rune {
+		if r >= '0' && r <= '9' || r == '.' {
+			return -1
+		}
+		return r
+	}, f.what)
 }
 
 // owner is a client's place: who uses its files now, one app after another.

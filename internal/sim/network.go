@@ -30,6 +30,7 @@ type network struct {
 	mu      sync.Mutex
 	rules   rules
 	meddle  meddler
+	cover   *cover            // nil: nothing is counted
 	hosts   map[string]*host  // by IP; the process that runs there now
 	all     []*host           // that ever were
 	links   map[[2]string]int // how many reasons there are for nothing to get from one IP to another

@@ -38,9 +38,10 @@ type Report struct {
 	Config               string
 	Counts               counts
 	Frames, Broken, Late uint64
-	Virtual              time.Duration // how long the run took on its own clock
-	Trace                uint64        // a hash of what arrived when
-	Findings             []string      // what must not be; nil: all is well
+	Virtual              time.Duration  // how long the run took on its own clock
+	Trace                uint64         // a hash of what arrived when
+	Findings             []string       // what must not be; nil: all is well
+	Cover                map[string]int // what the run came to, and how often
 }
 
 const (
@@ -67,7 +68,7 @@ func Run(ctx context.Context, t *Templates, o Options) (*Report, error) {
 	}
 	w := &world{o: o, cfg: cfg, x: x, start: time.Now(), model: newModel(), fenced: make(map[uint64]time.Duration)}
 	w.net = newNetwork(o.Seed, cfg.rules, w.note)
-	w.net.meddle = o.meddle
+	w.net.meddle, w.net.cover = o.meddle, &w.cover
 	var cancel, endLoad context.CancelFunc
 	w.ctx, cancel = context.WithTimeout(ctx, longest)
 	defer cancel()
@@ -88,6 +89,7 @@ func Run(ctx context.Context, t *Templates, o Options) (*Report, error) {
 		w.model.faults = append(w.model.faults, err.Error())
 	}
 	r.Findings = w.model.check()
+	r.Cover = w.cover.all()
 	if o.Log != nil && (o.All || len(r.Findings) > 0) {
 		fmt.Fprintf(o.Log, "seed %d: %s\n%s\n", o.Seed, r.Config, strings.Join(w.events, "\n"))
 	}
@@ -157,6 +159,7 @@ func (w *world) misfortunes(rng *rand.Rand, owners []*owner) {
 			w.mu.Lock()
 			w.counts.Faults++
 			w.mu.Unlock()
+			w.cover.count("fault: " + f.kind())
 			f.begin()
 			if f.end != nil {
 				_ = pause(w.ctx, f.lasts)

@@ -5,12 +5,14 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math/rand"
 	"os"
 	"os/exec"
 	"runtime"
 	"runtime/debug"
 	"runtime/pprof"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -32,8 +34,12 @@ const (
 	countEnv = "VARVE_SIM_COUNT" // how often, with VARVE_SIM_SEED
 	fromEnv  = "VARVE_SIM_FROM"  // the first
 	allEnv   = "VARVE_SIM_ALL"   // tell the story of runs that find nothing, too
+	coverEnv = "VARVE_SIM_COVER" // list what runs came to, and how many of them
 	cpuEnv   = "VARVE_SIM_CPU"   // file for a CPU profile of the process
 )
+
+// defaultFor is how long the runs that are made by default may take: a busy machine makes fewer of them. One process's runs are ended in any case.
+const defaultFor = 35 * time.Second
 
 // hang is after how much real time a run that has not ended is taken for hanging: virtual time does not go on.
 const hang = 2 * time.Minute
@@ -89,8 +95,8 @@ func TestChild(t *testing.T) {
 			say("begin", seed)
 			var story bytes.Buffer
 			o := Options{Seed: seed, Log: &story, All: os.Getenv(allEnv) != "", meddle: bugs[bug], incline: inclined[bug]}
-			//lint:ignore SA1019 for what Raft draws; child sets GODEBUG so that it has an effect
 			o.Begin = func() {
+				//lint:ignore SA1019 for what Raft draws; child sets GODEBUG so that it has an effect
 				rand.Seed(int64(seed))
 				planted.Set(bug)
 			}
@@ -178,7 +184,8 @@ func replay(seed uint64) string {
 	return fmt.Sprintf("%s=%d go test ./internal/sim -run 'TestSeeds$' -count 1 -v", seedEnv, seed)
 }
 
-// TestSeeds makes as many runs as there is time for by default, or as VARVE_SIM_SEEDS says.
+// TestSeeds makes 2,000 runs by default, or as many as there is time for, or as VARVE_SIM_SEEDS says. It tells how many different conditions they met, and
+// with VARVE_SIM_COVER=1 which.
 func TestSeeds(t *testing.T) {
 	from, seeds := number(t, fromEnv, 1), number(t, seedsEnv, defaultSeeds)
 	if os.Getenv(seedEnv) != "" {
@@ -192,13 +199,19 @@ func TestSeeds(t *testing.T) {
 		}
 		return
 	}
-	const each = 25 // seeds of one process
+	const each = 100 // seeds of one process
+	enough := time.Now().Add(defaultFor)
+	if os.Getenv(seedsEnv) != "" {
+		enough = time.Now().Add(24 * time.Hour)
+	}
 	var (
 		mu    sync.Mutex
 		wg    sync.WaitGroup
 		next  = from
 		n     int
 		sum   counts
+		cover = make(map[string]int) // how many runs came to it
+		came  int
 		start = time.Now()
 		bad   int
 	)
@@ -210,7 +223,7 @@ func TestSeeds(t *testing.T) {
 				count := min(each, from+seeds-next)
 				next += count
 				mu.Unlock()
-				if count == 0 {
+				if count == 0 || time.Now().After(enough) {
 					return
 				}
 				child(t, first, count, "none", func(r *Report) {
@@ -218,6 +231,10 @@ func TestSeeds(t *testing.T) {
 					defer mu.Unlock()
 					n++
 					sum.add(r.Counts)
+					came += len(r.Cover)
+					for c := range r.Cover {
+						cover[c]++
+					}
 					if len(r.Findings) > 0 {
 						if bad++; bad <= 20 {
 							t.Errorf("seed %d (%s):\n\t%s\n\t%s", r.Seed, r.Config, strings.Join(r.Findings, "\n\t"), replay(r.Seed))
@@ -228,5 +245,11 @@ func TestSeeds(t *testing.T) {
 		})
 	}
 	wg.Wait()
+	t.Logf("%d different conditions were met, %.0f by a run", len(cover), float64(came)/float64(max(n, 1)))
+	if os.Getenv(coverEnv) != "" {
+		for _, c := range slices.Sorted(maps.Keys(cover)) {
+			t.Logf("%6d %s", cover[c], c)
+		}
+	}
 	t.Logf("%d runs in %v, %.1f a second: %+v; %d found something", n, time.Since(start).Round(time.Millisecond), float64(n)/time.Since(start).Seconds(), sum, bad)
 }

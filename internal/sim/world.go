@@ -44,6 +44,8 @@ type world struct {
 	fenced map[uint64]time.Duration // since when a session is known to be fenced
 	counts counts
 	events []string
+
+	cover cover
 }
 
 // counts is what a run did.
@@ -114,9 +116,9 @@ var _ io.Writer = lines{}
 
 func (w *world) logger(who string) *slog.Logger {
 	if w.o.Log == nil {
-		return slog.New(slog.DiscardHandler)
+		return slog.New(counted{slog.DiscardHandler, &w.cover})
 	}
-	return slog.New(slog.NewTextHandler(lines{w}, &slog.HandlerOptions{Level: slog.LevelInfo})).With("at", who)
+	return slog.New(counted{slog.NewTextHandler(lines{w}, &slog.HandlerOptions{Level: slog.LevelInfo}), &w.cover}).With("at", who)
 }
 
 // process is a server process that can be killed and started: what metadata and chunk servers have in common.
