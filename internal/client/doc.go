@@ -26,6 +26,8 @@
 //	inode.mu, session.mu       short, no waiting
 //	cacheShard.mu (RW)         what is held under leases of metadata (metaCache); also for reading between Hold and Unhold
 //
+// What goes on on the thread of a reactor (hotseat.go) takes the same locks, but waits for none that is held while another machine is asked.
+//
 // No request to a metadata server is sent while inode.layoutMu is held, and callbacks take only attrOp (for a bounded
 // time), layoutMu and what is below it. So the metadata server, which answers nobody until a callback is answered,
 // cannot deadlock with us.
