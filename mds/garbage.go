@@ -44,11 +44,22 @@ func (l *leadership) collectGarbage() {
 		if now-since < l.s.o.UnknownGrace {
 			continue
 		}
-		_, known := st.ChunkByID(key.chunk)
+		x, known := st.ChunkByID(key.chunk)
 		i := slices.IndexFunc(all, func(w work) bool { return w.server == key.server })
 		switch {
-		case known || key.chunk >= next || st.IsGarbage(key.server, key.chunk):
+		case known:
 			delete(l.unknown, key)
+			if _, member := x.Find(key.server); !member { // the number was given to a chunk on other servers
+				if c := l.servers[key.server]; c != nil && c.stale != nil && len(c.stale) < maxServerStale {
+					c.stale[key.chunk] = x.Epoch()
+				}
+			}
+		case st.IsGarbage(key.server, key.chunk):
+			delete(l.unknown, key)
+		case key.chunk >= next:
+			// An allocation made the file that came to nothing, under an earlier leader. The number will be given out again, perhaps to this very
+			// server: so it is looked at anew when that is long over.
+			l.unknown[key] = now
 		case i >= 0 && len(all[i].leftover) < garbageBatch:
 			all[i].leftover = append(all[i].leftover, key.chunk)
 		}
@@ -91,6 +102,17 @@ func (l *leadership) deleteOn(server id.ServerID, chunks []id.ChunkID, listed bo
 	err := l.propose(&event.Event{Body: &event.Event_Purged{Purged: &event.Purged{Server: uint32(server), Chunks: raw}}}, "deleted")
 	if err != nil && l.ctx.Err() == nil {
 		l.s.log.Warn("deleted garbage not recorded", "cs", server, "err", err)
+	}
+}
+
+// noteUnknown remembers chunks that a server may have and the state does not know.
+func (l *leadership) noteUnknown(server id.ServerID, chunks []uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, k := range chunks {
+		if len(l.unknown) < maxStaleCopies {
+			l.unknown[copyKey{server, id.ChunkID(k)}] = bootNow()
+		}
 	}
 }
 

@@ -275,7 +275,7 @@ func (l *leadership) createChunks(ctx context.Context, a *event.ChunkAlloc) []id
 	return failed
 }
 
-// deleteChunks removes what an allocation that came to nothing has created, where it can. What stays is removed when it is
+// deleteChunks removes what an allocation that came to nothing has created, where it can. What stays is removed as if it were
 // reported.
 func (l *leadership) deleteChunks(a *event.ChunkAlloc) {
 	at := make(map[id.ServerID][]uint64)
@@ -287,7 +287,8 @@ func (l *leadership) deleteChunks(a *event.ChunkAlloc) {
 	for server, chunks := range at {
 		l.spawn(func() {
 			if err := l.askServer(l.ctx, server, createTimeout, wire.ChunkDelete, &msg.ChunkDelete{Chunks: chunks}, nil); err != nil {
-				l.s.log.Debug("chunks of a failed allocation stay until reported", "cs", server, "err", err)
+				l.s.log.Debug("chunks of a failed allocation are deleted later", "cs", server, "err", err)
+				l.noteUnknown(server, chunks)
 			}
 		})
 	}

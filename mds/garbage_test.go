@@ -1,0 +1,109 @@
+package mds
+
+import (
+	"testing"
+	"time"
+
+	"varve/internal/fserr"
+	"varve/internal/id"
+	"varve/internal/wire"
+	"varve/internal/wire/msg"
+	"varve/mds/state"
+)
+
+func (k *testChunks) has(chunk uint64) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.chunks[chunk] != nil
+}
+
+func (k *testChunks) answers(t wire.Type, code fserr.Code) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.refuse[t] = code; code == fserr.OK {
+		delete(k.refuse, t)
+	}
+}
+
+// TestFilesOfFailedAllocations: a chunk file that an allocation made which came to nothing goes when its number was given out again: to a chunk on other
+// servers, or to none; not before, nor from where that chunk is.
+func TestFilesOfFailedAllocations(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	cs := []*testChunks{newChunks(c), newChunks(c), newChunks(c), newChunks(c)}
+	a := newClient(c)
+	ino := a.create("f", true).Attr.Ino
+	const far = 1000
+	odd := cs[3]
+	odd.halt()
+	odd.mu.Lock()
+	for n := uint64(1); n <= 8; n++ {
+		odd.chunks[n] = &msg.ChunkInfo{Id: n, Epoch: 1}
+	}
+	odd.chunks[far] = &msg.ChunkInfo{Id: far, Epoch: 1}
+	odd.mu.Unlock()
+	odd.run()
+	c.eventually("the server to be back", odd.isReady)
+	// What was once looked at in vain must be looked at again.
+	back := time.Now()
+	c.eventually("a look at what is not known", func() bool {
+		l := c.leader().lead.Load()
+		if l == nil || time.Since(back) < 3*l.s.o.UnknownGrace {
+			return false
+		}
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		_, ok := l.unknown[copyKey{odd.id, far}]
+		return ok
+	})
+	a.must(a.change(&msg.AllocChunk{Ino: ino, Count: 5}))
+	member := func(n uint64) (in bool) {
+		c.leader().fsm.view(func(st *state.State) {
+			if x, ok := st.ChunkByID(id.ChunkID(n)); ok {
+				_, in = x.Find(odd.id)
+			}
+		})
+		return in
+	}
+	// The others are given out in vain.
+	for _, k := range cs[:3] {
+		k.answers(wire.ChunkCreate, fserr.IO)
+	}
+	if _, code := a.do(a.change(&msg.AllocChunk{Ino: ino, First: 10, Count: 3})); code == fserr.OK {
+		t.Fatal("chunks were made where none can be")
+	}
+	for _, k := range cs[:3] {
+		k.answers(wire.ChunkCreate, fserr.OK)
+	}
+	c.eventually("files of no chunk to be deleted", func() bool {
+		for n := uint64(1); n <= 8; n++ {
+			if odd.has(n) != member(n) {
+				return false
+			}
+		}
+		return true
+	})
+	if !odd.has(far) {
+		t.Error("a file was deleted whose number was never given out")
+	}
+	// A file that cannot be deleted when its allocation fails is deleted later, without a new registration.
+	odd.answers(wire.ChunkDelete, fserr.Unavailable)
+	for _, k := range cs[:3] {
+		k.answers(wire.ChunkCreate, fserr.IO)
+	}
+	if _, code := a.do(a.change(&msg.AllocChunk{Ino: ino, First: 20, Count: 1})); code == fserr.OK {
+		t.Fatal("a chunk was made where none can be")
+	}
+	odd.answers(wire.ChunkDelete, fserr.OK)
+	c.eventually("the file to be deleted", func() bool {
+		odd.mu.Lock()
+		defer odd.mu.Unlock()
+		for n := range odd.chunks {
+			known := false
+			c.leader().fsm.view(func(st *state.State) { _, known = st.ChunkByID(id.ChunkID(n)) })
+			if !known && n != far {
+				return false
+			}
+		}
+		return true
+	})
+}
