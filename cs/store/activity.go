@@ -80,9 +80,11 @@ func openActivity(fsys disk.FS, dir string, cluster id.Cluster, all []id.ChunkID
 }
 
 func makeActivity(fsys disk.FS, dir string, cluster id.Cluster, all []id.ChunkID) error {
-	if len(all) > maxActiveChunks {
-		return fmt.Errorf("active.log is missing or damaged, so every chunk may be, and there are %d, more than the %d that it can name; "+
-			"remove this server from the cluster and make a new one in its place: its chunks are rebuilt from other replicas", len(all), maxActiveChunks)
+	if len(all) > mostMarked { // the others are listed, before a log is there that does not name them
+		if err := writeRest(fsys, dir, cluster, all[keepMarked:]); err != nil {
+			return err
+		}
+		all = all[:keepMarked]
 	}
 	path := filepath.Join(dir, "active.log")
 	f, err := fsys.Open(path+".new", disk.ReadWrite|disk.Create)

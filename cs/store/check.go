@@ -126,6 +126,19 @@ func (k *check) logs() error {
 		k.fault(Fault{Path: path, Block: -1, Text: fmt.Sprintf("record %d is damaged, and there are records behind it", g.records)})
 	}
 	k.active = g.active
+	rest, err := readRest(k.o.FS, k.o.Dir, k.o.Cluster)
+	if errors.Is(err, ErrCorrupt) {
+		k.fault(Fault{Path: filepath.Join(k.o.Dir, restName), Block: -1, Text: err.Error()})
+		k.all = true
+	} else if err != nil {
+		return err
+	}
+	for _, c := range rest {
+		if k.active == nil {
+			k.active = make(map[id.ChunkID]extents)
+		}
+		k.active[c] = allExtents
+	}
 	path = filepath.Join(k.o.Dir, quarantineName)
 	list, _, err := readQuarantine(k.o.FS, path, k.o.Cluster)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -4,6 +4,7 @@ package store
 //
 //	lock              locked while a process has the store open
 //	active.log        the activity log
+//	active.rest       chunks that are active beside it: rest.go
 //	label             whose the store is, where it was made, whether its disk was retired: label.go
 //	quarantine        the blocks that are bad: quarantine.go
 //	index, index.log  epochs and states, so that a start reads no headers: index.go

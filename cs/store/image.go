@@ -21,6 +21,7 @@ import (
 type entry struct {
 	id    id.ChunkID
 	used  atomic.Bool  // since the evictor last came by
+	rest  atomic.Bool  // it is in the list of active chunks beside the activity log
 	bad   atomic.Int32 // blocks in quarantine
 	stuck atomic.Bool  // one of them stayed bad when it was written
 

@@ -66,6 +66,9 @@ func (s *Store) recover() error {
 		e.marked, e.replay = x, x
 		s.active.Add(1)
 	}
+	if err := s.recoverRest(); err != nil {
+		return err
+	}
 	if err := s.recoverIndex(); err != nil {
 		return err
 	}

@@ -48,7 +48,7 @@ func (s *Store) renew(e *entry, in repl.Input) error {
 	e.mu.Unlock()
 	if marked != 0 {
 		s.log.unmark(e.id, marked)
-		s.active.Add(-1)
+		s.quieted(e)
 	}
 	if err := s.make(e.id, next.Record()); err != nil {
 		s.drop(e)

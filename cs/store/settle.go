@@ -145,7 +145,7 @@ func (s *Store) settle(e *entry, cutoff int64) bool {
 	}
 	im.dirty &^= x
 	if e.marked &^= x; e.marked == 0 {
-		s.active.Add(-1)
+		s.quieted(e)
 	}
 	return true
 }

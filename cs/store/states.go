@@ -239,7 +239,7 @@ func (s *Store) Delete(c id.ChunkID) error {
 	}
 	if e.marked != 0 {
 		s.log.unmark(c, e.marked)
-		s.active.Add(-1)
+		s.quieted(e)
 	}
 	s.drop(e)
 	return s.failure()

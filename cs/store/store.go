@@ -51,6 +51,7 @@ type Store struct {
 	log       *activity
 	failed    atomic.Pointer[error]
 	active    atomic.Int64 // chunks with active extents
+	rest      atomic.Int64 // of these, in the list beside the activity log
 	lostPower atomic.Bool  // since every chunk was in order, as far as is known
 	label     disk.File
 	bad       *quarantine
