@@ -324,7 +324,7 @@ func (c *cluster) times(t *testing.T) {
 		t.Fatal(err)
 	}
 	at = later("both have it open, the first writes", fa, at)
-	at = later("both have it open, the second writes", fb, at)
+	later("both have it open, the second writes", fb, at)
 	set := time.Unix(1_000_000_000, 123_456_789)
 	if err := os.Chtimes(b, set, set); err != nil {
 		t.Fatal(err)
