@@ -21,6 +21,26 @@ func beingKilled(pid uint32) bool {
 	return pendingKill(status)
 }
 
+// exiting reports whether the thread is on its way out of the kernel, closing what it had open.
+func exiting(pid uint32) bool {
+	if pid == 0 {
+		return false
+	}
+	stat, err := os.ReadFile("/proc/" + strconv.FormatUint(uint64(pid), 10) + "/stat")
+	return err == nil && flaggedExiting(stat)
+}
+
+// flaggedExiting looks into the contents of /proc/PID/stat: after the name, which may hold anything, come state, five numbers, and the flags of the task.
+func flaggedExiting(stat []byte) bool {
+	const pfExiting = 0x4
+	f := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	if len(f) < 7 {
+		return false
+	}
+	flags, err := strconv.ParseUint(string(f[6]), 10, 64)
+	return err == nil && flags&pfExiting != 0
+}
+
 // pendingKill looks into the contents of /proc/PID/status.
 func pendingKill(status []byte) bool {
 	for line := range bytes.Lines(status) {

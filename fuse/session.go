@@ -21,6 +21,8 @@ const (
 	maxDataInFlight = 512 << 20
 	// slowAfter is when an operation is worth a line in the log.
 	slowAfter = 10 * time.Second
+	// exitPatience is how long the close(2) of a process that is ending may take: nobody sees its outcome, and nobody can interrupt it.
+	exitPatience = 3 * time.Second
 	// watchEvery is how often slow operations and killed callers are looked for.
 	watchEvery = time.Second
 	// drainTime is how long an ending session waits for requests under way, whose contexts are canceled,
@@ -240,7 +242,7 @@ func (s *Session) watch(stop <-chan struct{}) {
 			f.mu.Lock()
 			interrupted := f.interrupted && f.err == nil
 			f.mu.Unlock()
-			if interrupted && beingKilled(f.pid) {
+			if interrupted && beingKilled(f.pid) || f.op == opFlush && time.Since(f.started) > exitPatience && exiting(f.pid) {
 				f.cancel()
 			}
 		}

@@ -281,10 +281,10 @@ func TestMountCommands(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = sleeper.Process.Kill(); _ = sleeper.Wait() }()
-	_, errs, code := varve(t, dir, "umount", "--lazy", second)
+	said, errs, code := varve(t, dir, "umount", "--lazy", second)
 	for _, want := range []string{fmt.Sprintf("sleep (pid %d): %s", sleeper.Process.Pid, second), fmt.Sprintf("(pid %d): %s", os.Getpid(), filepath.Join(second, "f"))} {
-		if code != exitDone || !strings.Contains(errs, want) {
-			t.Errorf("lazy umount: exit code %d, %q; want %q in it", code, errs, want)
+		if code != exitDone || !strings.Contains(said, want) {
+			t.Errorf("lazy umount: exit code %d, %q, %q; want %q in it", code, said, errs, want)
 		}
 	}
 	if _, err := f.WriteString("still open"); err != nil {

@@ -133,6 +133,11 @@ func runMount(ctx context.Context, spec mountSpec, log *slog.Logger, ready func(
 		return errors.Join(mountPointHint(spec.dir, err), c.Close())
 	}
 	cache.serve(spec.dir)
+	go func() {
+		if err := c.Know(ctx); err != nil && ctx.Err() == nil {
+			log.Warn("the space of the cluster is not known yet", "err", err)
+		}
+	}()
 	ready("")
 	select {
 	case <-s.Done():
@@ -178,7 +183,7 @@ func (a *app) umountCommand() *cobra.Command {
 		RunE: func(_ *cobra.Command, args []string) error {
 			using, err := umount(args[0], lazy)
 			if len(using) > 0 {
-				fmt.Fprintf(a.err, "varve: %s is detached; until they close it, it is still used by:%s\n", args[0], holderLines(using))
+				fmt.Fprintf(a.out, "%s is detached; until they close it, it is still used by:%s\n", args[0], holderLines(using))
 			}
 			return err
 		},

@@ -35,6 +35,7 @@ type Client struct {
 	disk           localDisk
 	stalls         stalls
 	patience       patience
+	last           lastKnown
 	uplink         uplink
 	start          time.Time
 	hot            hotStats

@@ -43,7 +43,13 @@ func (c *Client) GetAttr(ctx context.Context, ino id.Ino) (*msg.Attr, error) {
 			return c.overlay(a), nil
 		}
 	}
-	return c.attrOf(c.do(ctx, nil, &msg.MetaRequest{Op: &msg.MetaRequest_GetAttr{GetAttr: &msg.GetAttr{Ino: uint64(ino)}}}))
+	ask := func(ctx context.Context) (*msg.Attr, error) {
+		return c.attrOf(c.do(ctx, nil, &msg.MetaRequest{Op: &msg.MetaRequest_GetAttr{GetAttr: &msg.GetAttr{Ino: uint64(ino)}}}))
+	}
+	if ino == id.Root {
+		return orLast(ctx, &c.last.root, ask)
+	}
+	return ask(ctx)
 }
 
 // SetAttr changes attributes. A size truncates or extends the file.
@@ -262,6 +268,10 @@ func (c *Client) Access(ctx context.Context, cred *msg.Cred, ino id.Ino, mask ui
 
 // StatFS returns the space of the cluster.
 func (c *Client) StatFS(ctx context.Context) (*msg.StatFSReply, error) {
+	return orLast(ctx, &c.last.space, c.statFS)
+}
+
+func (c *Client) statFS(ctx context.Context) (*msg.StatFSReply, error) {
 	reply, err := c.do(ctx, nil, &msg.MetaRequest{Op: &msg.MetaRequest_StatFs{StatFs: &msg.StatFS{}}})
 	if err != nil {
 		return nil, err
