@@ -39,7 +39,7 @@ const (
 )
 
 // defaultFor is how long the runs that are made by default may take: a busy machine makes fewer of them. One process's runs are ended in any case.
-const defaultFor = 35 * time.Second
+const defaultFor = 32 * time.Second
 
 // hang is after how much real time a run that has not ended is taken for hanging: virtual time does not go on.
 const hang = 2 * time.Minute
@@ -199,7 +199,7 @@ func TestSeeds(t *testing.T) {
 		}
 		return
 	}
-	const each = 100 // seeds of one process
+	const each = 50 // seeds of one process
 	enough := time.Now().Add(defaultFor)
 	if os.Getenv(seedsEnv) != "" {
 		enough = time.Now().Add(24 * time.Hour)
