@@ -14,6 +14,8 @@ import (
 
 	crand "crypto/rand"
 
+	"github.com/zeebo/xxh3"
+
 	"varve/internal/disk"
 	"varve/internal/fserr"
 )
@@ -186,6 +188,9 @@ func (c *Cache) makeWitness() (w *words, keep func() error) {
 		keep = func() error { return err }
 	}
 	old := c.words
+	if len(old.all) > 5 {
+		old.all[5].Store(witnessLost) // what is kept of it counts no more: from here on nothing is noted there
+	}
 	c.words = words{all: all, kept: err == nil, close: end}
 	u1, u2 := c.uuidWords()
 	for i, v := range []uint64{witnessMagic, u1, u2, c.head.run, c.head.slots, witnessKept} {
@@ -292,7 +297,7 @@ func (c *Cache) Close() error {
 	}
 	err := c.writeAll(st)
 	if err == nil {
-		c.head.clean = true
+		c.head.clean, c.head.digest = true, c.digest()
 		if _, err = st.index.WriteAt(c.head.encode(), 0); err == nil {
 			err = st.index.Sync()
 		}
@@ -357,6 +362,28 @@ func (c *Cache) writeAll(st *store) error {
 		}
 	}
 	return st.index.Sync()
+}
+
+// digest names all records together, as they should be on the disk: if one of the last writes was lost, they are another's.
+func (c *Cache) digest() uint64 {
+	var d uint64
+	var b [recordBytes]byte
+	for n, f := range c.files.list {
+		if f != nil {
+			f.rec.encode(b[:], c.head.salt(), n)
+			d += xxh3.Hash(b[:fileBytes])
+		}
+	}
+	for k := range c.shards {
+		s := &c.shards[k]
+		for i := range s.slots {
+			if x := &s.slots[i]; x.valid != 0 {
+				c.encode(x, &b, s.number(uint32(i)))
+				d += xxh3.Hash(b[:])
+			}
+		}
+	}
+	return d
 }
 
 func recordAt(n int) int64 { return recordsStart + int64(n)*recordBytes }

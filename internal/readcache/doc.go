@@ -19,9 +19,9 @@
 //   - What this process invalidates while it has that right is in memory, and in the witness: words in a tmpfs, a version and a bit a block for each slot. They
 //     survive the process but not the machine, and are in no copy of the directory. A record counts after a crash of the process if
 //     its version is the witness's, for the blocks of which the witness says so too.
-//   - If the witness is gone, since the machine crashed, every file that was held for writing in that run gets another era. So to invalidate costs two
-//     words in memory and no sync, ever, and a disk that lies about its syncs is as good as another. After a stop in order records are exact, and no
-//     witness is needed.
+//   - If the witness is gone, since the machine crashed, every file that was held for writing since the last stop in order gets another era. So to invalidate costs
+//     two words in memory and no sync, ever, and a disk that lies about its syncs is as good as another. After a stop in order records are exact, which a
+//     digest of them all in the header shows, and no witness is needed.
 //
 // A chunk that never changes again, as one of a snapshot, may be put under the era Shared by all files that have it: it then is there once.
 //

@@ -26,7 +26,7 @@ type table struct {
 	hand  int
 }
 
-func (t *table) init() { t.byIno = make(map[uint64]*File) }
+func (t *table) init() { *t = table{byIno: make(map[uint64]*File)} }
 
 // put puts a record in place n.
 func (t *table) put(c *Cache, n int, r fileRecord) *File {

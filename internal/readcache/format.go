@@ -25,12 +25,13 @@ import (
 //	         32 16  UUID of the cluster
 //	         48  8  slots
 //	         56  8  run, a random number
-//	         64  8  hash
+//	         64  8  if the last run ended in order: sum of XXH3-64 of all records of files and slots that are not empty
+//	         72  8  hash
 //	                zeros up to 4096
 //	file n    0  8  inode, 0: none                           at 4096 + 64*n, for 16,384 files
 //	          8  8  era
 //	         16  8  asOf: index of an event after which no other session was let write
-//	         24  8  run in which it was held for writing, 0: none
+//	         24  8  run in which it was held for writing, 0: none since one that ended in order
 //	         32 24  zero
 //	         56  8  hash
 //	slot n    0  8  chunk, 0: none                           at 1,052,672 + 128*n
@@ -96,6 +97,7 @@ type header struct {
 	cluster id.Cluster
 	slots   uint64
 	run     uint64
+	digest  uint64 // if clean
 }
 
 func (h *header) salt() uint64 { return binary.LittleEndian.Uint64(h.uuid[:]) }
@@ -112,7 +114,8 @@ func (h *header) encode() []byte {
 	copy(b[32:], h.cluster[:])
 	le.PutUint64(b[48:], h.slots)
 	le.PutUint64(b[56:], h.run)
-	le.PutUint64(b[64:], xxh3.HashSeed(b[:64], h.salt()))
+	le.PutUint64(b[64:], h.digest)
+	le.PutUint64(b[72:], xxh3.HashSeed(b[:72], h.salt()))
 	return b
 }
 
@@ -124,8 +127,8 @@ func decodeHeader(b []byte) (h header, err error) {
 	h.clean = b[12] == 1
 	copy(h.uuid[:], b[16:])
 	copy(h.cluster[:], b[32:])
-	h.slots, h.run = le.Uint64(b[48:]), le.Uint64(b[56:])
-	if le.Uint64(b[64:]) != xxh3.HashSeed(b[:64], h.salt()) || h.slots > MaxBytes/slotBytes || h.slots%shards != 0 || h.run == 0 {
+	h.slots, h.run, h.digest = le.Uint64(b[48:]), le.Uint64(b[56:]), le.Uint64(b[64:])
+	if le.Uint64(b[72:]) != xxh3.HashSeed(b[:72], h.salt()) || h.slots > MaxBytes/slotBytes || h.slots%shards != 0 || h.run == 0 {
 		return header{}, errHeader
 	}
 	return h, nil

@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync/atomic"
+
+	"github.com/zeebo/xxh3"
 )
 
 // load takes what the last run left in the directory, and begins another one.
@@ -33,16 +35,31 @@ func (c *Cache) load() error {
 	} else {
 		c.head.slots = uint64(slotsFor(c.o.Bytes))
 	}
-	if err := c.sizeTo(st, int(c.head.slots)); err != nil {
-		return err
+	return c.loadRecords(st, &old, herr == nil)
+}
+
+// loadRecords is load once it is known which cache it is, and whether there is one.
+func (c *Cache) loadRecords(st *store, old *header, there bool) error {
+	if !there || old.slots < c.head.slots {
+		if err := c.sizeTo(st, int(c.head.slots)); err != nil {
+			return err
+		}
 	}
 	c.words = words{all: make([]atomic.Uint64, witnessHead+maxFiles+int(c.head.slots)), close: func() error { return nil }}
 	for k := range c.shards {
 		c.shards[k].init(k, int(c.head.slots)/shards, c.words.slots())
 	}
 	c.files.init()
-	if herr == nil {
-		if err := c.take(st, &old); err != nil {
+	if there {
+		if err := c.take(st, old); errors.Is(err, errLostWrites) {
+			if err := c.make(); err != nil {
+				return err
+			}
+			return c.loadRecords(st, old, false)
+		} else if err != nil {
+			return err
+		}
+		if err := c.sizeTo(st, int(c.head.slots)); err != nil {
 			return err
 		}
 	}
@@ -53,12 +70,16 @@ func (c *Cache) load() error {
 	return c.begin()
 }
 
+// errLostWrites says that records are not those that were written at a stop in order.
+var errLostWrites = errors.New("records are not those that were written last")
+
 // take takes the records that count.
 func (c *Cache) take(st *store, old *header) error {
 	var w []uint64
 	if !old.clean {
 		w = c.oldWitness(old)
 	}
+	var digest uint64
 	b := make([]byte, maxFiles*fileBytes)
 	if n, err := st.index.ReadAt(b, headerBytes); err != nil && !errors.Is(err, io.EOF) {
 		return err
@@ -67,14 +88,17 @@ func (c *Cache) take(st *store, old *header) error {
 	}
 	for n := range maxFiles {
 		r, ok := decodeFile(b[n*fileBytes:], old.salt(), n)
+		if ok {
+			digest += xxh3.Hash(b[n*fileBytes:][:fileBytes])
+		}
 		switch {
 		case !ok || c.files.byIno[r.ino] != nil:
 			continue
 		case old.clean:
-		case w != nil && w[witnessHead+n] != r.era, w == nil && r.written == old.run:
-			r.era, r.asOf = newEra(), 0
+			r.written = 0
+		case w != nil && w[witnessHead+n] != r.era, w == nil && r.written != 0:
+			r.era, r.asOf, r.written = newEra(), 0, 0
 		}
-		r.written = 0
 		c.files.put(c, n, r)
 	}
 	type found struct {
@@ -85,7 +109,7 @@ func (c *Cache) take(st *store, old *header) error {
 	var all []found
 	const piece = 8192
 	buf := make([]byte, piece*recordBytes)
-	slots := int(min(old.slots, c.head.slots))
+	slots := int(old.slots)
 	for first := 0; first < slots; first += piece {
 		b := buf[:min(piece, slots-first)*recordBytes]
 		if n, err := st.index.ReadAt(b, recordAt(first)); err != nil && !errors.Is(err, io.EOF) {
@@ -99,6 +123,10 @@ func (c *Cache) take(st *store, old *header) error {
 			if !ok {
 				continue
 			}
+			digest += xxh3.Hash(b[i*recordBytes:][:recordBytes])
+			if uint64(n) >= c.head.slots {
+				continue
+			}
 			less := false
 			if w != nil {
 				v := w[witnessHead+maxFiles+n]
@@ -110,6 +138,10 @@ func (c *Cache) take(st *store, old *header) error {
 			}
 			all = append(all, found{n, r, less})
 		}
+	}
+	if old.clean && digest != old.digest {
+		c.log.Warn("the disk of the read cache has lost what was written last: the cache begins empty", "dir", st.dir)
+		return errLostWrites
 	}
 	slices.SortFunc(all, func(a, b found) int { return cmp.Compare(a.r.version, b.r.version) }) // oldest first, as they entered their queues
 	for _, f := range all {

@@ -272,13 +272,14 @@ func (w *world) step() {
 		seed := w.rng.Int63()
 		var mu sync.Mutex
 		rng := rand.New(rand.NewSource(seed))
+		data := filepath.Join(w.dir, dataName)
 		w.disk.Deceive(func(op disk.Op) disk.Fate {
 			mu.Lock()
 			defer mu.Unlock()
 			switch {
 			case rng.Intn(3) > 0:
 				return disk.Fate{}
-			case op.Kind == disk.OpWrite && op.Path == filepath.Join(w.dir, dataName) && rng.Intn(2) == 0:
+			case op.Kind == disk.OpWrite && op.Path == data && rng.Intn(2) == 0:
 				return disk.Fate{Path: op.Path, Off: int64(rng.Intn(64)) * slotBytes}
 			}
 			return disk.Fate{Lost: true}
