@@ -125,7 +125,7 @@ func (srv *server) conn(n int) (*wire.Conn, error) {
 	}
 	if srv.silent() {
 		srv.s.doubt()
-		return nil, fmt.Errorf("%s: %w: %w", srv.id, fserr.Unavailable, errSilent)
+		return nil, fmt.Errorf("%s: %w", srv.id, errSilent)
 	}
 	c, err := srv.dial(n % len(srv.lanes))
 	if err != nil {
