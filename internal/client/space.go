@@ -70,7 +70,8 @@ func (in *inode) extend(ctx context.Context, off, n int64) error {
 	if ours {
 		return nil
 	}
-	return in.writeDone(ctx, off, n, false) // the size only grows by it, whatever others do meanwhile
+	_, err = in.writeDone(ctx, off, n, false) // the size only grows by it, whatever others do meanwhile
+	return err
 }
 
 // truncate sets the size of a file that the caller has open for writing, and the other attributes of set with it. Once it

@@ -203,12 +203,14 @@ func (in *inode) finish(ctx context.Context, hold *rangeHold, ops []*dataOp, err
 	if err != nil || !shared {
 		return err
 	}
-	if err := in.writeDone(ctx, off, n, punched); err != nil || punched {
+	size, err := in.writeDone(ctx, off, n, punched)
+	if err != nil || punched {
 		return err
 	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if in.layoutRecalls != recalls {
+	// In a file that is longer all the same it was written before it was cut off. Somebody may have seen that, so it is not written again.
+	if in.layoutRecalls != recalls && size <= off+n {
 		return errCut
 	}
 	return nil
@@ -242,16 +244,18 @@ func (in *inode) settle(hold *rangeHold, ops []*dataOp) {
 	})
 }
 
-// writeDone tells the metadata server about a write under a shared-write lease, so that other mounts see it.
-func (in *inode) writeDone(ctx context.Context, off, n int64, punched bool) error {
+// writeDone tells the metadata server about a write under a shared-write lease, so that other mounts see it. It returns the size of the file, 0 if
+// that is not known.
+func (in *inode) writeDone(ctx context.Context, off, n int64, punched bool) (size int64, _ error) {
 	reply, err := in.s.c.do(ctx, in.s, &msg.MetaRequest{Op: &msg.MetaRequest_WriteDone{WriteDone: &msg.WriteDone{
 		Ino: uint64(in.ino), Offset: uint64(off), Length: uint64(n), Mtime: time.Now().UnixNano(), Punch: punched}}})
 	if err != nil {
-		return fmt.Errorf("report a shared write: %w", err)
+		return 0, fmt.Errorf("report a shared write: %w", err)
 	}
 	in.heard(reply.Attr, reply.Index)
+	size = int64(reply.Attr.GetSize())
 	if punched {
-		return nil
+		return size, nil
 	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -261,7 +265,7 @@ func (in *inode) writeDone(ctx context.Context, off, n int64, punched bool) erro
 	case reply.Attr == nil && off+n > in.size:
 		in.size = off + n
 	}
-	return nil
+	return size, nil
 }
 
 // appendTo writes p at the end of the file and returns where it ended.
