@@ -74,6 +74,7 @@ func lonePower(c *config) {
 func takeovers(c *config) {
 	c.family, c.shape.replicas, c.shared, c.faults, c.kinds = kills, "1:1", false, 3, []int{handFence}
 	c.active, c.ops, c.think, c.steady, c.metas = 15*time.Second, 1000, 40*time.Millisecond, true, 1
+	c.punches, c.cuts = 0, 0
 }
 
 // typeOf returns the type of a request, 0 for an answer.
@@ -113,7 +114,7 @@ var plantedFirst = map[string]uint64{
 	"lose-a-punch":                    5,  // (56 of 120)
 	"flush-nothing":                   39, // (7 of 100)
 	planted.ForgetFence:               1,  // (21 of 25)
-	planted.GrantBeforeFence:          8,  // (2 of 25)
+	planted.GrantBeforeFence:          8,  // (5 of 30)
 	planted.ServeUnclean:              4,  // (2 of 20)
 	planted.ReadJoining:               4,  // (2 of 20)
 	planted.SkipAdoption:              1,  // (76 of 120)

@@ -69,6 +69,9 @@ func newConfig(rng *rand.Rand) config {
 	c.punches, c.cuts = draw(rng, 0, 10, 30), draw(rng, 0, 0, 8)
 	c.ops = draw(rng, 20, 50, 150)
 	c.think = draw(rng, min(20*time.Millisecond, 2*c.active/time.Duration(c.ops)), 2*c.active/time.Duration(c.ops))
+	if c.family == loneFamily && c.replicas == "1:1" {
+		c.replicas = "2:1" // another must have what the one loses
+	}
 	if c.shared {
 		c.clients = max(2, c.clients)
 		if c.faults > 0 {

@@ -152,7 +152,7 @@ func (w *world) plan(rng *rand.Rand, owners []*owner) []*fault {
 				break
 			}
 			f.what = fmt.Sprintf("client %d is cut off from the metadata servers for good, an administrator fences it, and another takes its files", o.i)
-			apart := rng.Intn(2) == 0
+			apart := rng.Intn(2) == 0 && w.cfg.family != loneFamily // there only the one server may leave replica sets
 			f.begin = func() {
 				var heal []func()
 				if apart { // so that the servers cannot be told of the fence

@@ -136,12 +136,18 @@ func (k cellKey) String() string {
 	return fmt.Sprintf("file %d block %d sector %d", k.file, k.cell/cells, k.cell%cells)
 }
 
+// idle reports whether w, begun after its session was over, may have been answered without anybody being asked: zeros that were put into a hole.
+func (w *write) idle(over time.Duration) bool { return w.zero && w.start > over }
+
 // fence ends what earlier sessions left unanswered, and finds what they were granted later than the next session.
 func (m *model) fence(grants []grant) {
 	for _, w := range m.writes {
 		for _, g := range grants {
 			if g.file != w.file || g.session <= w.session || g.at >= w.end {
 				continue
+			}
+			if w.idle(g.at) {
+				w.acked = false
 			}
 			if w.acked && w.start > g.at {
 				m.faults = append(m.faults, fmt.Sprintf("%v, of session %d, though session %d had the file for writing since %v", w, w.session, g.session, g.at))
@@ -158,6 +164,9 @@ func (m *model) end(fenced map[uint64]time.Duration) {
 		at, ok := fenced[w.session]
 		if !ok || at >= w.end {
 			continue
+		}
+		if w.idle(at) {
+			w.acked = false
 		}
 		if w.acked && w.start > at {
 			m.faults = append(m.faults, fmt.Sprintf("%v, of session %d, though it was answered at %v that the session is fenced", w, w.session, at))
