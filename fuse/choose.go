@@ -87,12 +87,18 @@ func (s *Session) choose(fd int) error {
 		return s.useReaders(fd)
 	}
 	cpus, err := checkUring()
-	if err != nil {
-		s.why = err.Error()
-		return s.useLoops(fd, Dev, 0)
+	if err == nil {
+		s.why = "it takes the least CPU for an operation"
+		if err = s.useLoops(fd, Uring, cpus); !errors.Is(err, errNoReactor) {
+			return err
+		}
 	}
-	s.why = "it takes the least CPU for an operation"
-	return s.useLoops(fd, Uring, cpus)
+	s.why = err.Error()
+	if err = s.useLoops(fd, Dev, 0); !errors.Is(err, errNoReactor) {
+		return err
+	}
+	s.why = err.Error()
+	return s.useReaders(fd)
 }
 
 func (s *Session) useReaders(fd int) error {

@@ -127,20 +127,27 @@ func processors(n int) [][]int {
 	return sets
 }
 
+// errNoReactor wraps why a reactor cannot be had: then fd is still the caller's.
+var errNoReactor = errors.New("no reactor")
+
 // newLoops takes over fd, which is mounted. With rings for as many processors, it is FUSE over io_uring.
 func newLoops(s *Session, fd, rings int) (*loops, error) {
-	d, err := newDevice(fd, s.opts.Loops, unpolled, s.log)
-	if err != nil {
-		return nil, err
-	}
 	var o reactor.Options
 	if rings > 0 {
 		o = reactor.Options{Kind: reactor.Ring, Ring: iouring.Options{SQE128: true}, Operations: ringOps}
 	}
-	all, err := s.startLoops(len(d.readers), o)
+	all, err := s.startLoops(s.opts.Loops, o)
 	if err != nil {
-		d.close()
+		return nil, fmt.Errorf("%w: %w", errNoReactor, err)
+	}
+	d, err := newDevice(fd, len(all), unpolled, s.log)
+	if err != nil {
+		s.endLoops(all)
 		return nil, err
+	}
+	if n := len(d.readers); n < len(all) {
+		s.endLoops(all[n:])
+		all = all[:n]
 	}
 	t := &loops{device: d, s: s}
 	for i, l := range all {

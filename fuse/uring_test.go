@@ -133,3 +133,27 @@ func TestEarlyInterrupt(t *testing.T) {
 		t.Error("early interrupts are not kept as long as they should")
 	}
 }
+
+// TestAuto mounts as most do: by what the kernel has, and with a backend for reactors or without.
+func TestAuto(t *testing.T) {
+	needKernel(t)
+	for _, c := range []struct {
+		to      string
+		backend Backend
+		want    Transport
+		why     string
+	}{
+		{"Y", newHotFS(), Uring, "least CPU"}, {"N", newHotFS(), Dev, "echo Y"}, {"Y", newMemFS(), Readers, "nothing is begun"},
+	} {
+		unlock := switchUring(t, c.to)
+		s, dir := testMount(t, c.backend, nil)
+		if c.to == "N" {
+			_ = os.WriteFile(uringSwitch, []byte("Y"), 0)
+		}
+		unlock()
+		if got := s.Conn(); got.Transport != c.want || !strings.Contains(got.Why, c.why) {
+			t.Errorf("%s: %s, since %s; want %s", c.to, got.Transport, got.Why, c.want)
+		}
+		runGuest(t, "make", dir)
+	}
+}
