@@ -41,17 +41,33 @@ func flaggedExiting(stat []byte) bool {
 	return err == nil && flags&pfExiting != 0
 }
 
+// signaled reports whether a signal that is not blocked is pending for the thread, as it is while that waits for us.
+func signaled(pid uint32) bool {
+	if pid == 0 {
+		return false
+	}
+	status, err := os.ReadFile("/proc/" + strconv.FormatUint(uint64(pid), 10) + "/status")
+	return err == nil && pendingMask(status) != 0
+}
+
 // pendingKill looks into the contents of /proc/PID/status.
-func pendingKill(status []byte) bool {
+func pendingKill(status []byte) bool { return pendingMask(status)&(1<<(uint(syscall.SIGKILL)-1)) != 0 }
+
+// pendingMask returns the signals that are pending and not blocked.
+func pendingMask(status []byte) uint64 {
+	var pending, blocked uint64
 	for line := range bytes.Lines(status) {
 		key, value, _ := bytes.Cut(line, []byte(":"))
-		if string(key) != "SigPnd" && string(key) != "ShdPnd" {
+		mask, err := strconv.ParseUint(string(bytes.TrimSpace(value)), 16, 64)
+		if err != nil {
 			continue
 		}
-		mask, err := strconv.ParseUint(string(bytes.TrimSpace(value)), 16, 64)
-		if err == nil && mask&(1<<(uint(syscall.SIGKILL)-1)) != 0 {
-			return true
+		switch string(key) {
+		case "SigPnd", "ShdPnd":
+			pending |= mask
+		case "SigBlk":
+			blocked = mask
 		}
 	}
-	return false
+	return pending &^ blocked
 }

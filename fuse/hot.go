@@ -242,7 +242,7 @@ func (s *Session) watchHot() {
 				r.hot.reported = true
 				s.slowNow(h.op, h.ino, h.pid, time.Since(h.began))
 			}
-			if h.signals {
+			if h.signals || s.unannounced(h.began) && !r.hot.canceled {
 				look = append(look, h)
 			}
 		}

@@ -242,13 +242,21 @@ func (s *Session) watch(stop <-chan struct{}) {
 			f.mu.Lock()
 			interrupted := f.interrupted && f.err == nil
 			f.mu.Unlock()
-			if interrupted && beingKilled(f.pid) || f.op == opFlush && time.Since(f.started) > exitPatience && exiting(f.pid) {
+			lost := s.unannounced(f.started)
+			if (interrupted || lost) && beingKilled(f.pid) || lost && f.op == opSetlkw && signaled(f.pid) ||
+				f.op == opFlush && time.Since(f.started) > exitPatience && exiting(f.pid) {
 				f.cancel()
 			}
 		}
 		s.watchHot()
 		s.early.expire()
 	}
+}
+
+// unannounced says that a request may have been interrupted without an INTERRUPT. Linux (6.14 to 6.18 at least) does not send one to a
+// ring's mount if the signal came between the sending of the request and its arrival here; so all that take long are looked at.
+func (s *Session) unannounced(began time.Time) bool {
+	return s.transport == Uring && time.Since(began) > watchEvery
 }
 
 // slow reports f if it has taken long and was not reported. A wait for a lock may take as long as it likes.
