@@ -53,7 +53,7 @@ func (b *bed) settle() {
 	}
 }
 
-// settled waits until the records of files are written too.
+// recorded waits until the records of files are written too.
 func (b *bed) recorded() {
 	b.t.Helper()
 	for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
@@ -65,7 +65,7 @@ func (b *bed) recorded() {
 		b.c.table.Unlock()
 		if !dirty {
 			b.c.pause.Lock() // what took the last one has written it
-			b.c.pause.Unlock()
+			defer b.c.pause.Unlock()
 			return
 		}
 		if time.Now().After(end) {
