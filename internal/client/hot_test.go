@@ -736,7 +736,9 @@ func (g *garbler) Dial(ctx context.Context, addr string) (net.Conn, error) {
 func TestHotGarbled(t *testing.T) {
 	w := newWorld(t, 1, 2, 2, 1)
 	g := &garbler{t: t}
-	c := w.dial(t, func(o *Options) { o.Network, o.ReadTimeout, o.WriteTimeout = g, 400*time.Millisecond, 400*time.Millisecond })
+	c := w.dial(t, func(o *Options) {
+		o.Network, o.ReadTimeout, o.WriteTimeout = g, 400*time.Millisecond, 400*time.Millisecond
+	})
 	f := create(t, c, "a")
 	want := fill(64<<10, 1)
 	write(t, f, want, 0)
