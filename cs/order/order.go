@@ -227,7 +227,7 @@ func (t *Table) cut(c id.ChunkID, from, to uint32, which func(*Entry) bool) {
 			i++
 			continue
 		}
-		list = t.remove(c, i, true)
+		t.remove(c, i, true)
 		// What is left of it comes behind, and meets the range no more.
 		if x.From < from {
 			left := x
