@@ -115,7 +115,9 @@ func (in *inode) truncate(ctx context.Context, cred *msg.Cred, set *msg.SetAttr)
 		in.ranges.unlock(hold)
 		done <- answer{attr, err}
 		_ = own.closeHandle(in.s.ctx, true) // a size that cannot be reported now stays due
-	}) {
+	}) { // the client was closed: nothing was asked for
+		in.ranges.unlock(hold)
+		_ = own.closeHandle(in.s.ctx, true) // its session is over
 		return nil, fserr.Stale
 	}
 	select {

@@ -231,17 +231,24 @@ func (in *inode) settle(hold *rangeHold, ops []*dataOp) {
 	in.mu.Lock()
 	in.writers++ // so that a recall keeps the lease
 	in.mu.Unlock()
-	in.s.c.background(func() {
-		defer func() { _ = in.closeHandle(in.s.ctx, true) }() // a size that cannot be reported now stays due
-		for i, err := range runAll(in.s.ctx, ops) {
-			if err != nil && in.s.ctx.Err() == nil {
-				in.s.c.log.Warn("an interrupted write could not be completed", "inode", in.ino, "err", err)
-			}
-			ops[i].free()
+	end := func() {
+		for _, op := range ops {
+			op.free()
 		}
 		in.ranges.unlock(hold)
 		in.s.c.patience.left.Add(-bytes)
-	})
+		_ = in.closeHandle(in.s.ctx, true) // a size that cannot be reported now stays due
+	}
+	if !in.s.c.background(func() {
+		for _, err := range runAll(in.s.ctx, ops) {
+			if err != nil && in.s.ctx.Err() == nil {
+				in.s.c.log.Warn("an interrupted write could not be completed", "inode", in.ino, "err", err)
+			}
+		}
+		end()
+	}) {
+		end() // the client was closed: the metadata server settles what the session left
+	}
 }
 
 // writeDone tells the metadata server about a write under a shared-write lease, so that other mounts see it. It returns the size of the file, 0 if
