@@ -124,7 +124,8 @@ func TestChild(t *testing.T) {
 // child makes runs in a process of its own, and tells each report as it comes. Findings of the process itself become a report's.
 func child(t *testing.T, from, count uint64, bug string, report func(*Report)) {
 	cmd := exec.Command(os.Args[0], "-test.run=^TestChild$", "-test.timeout=0")
-	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d:%d:%s", childEnv, from, count, bug), "GODEBUG=randseednop=0,asyncpreemptoff=1")
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d:%d:%s", childEnv, from, count, bug), "GODEBUG=randseednop=0,asyncpreemptoff=1",
+		"TMPDIR="+t.TempDir()) // the process ends without its clean-up
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	pipe, err := cmd.StdoutPipe()
