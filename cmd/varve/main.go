@@ -139,7 +139,7 @@ func (a *app) root() *cobra.Command {
 	root.AddCommand(
 		a.devCommand(),
 		a.makeMDSCommand(), a.rmMDSCommand(), a.makeCSCommand(), a.rmCSCommand(), a.mdsCommand(), a.csCommand(),
-		a.mountCommand(), a.umountCommand(), a.cacheCommand(), a.nbdCommand(), a.vhostCommand(),
+		a.mountCommand(), a.umountCommand(), a.cacheCommand(), a.nbdCommand(), a.vhostCommand(), a.systemdCommand(),
 		a.statCommand(), a.listServicesCommand(), a.getConfigCommand(), a.setConfigCommand(), a.getAttrCommand(), a.setAttrCommand(),
 		a.leaseCommand(), a.fenceCommand(), a.whatIfCommand(),
 		a.journalCommand(), a.explainCommand(), a.perfCommand(), a.versionCommand(),
