@@ -222,7 +222,7 @@ func TestBadInputCommands(t *testing.T) {
 		{1, "another cluster", "-c ./other make-mds -r ./new3 -a 127.0.0.1:2999"},
 		{2, "unknown", "-c " + n + " mount ./mnt -o foo"},
 		{2, "unknown", "-c " + n + " mount ./mnt -o ="},
-		{2, "later release", "-c " + n + " mount ./mnt -o cache=/tmp"},
+		{2, "cachesize=MB", "-c " + n + " mount ./mnt -o cache=/tmp"},
 		{2, "later release", "-c " + n + " mount ./mnt -o at=5"},
 		{2, "transport", "-c " + n + " mount ./mnt -o transport=x"},
 		{1, "mkdir -p", "-c " + n + " mount ./missing"},
