@@ -29,11 +29,11 @@ type unit struct {
 var unitTexts = template.Must(template.New("").Funcs(template.FuncMap{"arg": unitArg, "line": unitLine}).Parse(`
 {{- define "server"}}[Unit]
 Description=varve {{if eq .Kind "mds"}}metadata{{else}}chunk{{end}} server, {{line .Dir}}
-Wants=network-online.target
+Wants=network-online.target remote-fs-pre.target
 After=network-online.target time-sync.target
 RequiresMountsFor={{arg .Dir}}
-# Mounts and guests are stopped before it.
-Before=remote-fs.target libvirtd.service libvirt-guests.service
+# Mounts of network filesystems, and the guests on them, begin after it and are stopped before it.
+Before=remote-fs-pre.target
 
 [Service]
 Type=exec
@@ -55,7 +55,7 @@ WantedBy=multi-user.target
 Description=varve, {{line .Source}}
 Wants=network-online.target
 After=network-online.target
-# Servers on this host are stopped after it.
+# Servers on this host begin before it and are stopped after it.
 After=remote-fs-pre.target
 # Guests start when it is there, and are stopped before it goes.
 Before=remote-fs.target libvirtd.service libvirt-guests.service

@@ -32,7 +32,8 @@ func TestSystemd(t *testing.T) {
 	text := run(0, "print", "cs", "/disk 1/100%", "--program", "/usr/bin/varve")
 	for _, line := range []string{
 		`# varve-cs-disk\x201-100\x25.service`, `ExecStart=/usr/bin/varve cs -r "/disk 1/100%%"`, `RequiresMountsFor="/disk 1/100%%"`,
-		"Description=varve chunk server, /disk 1/100%%", "RestartPreventExitStatus=2 4", "After=network-online.target time-sync.target", "WantedBy=multi-user.target",
+		"Description=varve chunk server, /disk 1/100%%", "RestartPreventExitStatus=2 4", "After=network-online.target time-sync.target",
+		"Wants=network-online.target remote-fs-pre.target", "Before=remote-fs-pre.target", "WantedBy=multi-user.target",
 	} {
 		if !strings.Contains(text, line+"\n") {
 			t.Errorf("no line %s in\n%s", line, text)
@@ -66,7 +67,7 @@ func TestSystemd(t *testing.T) {
 	}
 	text = run(0, "print", "mount", "/mnt/vm-1", "-c", c, "-o", "bg,guard")
 	for _, line := range []string{
-		`# mnt-vm\x2d1.mount`, "What=varve://" + strings.ReplaceAll(dir, "%", "%%") + "/my%%20100%%25", "Where=/mnt/vm-1", "Type=fuse.varve", "Options=_netdev,bg,guard",
+		`# mnt-vm\x2d1.mount`, "What=varve://" + strings.ReplaceAll(dir, "%", "%%") + "/my%%20100%%25", "Where=/mnt/vm-1", "Type=fuse.varve", "Options=_netdev,bg,guard", "After=remote-fs-pre.target",
 		"Before=remote-fs.target libvirtd.service libvirt-guests.service",
 	} {
 		if !strings.Contains(text, line+"\n") {
