@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"varve/fuse"
@@ -124,14 +125,22 @@ func runMount(ctx context.Context, spec mountSpec, log *slog.Logger, ready func(
 	if err != nil {
 		return unreached(d, err)
 	}
-	makeRoom(fuse.DefaultLoops() + 1) // and the client's own ring
+	makeRoom(fuse.DefaultLoops() + 1)        // and the client's own ring
+	var mounted atomic.Pointer[fuse.Session] // nil until the kernel has begun to use it
+	transport := func() string {
+		if s := mounted.Load(); s != nil {
+			return string(s.Conn().Transport)
+		}
+		return spec.transport
+	}
 	s, err := fuse.Mount(ctx, fuse.Options{
 		Logger: log, MountPoint: spec.dir, FSName: mountSource(spec.cluster), AllowOther: os.Geteuid() == 0, ReadOnly: spec.readOnly,
 		Transport: fuse.Transport(spec.transport), Flags: spec.flags,
-	}, newInfo(backend{c}, cache, func() string { return spec.transport }))
+	}, newInfo(backend{c}, cache, transport))
 	if err != nil {
 		return errors.Join(mountPointHint(spec.dir, err), c.Close())
 	}
+	mounted.Store(s)
 	cache.serve(spec.dir)
 	go func() {
 		if err := c.Know(ctx); err != nil && ctx.Err() == nil {
