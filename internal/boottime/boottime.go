@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-var source = read
+var source = clock.read
 
 // Now returns the time since the host was started, suspended time included.
 func Now() time.Duration { return source() }
@@ -22,9 +22,19 @@ func Replace(now func() time.Duration) (undo func()) {
 	return func() { source = old }
 }
 
-var processStart = time.Now()
+var (
+	processStart = time.Now()
+	clock        = &reader{look: look, call: call}
+)
 
-func read() time.Duration {
+// look reads the clock of the day and the monotonic one.
+func look() (day, mono time.Duration) {
+	now := time.Now()
+	return time.Duration(now.UnixNano()), now.Sub(processStart)
+}
+
+// call reads the boot-time clock.
+func call() time.Duration {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
 		return time.Since(processStart) // only before Linux 2.6.39

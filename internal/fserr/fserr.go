@@ -59,6 +59,9 @@ const (
 	Protocol      Code = 111 // malformed or oversized message
 	ReplicaFailed Code = 112 // the ordering replica could not forward to the replica named in the reply
 	Retired       Code = 113 // the server's id was removed from the cluster for good
+	Denied        Code = 114 // the role of the peer's certificate does not allow that
+	Foreign       Code = 115 // the session or server that the peer names belongs to another node
+	NoCapability  Code = 116 // the session has shown no capability for that, or its time is over: get a new one
 )
 
 var names = map[Code]string{
@@ -75,6 +78,8 @@ var names = map[Code]string{
 	BadChecksum: "checksum mismatch", TooFew: "too few replicas would remain", Unavailable: "unavailable",
 	Timeout: "timed out", WrongCluster: "wrong cluster", Protocol: "protocol error",
 	ReplicaFailed: "replica failed", Retired: "server id retired",
+	Denied:  "the role of this node's certificate does not allow that; what changes the cluster needs one of an administrator: varve auth-node --role admin",
+	Foreign: "the session or server belongs to another node", NoCapability: "no capability, or its time is over",
 }
 
 // Error returns the outcome in words.
