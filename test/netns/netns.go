@@ -65,6 +65,20 @@ func New(t *testing.T, n int) *Space {
 	return s
 }
 
+// Join gives the namespace another interface, dev, in a network of its own, 10.NET.n.0/24, by which it reaches the others' of that network. It returns its
+// address there. The hub's end is named dev and n.
+func (s *Space) Join(t *testing.T, dev string, net int) string {
+	t.Helper()
+	host, gate := fmt.Sprintf("10.%d.%d.2", net, s.n), fmt.Sprintf("10.%d.%d.1", net, s.n)
+	IP(t, fmt.Sprintf("link add %s%d type veth peer name %s netns %d", dev, s.n, dev, s.tid))
+	IP(t, fmt.Sprintf("addr add %s/24 dev %s%d", gate, dev, s.n))
+	IP(t, fmt.Sprintf("link set %s%d up", dev, s.n))
+	s.IP(t, fmt.Sprintf("addr add %s/24 dev %s", host, dev))
+	s.IP(t, "link set "+dev+" up")
+	s.IP(t, fmt.Sprintf("route add 10.%d.0.0/16 via %s dev %s", net, gate, dev))
+	return host
+}
+
 // Everyone is the network that all namespaces are in.
 const Everyone = "10.88.0.0/16"
 
@@ -162,3 +176,6 @@ func Again(t *testing.T, limit time.Duration) {
 		t.Skip(skipped)
 	}
 }
+
+// Thread is the thread that keeps the namespace, as commands name it.
+func (s *Space) Thread() int { return s.tid }
