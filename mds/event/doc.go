@@ -75,6 +75,12 @@ func Kind(e *Event) string {
 		return "meta-remove"
 	case *Event_ConfigSet:
 		return "config-set"
+	case *Event_SecuritySet:
+		return "security-set"
+	case *Event_CertIssue:
+		return "cert-issue"
+	case *Event_CertRevoke:
+		return "cert-revoke"
 	case *Event_Digest:
 		return "digest"
 	}

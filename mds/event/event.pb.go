@@ -220,6 +220,9 @@ type Event struct {
 	//	*Event_ConfigSet
 	//	*Event_Digest
 	//	*Event_ServerMode
+	//	*Event_SecuritySet
+	//	*Event_CertIssue
+	//	*Event_CertRevoke
 	Body          isEvent_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -580,6 +583,33 @@ func (x *Event) GetServerMode() *ServerMode {
 	return nil
 }
 
+func (x *Event) GetSecuritySet() *SecuritySet {
+	if x != nil {
+		if x, ok := x.Body.(*Event_SecuritySet); ok {
+			return x.SecuritySet
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetCertIssue() *CertIssue {
+	if x != nil {
+		if x, ok := x.Body.(*Event_CertIssue); ok {
+			return x.CertIssue
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetCertRevoke() *CertRevoke {
+	if x != nil {
+		if x, ok := x.Body.(*Event_CertRevoke); ok {
+			return x.CertRevoke
+		}
+	}
+	return nil
+}
+
 type isEvent_Body interface {
 	isEvent_Body()
 }
@@ -716,6 +746,18 @@ type Event_ServerMode struct {
 	ServerMode *ServerMode `protobuf:"bytes,68,opt,name=server_mode,json=serverMode,proto3,oneof"`
 }
 
+type Event_SecuritySet struct {
+	SecuritySet *SecuritySet `protobuf:"bytes,69,opt,name=security_set,json=securitySet,proto3,oneof"`
+}
+
+type Event_CertIssue struct {
+	CertIssue *CertIssue `protobuf:"bytes,70,opt,name=cert_issue,json=certIssue,proto3,oneof"`
+}
+
+type Event_CertRevoke struct {
+	CertRevoke *CertRevoke `protobuf:"bytes,71,opt,name=cert_revoke,json=certRevoke,proto3,oneof"`
+}
+
 func (*Event_ClusterInit) isEvent_Body() {}
 
 func (*Event_SessionOpen) isEvent_Body() {}
@@ -781,6 +823,12 @@ func (*Event_ConfigSet) isEvent_Body() {}
 func (*Event_Digest) isEvent_Body() {}
 
 func (*Event_ServerMode) isEvent_Body() {}
+
+func (*Event_SecuritySet) isEvent_Body() {}
+
+func (*Event_CertIssue) isEvent_Body() {}
+
+func (*Event_CertRevoke) isEvent_Body() {}
 
 // Cause says what led to the event. With session > 0 and seq > 0 the event is the outcome of that request: the
 // state remembers it until a later event of the session says acked >= seq.
@@ -3050,6 +3098,239 @@ func (x *Digest) GetKind() uint32 {
 	return 0
 }
 
+// Who may speak is decided with these from now on. sealed holds the private halves, for the metadata servers that have the cluster key
+// (internal/pki); the other fields are public. All fields are the new values.
+type SecuritySet struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Version       uint64                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"` // counted up; part of what sealed is bound to
+	Sealed        []byte                 `protobuf:"bytes,2,opt,name=sealed,proto3" json:"sealed,omitempty"`
+	Bundle        []byte                 `protobuf:"bytes,3,opt,name=bundle,proto3" json:"bundle,omitempty"`        // certificates of the authority's generations, PEM, the newest first
+	Authority     uint32                 `protobuf:"varint,4,opt,name=authority,proto3" json:"authority,omitempty"` // the generation that signs
+	Oldest        uint32                 `protobuf:"varint,5,opt,name=oldest,proto3" json:"oldest,omitempty"`       // the oldest generation that is trusted
+	Keys          []*SecuritySet_Key     `protobuf:"bytes,6,rep,name=keys,proto3" json:"keys,omitempty"`            // that sign capabilities; the newest last
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SecuritySet) Reset() {
+	*x = SecuritySet{}
+	mi := &file_event_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SecuritySet) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SecuritySet) ProtoMessage() {}
+
+func (x *SecuritySet) ProtoReflect() protoreflect.Message {
+	mi := &file_event_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SecuritySet.ProtoReflect.Descriptor instead.
+func (*SecuritySet) Descriptor() ([]byte, []int) {
+	return file_event_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *SecuritySet) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *SecuritySet) GetSealed() []byte {
+	if x != nil {
+		return x.Sealed
+	}
+	return nil
+}
+
+func (x *SecuritySet) GetBundle() []byte {
+	if x != nil {
+		return x.Bundle
+	}
+	return nil
+}
+
+func (x *SecuritySet) GetAuthority() uint32 {
+	if x != nil {
+		return x.Authority
+	}
+	return 0
+}
+
+func (x *SecuritySet) GetOldest() uint32 {
+	if x != nil {
+		return x.Oldest
+	}
+	return 0
+}
+
+func (x *SecuritySet) GetKeys() []*SecuritySet_Key {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+// The node has a certificate with this serial number, or has it anew. role is pki.Role, times are ns, authority is the generation that signed.
+// forgotten: certificates whose time is long over, and that nobody needs to know of any more.
+type CertIssue struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Serial        string                 `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`
+	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	Role          uint32                 `protobuf:"varint,3,opt,name=role,proto3" json:"role,omitempty"`
+	From          int64                  `protobuf:"varint,4,opt,name=from,proto3" json:"from,omitempty"`
+	Until         int64                  `protobuf:"varint,5,opt,name=until,proto3" json:"until,omitempty"`
+	Authority     uint32                 `protobuf:"varint,6,opt,name=authority,proto3" json:"authority,omitempty"`
+	Forgotten     []string               `protobuf:"bytes,7,rep,name=forgotten,proto3" json:"forgotten,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CertIssue) Reset() {
+	*x = CertIssue{}
+	mi := &file_event_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CertIssue) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CertIssue) ProtoMessage() {}
+
+func (x *CertIssue) ProtoReflect() protoreflect.Message {
+	mi := &file_event_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CertIssue.ProtoReflect.Descriptor instead.
+func (*CertIssue) Descriptor() ([]byte, []int) {
+	return file_event_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *CertIssue) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *CertIssue) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *CertIssue) GetRole() uint32 {
+	if x != nil {
+		return x.Role
+	}
+	return 0
+}
+
+func (x *CertIssue) GetFrom() int64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *CertIssue) GetUntil() int64 {
+	if x != nil {
+		return x.Until
+	}
+	return 0
+}
+
+func (x *CertIssue) GetAuthority() uint32 {
+	if x != nil {
+		return x.Authority
+	}
+	return 0
+}
+
+func (x *CertIssue) GetForgotten() []string {
+	if x != nil {
+		return x.Forgotten
+	}
+	return nil
+}
+
+// These certificates are not valid any more, whatever their time says. at is the leader's clock.
+type CertRevoke struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Serials       []string               `protobuf:"bytes,1,rep,name=serials,proto3" json:"serials,omitempty"`
+	At            int64                  `protobuf:"varint,2,opt,name=at,proto3" json:"at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CertRevoke) Reset() {
+	*x = CertRevoke{}
+	mi := &file_event_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CertRevoke) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CertRevoke) ProtoMessage() {}
+
+func (x *CertRevoke) ProtoReflect() protoreflect.Message {
+	mi := &file_event_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CertRevoke.ProtoReflect.Descriptor instead.
+func (*CertRevoke) Descriptor() ([]byte, []int) {
+	return file_event_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *CertRevoke) GetSerials() []string {
+	if x != nil {
+		return x.Serials
+	}
+	return nil
+}
+
+func (x *CertRevoke) GetAt() int64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
 type LeaseSet_Entry struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
@@ -3061,7 +3342,7 @@ type LeaseSet_Entry struct {
 
 func (x *LeaseSet_Entry) Reset() {
 	*x = LeaseSet_Entry{}
-	mi := &file_event_proto_msgTypes[36]
+	mi := &file_event_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3073,7 +3354,7 @@ func (x *LeaseSet_Entry) String() string {
 func (*LeaseSet_Entry) ProtoMessage() {}
 
 func (x *LeaseSet_Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_event_proto_msgTypes[36]
+	mi := &file_event_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3122,7 +3403,7 @@ type ChunkAlloc_Entry struct {
 
 func (x *ChunkAlloc_Entry) Reset() {
 	*x = ChunkAlloc_Entry{}
-	mi := &file_event_proto_msgTypes[37]
+	mi := &file_event_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3134,7 +3415,7 @@ func (x *ChunkAlloc_Entry) String() string {
 func (*ChunkAlloc_Entry) ProtoMessage() {}
 
 func (x *ChunkAlloc_Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_event_proto_msgTypes[37]
+	mi := &file_event_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3188,7 +3469,7 @@ type ReplicaDrop_Entry struct {
 
 func (x *ReplicaDrop_Entry) Reset() {
 	*x = ReplicaDrop_Entry{}
-	mi := &file_event_proto_msgTypes[38]
+	mi := &file_event_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3200,7 +3481,7 @@ func (x *ReplicaDrop_Entry) String() string {
 func (*ReplicaDrop_Entry) ProtoMessage() {}
 
 func (x *ReplicaDrop_Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_event_proto_msgTypes[38]
+	mi := &file_event_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3230,13 +3511,65 @@ func (x *ReplicaDrop_Entry) GetEpoch() uint64 {
 	return 0
 }
 
+type SecuritySet_Key struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Generation    uint32                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	Public        []byte                 `protobuf:"bytes,2,opt,name=public,proto3" json:"public,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SecuritySet_Key) Reset() {
+	*x = SecuritySet_Key{}
+	mi := &file_event_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SecuritySet_Key) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SecuritySet_Key) ProtoMessage() {}
+
+func (x *SecuritySet_Key) ProtoReflect() protoreflect.Message {
+	mi := &file_event_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SecuritySet_Key.ProtoReflect.Descriptor instead.
+func (*SecuritySet_Key) Descriptor() ([]byte, []int) {
+	return file_event_proto_rawDescGZIP(), []int{36, 0}
+}
+
+func (x *SecuritySet_Key) GetGeneration() uint32 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *SecuritySet_Key) GetPublic() []byte {
+	if x != nil {
+		return x.Public
+	}
+	return nil
+}
+
 var File_event_proto protoreflect.FileDescriptor
 
 const file_event_proto_rawDesc = "" +
 	"\n" +
 	"\vevent.proto\x12\vvarve.event\"3\n" +
 	"\x05Batch\x12*\n" +
-	"\x06events\x18\x01 \x03(\v2\x12.varve.event.EventR\x06events\"\xca\x0f\n" +
+	"\x06events\x18\x01 \x03(\v2\x12.varve.event.EventR\x06events\"\xfe\x10\n" +
 	"\x05Event\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04time\x18\x02 \x01(\x03R\x04time\x12(\n" +
@@ -3284,7 +3617,12 @@ const file_event_proto_rawDesc = "" +
 	"config_set\x18B \x01(\v2\x16.varve.event.ConfigSetH\x00R\tconfigSet\x12-\n" +
 	"\x06digest\x18C \x01(\v2\x13.varve.event.DigestH\x00R\x06digest\x12:\n" +
 	"\vserver_mode\x18D \x01(\v2\x17.varve.event.ServerModeH\x00R\n" +
-	"serverModeB\x06\n" +
+	"serverMode\x12=\n" +
+	"\fsecurity_set\x18E \x01(\v2\x18.varve.event.SecuritySetH\x00R\vsecuritySet\x127\n" +
+	"\n" +
+	"cert_issue\x18F \x01(\v2\x16.varve.event.CertIssueH\x00R\tcertIssue\x12:\n" +
+	"\vcert_revoke\x18G \x01(\v2\x17.varve.event.CertRevokeH\x00R\n" +
+	"certRevokeB\x06\n" +
 	"\x04body\"s\n" +
 	"\x05Cause\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x10\n" +
@@ -3484,7 +3822,31 @@ const file_event_proto_rawDesc = "" +
 	"\x06Digest\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\fR\x06digest\x12\x12\n" +
-	"\x04kind\x18\x03 \x01(\rR\x04kindB\x11Z\x0fvarve/mds/eventb\x06proto3"
+	"\x04kind\x18\x03 \x01(\rR\x04kind\"\xfe\x01\n" +
+	"\vSecuritySet\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x16\n" +
+	"\x06sealed\x18\x02 \x01(\fR\x06sealed\x12\x16\n" +
+	"\x06bundle\x18\x03 \x01(\fR\x06bundle\x12\x1c\n" +
+	"\tauthority\x18\x04 \x01(\rR\tauthority\x12\x16\n" +
+	"\x06oldest\x18\x05 \x01(\rR\x06oldest\x120\n" +
+	"\x04keys\x18\x06 \x03(\v2\x1c.varve.event.SecuritySet.KeyR\x04keys\x1a=\n" +
+	"\x03Key\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\rR\n" +
+	"generation\x12\x16\n" +
+	"\x06public\x18\x02 \x01(\fR\x06public\"\xb1\x01\n" +
+	"\tCertIssue\x12\x16\n" +
+	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
+	"\x04role\x18\x03 \x01(\rR\x04role\x12\x12\n" +
+	"\x04from\x18\x04 \x01(\x03R\x04from\x12\x14\n" +
+	"\x05until\x18\x05 \x01(\x03R\x05until\x12\x1c\n" +
+	"\tauthority\x18\x06 \x01(\rR\tauthority\x12\x1c\n" +
+	"\tforgotten\x18\a \x03(\tR\tforgotten\"6\n" +
+	"\n" +
+	"CertRevoke\x12\x18\n" +
+	"\aserials\x18\x01 \x03(\tR\aserials\x12\x0e\n" +
+	"\x02at\x18\x02 \x01(\x03R\x02atB\x11Z\x0fvarve/mds/eventb\x06proto3"
 
 var (
 	file_event_proto_rawDescOnce sync.Once
@@ -3499,7 +3861,7 @@ func file_event_proto_rawDescGZIP() []byte {
 }
 
 var file_event_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_event_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_event_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_event_proto_goTypes = []any{
 	(SessionClose_Kind)(0),    // 0: varve.event.SessionClose.Kind
 	(ServerMode_Mode)(0),      // 1: varve.event.ServerMode.Mode
@@ -3539,9 +3901,13 @@ var file_event_proto_goTypes = []any{
 	(*MetaRemove)(nil),        // 35: varve.event.MetaRemove
 	(*ConfigSet)(nil),         // 36: varve.event.ConfigSet
 	(*Digest)(nil),            // 37: varve.event.Digest
-	(*LeaseSet_Entry)(nil),    // 38: varve.event.LeaseSet.Entry
-	(*ChunkAlloc_Entry)(nil),  // 39: varve.event.ChunkAlloc.Entry
-	(*ReplicaDrop_Entry)(nil), // 40: varve.event.ReplicaDrop.Entry
+	(*SecuritySet)(nil),       // 38: varve.event.SecuritySet
+	(*CertIssue)(nil),         // 39: varve.event.CertIssue
+	(*CertRevoke)(nil),        // 40: varve.event.CertRevoke
+	(*LeaseSet_Entry)(nil),    // 41: varve.event.LeaseSet.Entry
+	(*ChunkAlloc_Entry)(nil),  // 42: varve.event.ChunkAlloc.Entry
+	(*ReplicaDrop_Entry)(nil), // 43: varve.event.ReplicaDrop.Entry
+	(*SecuritySet_Key)(nil),   // 44: varve.event.SecuritySet.Key
 }
 var file_event_proto_depIdxs = []int32{
 	3,  // 0: varve.event.Batch.events:type_name -> varve.event.Event
@@ -3579,17 +3945,21 @@ var file_event_proto_depIdxs = []int32{
 	36, // 32: varve.event.Event.config_set:type_name -> varve.event.ConfigSet
 	37, // 33: varve.event.Event.digest:type_name -> varve.event.Digest
 	32, // 34: varve.event.Event.server_mode:type_name -> varve.event.ServerMode
-	0,  // 35: varve.event.SessionClose.kind:type_name -> varve.event.SessionClose.Kind
-	38, // 36: varve.event.LeaseSet.entries:type_name -> varve.event.LeaseSet.Entry
-	13, // 37: varve.event.LeaseSet.attr:type_name -> varve.event.SetAttr
-	39, // 38: varve.event.ChunkAlloc.chunks:type_name -> varve.event.ChunkAlloc.Entry
-	40, // 39: varve.event.ReplicaDrop.chunks:type_name -> varve.event.ReplicaDrop.Entry
-	1,  // 40: varve.event.ServerMode.mode:type_name -> varve.event.ServerMode.Mode
-	41, // [41:41] is the sub-list for method output_type
-	41, // [41:41] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	38, // 35: varve.event.Event.security_set:type_name -> varve.event.SecuritySet
+	39, // 36: varve.event.Event.cert_issue:type_name -> varve.event.CertIssue
+	40, // 37: varve.event.Event.cert_revoke:type_name -> varve.event.CertRevoke
+	0,  // 38: varve.event.SessionClose.kind:type_name -> varve.event.SessionClose.Kind
+	41, // 39: varve.event.LeaseSet.entries:type_name -> varve.event.LeaseSet.Entry
+	13, // 40: varve.event.LeaseSet.attr:type_name -> varve.event.SetAttr
+	42, // 41: varve.event.ChunkAlloc.chunks:type_name -> varve.event.ChunkAlloc.Entry
+	43, // 42: varve.event.ReplicaDrop.chunks:type_name -> varve.event.ReplicaDrop.Entry
+	1,  // 43: varve.event.ServerMode.mode:type_name -> varve.event.ServerMode.Mode
+	44, // 44: varve.event.SecuritySet.keys:type_name -> varve.event.SecuritySet.Key
+	45, // [45:45] is the sub-list for method output_type
+	45, // [45:45] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_event_proto_init() }
@@ -3631,6 +4001,9 @@ func file_event_proto_init() {
 		(*Event_ConfigSet)(nil),
 		(*Event_Digest)(nil),
 		(*Event_ServerMode)(nil),
+		(*Event_SecuritySet)(nil),
+		(*Event_CertIssue)(nil),
+		(*Event_CertRevoke)(nil),
 	}
 	file_event_proto_msgTypes[11].OneofWrappers = []any{}
 	file_event_proto_msgTypes[12].OneofWrappers = []any{}
@@ -3640,7 +4013,7 @@ func file_event_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_event_proto_rawDesc), len(file_event_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   39,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
