@@ -20,6 +20,9 @@ func (s *Store) BadBlocks(limit int) (n int, list []BadBlock) {
 	return n, list
 }
 
+// MendedBlocks returns blocks that were in quarantine and were written anew in the last half a minute, at most 256 of them, oldest first.
+func (s *Store) MendedBlocks() []BadBlock { return s.bad.lately() }
+
 // BadChunks returns chunks that must be mended from another replica, at most limit: those without a readable header, and those
 // with blocks in quarantine.
 func (s *Store) BadChunks(limit int) (all []id.ChunkID) {

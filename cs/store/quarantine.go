@@ -53,6 +53,9 @@ const (
 	// MaxBad is the number of bad blocks that a disk may have; with one more it is retired.
 	MaxBad        = 4096
 	badRegionSize = slotSize + MaxBad*badSize
+	// maxMended bounds the blocks that are remembered after they were taken off the list, mendedFor how long they are.
+	maxMended = 256
+	mendedFor = 30 * time.Second
 )
 
 // Cause says what is wrong with a block.
@@ -101,6 +104,14 @@ type quarantine struct {
 	unreadable int
 	generation uint64
 	err        error // sticky: what is on the disk is not known
+	// mended is what was taken off the list lately, oldest first. A guest may write a bad block anew before anybody has asked, and that
+	// the disk had lost it is to be known all the same.
+	mended []mendedBlock
+}
+
+type mendedBlock struct {
+	BadBlock
+	at time.Time
 }
 
 // openQuarantine opens the list of a directory, or makes it. damaged says that there was one that could not be read.
@@ -282,16 +293,30 @@ func (q *quarantine) add(c id.ChunkID, blocks []uint32, cause Cause) (fresh int,
 func (q *quarantine) remove(c id.ChunkID, first, end uint32) (n int, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	now := time.Now()
 	for b, e := range q.blocks[c] {
 		if b >= first && b < end {
 			q.cut(e)
+			q.mended = append(q.mended, mendedBlock{e, now})
 			n++
 		}
 	}
 	if n == 0 {
 		return 0, nil
 	}
+	q.mended = q.mended[max(0, len(q.mended)-maxMended):]
 	return n, q.write()
+}
+
+// lately returns the blocks that were taken off the list in the last mendedFor, at most maxMended of them, oldest first.
+func (q *quarantine) lately() (list []BadBlock) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.mended = slices.DeleteFunc(q.mended, func(b mendedBlock) bool { return time.Since(b.at) > mendedFor })
+	for _, b := range q.mended {
+		list = append(list, b.BadBlock)
+	}
+	return list
 }
 
 // keep takes off the list what known does not want, and returns how many blocks each chunk has.

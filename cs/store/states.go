@@ -210,28 +210,43 @@ func (s *Store) drop(e *entry) {
 
 // Delete removes a chunk, durably. It is not an error if the chunk is not there.
 func (s *Store) Delete(c id.ChunkID) error {
+	_, err := s.DeleteUpTo(c, 0)
+	return err
+}
+
+// DeleteUpTo is Delete, unless upTo is above 0 and the chunk has a higher epoch: then it stays. One whose header cannot be read, and which is of no use
+// therefore, goes. stays reports whether it may still be there.
+func (s *Store) DeleteUpTo(c id.ChunkID, upTo id.Epoch) (stays bool, err error) {
 	if err := s.begin(); err != nil {
-		return err
+		return true, err
 	}
 	defer s.end()
 	e := s.find(c)
 	if e == nil {
-		return nil
+		return false, nil
+	}
+	if upTo > 0 {
+		if err := s.peek(e); err != nil && !e.unreadable() {
+			return true, err
+		}
 	}
 	e.gate.Lock()
 	defer e.gate.Unlock()
-	if e.gone {
-		return nil
+	switch {
+	case e.gone:
+		return false, nil
+	case upTo > 0 && !e.corrupt && e.rep.Epoch > upTo:
+		return true, nil
 	}
 	e.unshare()
 	if err := s.o.FS.Remove(s.pathOf(c)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return s.fail("remove", c, err)
+		return true, s.fail("remove", c, err)
 	}
 	if err := s.o.FS.SyncDir(s.dirOf(c)); err != nil {
-		return s.fail("sync directory", c, err)
+		return true, s.fail("sync directory", c, err)
 	}
 	if err := s.pardon(e); err != nil {
-		return err
+		return true, err
 	}
 	if e.img != nil {
 		s.forget(e)
@@ -242,5 +257,12 @@ func (s *Store) Delete(c id.ChunkID) error {
 		s.quieted(e)
 	}
 	s.drop(e)
-	return s.failure()
+	return false, s.failure()
+}
+
+// unreadable reports whether the chunk has no valid header.
+func (e *entry) unreadable() bool {
+	e.gate.RLock()
+	defer e.gate.RUnlock()
+	return e.corrupt
 }

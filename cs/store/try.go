@@ -244,8 +244,8 @@ func (s *Store) TryFlush(op *FlushOp, c id.ChunkID, epoch id.Epoch) (begun, ok b
 		return false, true
 	}
 	im.flushMu.Lock()
-	busy := im.flushing
-	im.flushing = true
+	busy := im.flushing || s.failed.Load() != nil // the sync that has just ended failed: what the next one says is no use
+	im.flushing = im.flushing || !busy
 	im.flushMu.Unlock()
 	if busy {
 		op.leave()

@@ -513,3 +513,45 @@ func BenchmarkTry(b *testing.B) {
 		}
 	})
 }
+
+// TestTryFlushAfterAFailedOne: a flush that comes as another one of the chunk fails does not sync once more, since the disk would say that all is well.
+func TestTryFlushAfterAFailedOne(t *testing.T) {
+	s := mustOpen(t, testOptions(disk.OS{}, t.TempDir()))
+	defer s.Close()
+	must(t, s.Create(1, 1))
+	p := make([]byte, chunk.BlockSize)
+	must(t, s.Write(1, 1, 0, p, chunk.AppendSums(nil, 0, p)))
+	e := s.find(1)
+	im := e.img
+	im.flushMu.Lock() // as who ends the other flush has it
+	type outcome struct{ begun, ok bool }
+	got := make(chan outcome, 1)
+	flush := func() {
+		var op FlushOp
+		begun, ok := s.TryFlush(&op, 1, 1)
+		if begun {
+			op.Abort()
+		}
+		got <- outcome{begun, ok}
+	}
+	go flush()
+	for end := time.Now().Add(time.Minute); e.gate.TryLock(); time.Sleep(time.Millisecond) { // until it has looked whether the disk is in order
+		e.gate.Unlock()
+		select {
+		case <-got: // the look at the gate was in its way
+			go flush()
+		default:
+		}
+		if time.Now().After(end) {
+			t.Fatal("nobody flushes")
+		}
+	}
+	_ = s.fail("sync", 1, errors.New("lost"))
+	im.flushMu.Unlock()
+	if x := <-got; x.begun || x.ok {
+		t.Errorf("begun %t, done %t, want it left to Flush, which fails", x.begun, x.ok)
+	}
+	if err := s.Flush(1, 1); err == nil {
+		t.Error("flushed on a disk that has failed")
+	}
+}
