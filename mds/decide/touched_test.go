@@ -23,7 +23,7 @@ func TestTouchedKnowsEveryEvent(t *testing.T) {
 		"session_close": true, // an inode that goes with its last holder has no name
 		"replica_drop":  true, "replica_join": true, "replica_sync": true, "server_lost": true, "replica_accept": true, "bad_blocks": true, "purged": true, "punch_done": true, "settled": true,
 		"server_add": true, "server_update": true, "server_retire": true, "server_mode": true, "meta_add": true, "meta_remove": true, "meta_update": true,
-		"config_set": true, "digest": true,
+		"config_set": true, "digest": true, "security_set": true, "cert_issue": true, "cert_revoke": true,
 	}
 	fields := new(event.Event).ProtoReflect().Descriptor().Oneofs().ByName("body").Fields()
 	for i := range fields.Len() {

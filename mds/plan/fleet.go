@@ -81,7 +81,7 @@ func newFleet(s *state.State, views []ServerView, most int, reserve uint64, befo
 		x.at, x.load = where.find(&x.ServerView), x.Load
 		x.takes = x.Live && r.TakesData() && !x.Standby && !x.Draining
 		x.leaves = r.Leaving() || x.Draining
-		x.room = int64(min(x.Free, math.MaxInt64)) - int64(x.Coming) - int64(reserve)
+		x.room = int64(min(x.Free, math.MaxInt64)) - int64(x.Coming) - int64(KeepsFree(x.Total, reserve))
 		for p := range x.pos {
 			x.pos[p] = -1
 		}
@@ -97,6 +97,12 @@ func newFleet(s *state.State, views []ServerView, most int, reserve uint64, befo
 	}
 	return f
 }
+
+// reserveShare is the part of a disk, 1 in so many, that repair leaves free at most, but not less than a chunk.
+const reserveShare = 16
+
+// KeepsFree returns how many bytes repair leaves free on a disk: most, or less on a small one, which else would never get a replica.
+func KeepsFree(total, most uint64) uint64 { return min(most, max(total/reserveShare, chunk.Size)) }
 
 func (f *fleet) add(x *server) {
 	f.byID[x.ID] = x

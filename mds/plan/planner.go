@@ -26,7 +26,7 @@ type Budget struct {
 	Joins        int    // of them, that copy something; negative: none; default all
 	Bytes        uint64 // that they copy; the first one may be larger; default no limit
 	PerServer    int    // rebuilds from or to one server, those under way (ServerView.Load) included; default 2
-	Reserve      uint64 // bytes that a server keeps free; default one chunk
+	Reserve      uint64 // bytes that a server keeps free at most, see KeepsFree; default one chunk
 	Scan         int    // degraded chunks looked at; default 4,096
 	Sweep        int    // other chunks looked at; default 65,536
 	NoBackground bool   // nothing less pressing than Tidy

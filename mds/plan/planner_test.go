@@ -431,3 +431,18 @@ func TestAllFull(t *testing.T) {
 		}
 	}
 }
+
+// TestSmallDisks: what is kept free of a small disk is a part of it, so that it gets a replica which it has room for.
+func TestSmallDisks(t *testing.T) {
+	for _, x := range []struct {
+		total, free uint64 // in chunks
+		joins       int
+	}{{5, 1, 0}, {5, 2, 1}, {31, 2, 1}, {32, 2, 0}, {48, 3, 0}, {48, 4, 1}, {1000, 4, 0}, {1000, 5, 1}} {
+		s, views := cluster(3, 1)
+		alloc(s, 1, 1, 2)
+		views[2].Total, views[2].Free = x.total*chunk.Size, x.free*chunk.Size
+		if got := NewPlanner().Next(Input{State: s, Servers: views, Budget: Budget{Reserve: 4 * chunk.Size}}).Actions; len(got) != x.joins {
+			t.Errorf("%d of %d chunks free: %+v, want %d joins", x.free, x.total, got, x.joins)
+		}
+	}
+}

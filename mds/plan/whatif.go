@@ -16,7 +16,7 @@ import (
 type WhatIfOptions struct {
 	Rate       uint64                         // bytes/s that all rebuilds together copy; 0: no limit
 	ServerRate uint64                         // bytes/s that one server reads for rebuilds, and writes for them; 0: no limit
-	Reserve    uint64                         // bytes that a server keeps free; default one chunk
+	Reserve    uint64                         // as in Budget
 	MaxFiles   int                            // of Forecast.Files; 0: none
 	Bytes      func(*state.Chunk) uint64      // how much of a chunk a rebuild copies; nil: what is inside the file's size
 	Stop       func() bool                    // asked now and then: end with ErrStopped; nil: never

@@ -36,10 +36,14 @@ const (
 	SlowFactor = "slow.factor"
 	// FillMargin is the part of each chunk server's disk that no new chunk may use, in percent.
 	FillMargin = "mds.alloc.fill_margin"
+	// CertLifetime is how long certificates are valid that are given from then on.
+	CertLifetime = "security.certificate.lifetime"
 	// JournalAge is how long a metadata server keeps events in its journal.
 	JournalAge = "journal.retention.age"
 	// JournalBytes is how much room the journal of one metadata server may take up.
 	JournalBytes = "journal.retention.bytes"
+	// MDNS says whether metadata servers answer multicast questions for them.
+	MDNS = "net.mdns"
 )
 
 // Setting is one line of the table.
@@ -59,6 +63,10 @@ var table = []Setting{
 		check: checkBytes},
 	{Key: FillMargin, Default: "1", Help: "percent of each disk that is kept for the chunks that are there: below it new ones get no space, such as 5",
 		check: func(v string) error { _, err := Percent(v); return err }},
+	{Key: MDNS, Default: "off", Help: "whether metadata servers answer multicast questions (mDNS) on the link that has their address, so that a new node finds them: on or off",
+		check: checkSwitch},
+	{Key: DataTLS, Default: "off", Help: "on: data is encrypted on the way between mounts and chunk servers, and among those; connections made from then on",
+		check: checkSwitch},
 	{Key: RepairGrace, Default: "1m", Help: "give up the replicas of a chunk server that is away for longer, such as 10m",
 		check: checkGrace},
 	{Key: RepairLastGrace, Default: "15s", Help: "give up its replicas sooner where a chunk has one live replica left, such as 30s",
@@ -73,6 +81,8 @@ var table = []Setting{
 		check: func(v string) error { return checkCount(v, 1, maxServerRebuilds) }},
 	{Key: Replicas, Default: "3:2", Help: "replicas that a new chunk gets and must have, as NORM:MIN, such as 3:2",
 		check: checkReplicas},
+	{Key: CertLifetime, Default: "30d", Help: "how long a node's certificate is valid; it is renewed after two thirds, and who is off for longer needs auth-node, such as 90d",
+		check: checkLifetime},
 	{Key: SessionGrace, Default: "10m", Help: "how long a mount that is cut off keeps its open files if nobody else wants them, such as 1h; 0: not beyond its lease",
 		check: func(v string) error { _, err := Age(v); return err }},
 	{Key: SlowFactor, Default: "6", Help: "a chunk server is slow, and gets no new data and few reads, when it takes so many times what others take, such as 10; 0: never",
@@ -99,7 +109,7 @@ func Find(key string) (Setting, bool) {
 			return s, true
 		}
 	}
-	return Setting{}, false
+	return nodeSetting(key)
 }
 
 // Check reports why value cannot be set for key, in words for who set it. An empty value takes a setting back and is always right.
@@ -136,6 +146,20 @@ func checkGrace(v string) error {
 	return err
 }
 
+// Bounds of CertLifetime: below the least, clocks that differ would end certificates.
+const (
+	minLifetime = time.Hour
+	maxLifetime = 10 * 365 * 24 * time.Hour
+)
+
+func checkLifetime(v string) error {
+	d, err := Age(v)
+	if err == nil && (d < minLifetime || d > maxLifetime) {
+		err = fmt.Errorf("age %q: want 1h to 3650d", v)
+	}
+	return err
+}
+
 func checkRate(v string) error {
 	n, err := Bytes(v)
 	if err == nil && n < minRate {
@@ -162,6 +186,16 @@ func checkCount(v string, least, most int) error {
 		err = fmt.Errorf("number %q: want %d to %d", v, least, most)
 	}
 	return err
+}
+
+// On reads a switch. "" is off.
+func On(v string) bool { return v == "on" }
+
+func checkSwitch(v string) error {
+	if v != "on" && v != "off" {
+		return fmt.Errorf("switch %q: want on or off", v)
+	}
+	return nil
 }
 
 // FillMarginPercent is what FillMargin is where nothing was set.
