@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 )
 
 // slowMbps is a link's speed up to which the network, not the disks, bounds a chunk server.
@@ -28,15 +29,36 @@ func (b *Bond) Advice() []string {
 			say("slave %s is %s", s.Name, s.Status)
 		}
 	}
-	if b.MIIMon == 0 && b.ARP == 0 {
-		say("miimon is 0: a lost link is not noticed; set miimon=100")
-	}
+	b.adviseMonitor(say)
 	if b.Mode == LACPMode {
 		b.adviseLACP(say)
 	}
 	b.adviseSpread(say)
 	b.adviseSpeed(say)
 	return out
+}
+
+// Bounds of miimon: below, the driver does little else than looking at its slaves; above, a lost link is a lost second.
+const (
+	minMIIMon = 10 * time.Millisecond
+	maxMIIMon = time.Second
+)
+
+// adviseMonitor says how a lost link is noticed.
+func (b *Bond) adviseMonitor(say func(string, ...any)) {
+	mon := b.MIIMon
+	switch {
+	case mon == 0 && b.ARP == 0:
+		say("miimon is 0: a lost link is not noticed; set miimon=100")
+	case mon == 0:
+	case mon < minMIIMon:
+		say("miimon is %d ms: the driver does little else, and takes a short flicker for a lost link; set miimon=100", mon.Milliseconds())
+	case mon > maxMIIMon:
+		say("miimon is %d ms: a lost link is noticed after so long; set miimon=100", mon.Milliseconds())
+	}
+	if mon > 0 && (b.UpDelay%mon != 0 || b.DownDelay%mon != 0) {
+		say("updelay %d and downdelay %d are no multiples of miimon %d: the driver rounds them down", b.UpDelay.Milliseconds(), b.DownDelay.Milliseconds(), mon.Milliseconds())
+	}
 }
 
 func (b *Bond) adviseLACP(say func(string, ...any)) {
@@ -55,8 +77,24 @@ func (b *Bond) adviseLACP(say func(string, ...any)) {
 			say("slave %s does not come into step with the switch (churned)", s.Name)
 		}
 	}
+	b.advisePartners(say)
 	if !b.LACP.Fast {
 		say("the LACP rate is slow: a dead partner is noticed after 90 s instead of 3; set lacp_rate=fast")
+	}
+}
+
+// advisePartners says which slaves are connected to another switch than the first: the driver uses those of one only.
+func (b *Bond) advisePartners(say func(string, ...any)) {
+	first := -1
+	for i, s := range b.Slaves {
+		switch {
+		case !s.Up() || strings.Trim(s.PartnerMAC, "0:") == "":
+		case first < 0:
+			first = i
+		case s.PartnerMAC != b.Slaves[first].PartnerMAC:
+			say("slave %s is connected to %s and %s to %s: a bond uses the ports of one switch, or of several that are one to LACP (MLAG)",
+				b.Slaves[first].Name, b.Slaves[first].PartnerMAC, s.Name, s.PartnerMAC)
+		}
 	}
 }
 
@@ -65,6 +103,8 @@ func (b *Bond) adviseSpread(say func(string, ...any)) {
 	switch {
 	case b.Mode == RoundRobin:
 		say("mode balance-rr sends the packets of one connection over all slaves, out of order; use 802.3ad with layer3+4")
+	case b.Mode == ActiveBackup:
+		say("mode active-backup has one slave carry everything; use 802.3ad with layer3+4 if the switch can")
 	case b.Mode == Broadcast:
 		say("mode broadcast sends every packet over every slave")
 	case b.HasPolicy && !b.Policy.UsesPorts():
@@ -92,5 +132,14 @@ func (b *Bond) adviseSpeed(say func(string, ...any)) {
 	}
 	if len(speeds) > 0 && slices.Min(speeds) != slices.Max(speeds) {
 		say("the slaves run at different speeds, %d to %d Mbit/s", slices.Min(speeds), slices.Max(speeds))
+	}
+	var mtus []int
+	for _, s := range b.Slaves {
+		if s.MTU > 0 {
+			mtus = append(mtus, s.MTU)
+		}
+	}
+	if len(mtus) > 0 && slices.Min(mtus) != slices.Max(mtus) {
+		say("the slaves have different MTUs, %d to %d bytes: some connections hang, and others do not", slices.Min(mtus), slices.Max(mtus))
 	}
 }

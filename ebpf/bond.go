@@ -61,10 +61,27 @@ type Slave struct {
 	MAC        string // the permanent one
 	Aggregator int    // of 802.3ad; 0 for none
 	Churned    bool   // of 802.3ad: the actor's or the partner's port does not come into step
+	PartnerMAC string // of 802.3ad: the system that answers on this port; zeros if none does
+	MTU        int    // bytes; 0 if unknown: the text does not have it
 }
 
 // Up reports whether the slave carries traffic.
 func (s Slave) Up() bool { return s.Status == "up" }
+
+// Usable returns the slaves that the driver chooses among, in its order: slave number hash % len of them carries a frame. In 802.3ad they are those
+// that are up and in the active aggregator (bond_update_slave_arr of bond_main.c).
+func (b *Bond) Usable() []Slave {
+	var out []Slave
+	for _, s := range b.Slaves {
+		if s.Up() && (b.Mode != LACPMode || s.Aggregator == b.LACP.Aggregator && s.Aggregator != 0) {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// Steered reports whether the source port of a connection decides about its slave.
+func (b *Bond) Steered() bool { return b.HasPolicy && b.Policy == Layer34 }
 
 // Mode is how a bond uses its slaves; the numbers are the kernel's (include/uapi/linux/if_bonding.h).
 type Mode uint8
@@ -130,6 +147,7 @@ func ParseBond(r io.Reader) (*Bond, error) {
 type bondParser struct {
 	bond    *Bond
 	slave   *Slave // the one that the lines are about; nil before the first
+	partner bool   // they are about who it is connected to
 	line    int
 	hasMode bool
 }
@@ -141,9 +159,18 @@ func (p *bondParser) field(key, value string) error {
 		}
 		p.bond.Slaves = append(p.bond.Slaves, Slave{Name: value})
 		p.slave = &p.bond.Slaves[len(p.bond.Slaves)-1]
+		p.partner = false
 		return nil
 	}
 	if p.slave != nil {
+		switch key {
+		case "details actor lacp pdu", "details partner lacp pdu":
+			p.partner = key == "details partner lacp pdu"
+		case "system mac address":
+			if p.partner {
+				p.slave.PartnerMAC = value
+			}
+		}
 		return p.slave.field(key, value)
 	}
 	return p.master(key, value)

@@ -31,16 +31,16 @@ func TestParseBond(t *testing.T) {
 			Up: true, MIIMon: 100 * time.Millisecond, UpDelay: 200 * time.Millisecond, DownDelay: 200 * time.Millisecond,
 			LACP: LACP{Active: true, Fast: true, Select: "stable", Aggregator: 1, Ports: 2, PartnerMAC: "00:1c:73:0a:0b:0c"},
 			Slaves: []Slave{
-				{Name: "enp65s0f0np0", Status: "up", SpeedMbps: 25000, Duplex: "full", MAC: "0c:42:a1:00:10:00", Aggregator: 1},
-				{Name: "enp65s0f1np1", Status: "up", SpeedMbps: 25000, Duplex: "full", Failures: 1, MAC: "0c:42:a1:00:10:01", Aggregator: 1},
+				{Name: "enp65s0f0np0", Status: "up", SpeedMbps: 25000, Duplex: "full", MAC: "0c:42:a1:00:10:00", Aggregator: 1, PartnerMAC: "00:1c:73:0a:0b:0c"},
+				{Name: "enp65s0f1np1", Status: "up", SpeedMbps: 25000, Duplex: "full", Failures: 1, MAC: "0c:42:a1:00:10:01", Aggregator: 1, PartnerMAC: "00:1c:73:0a:0b:0c"},
 			},
 		},
 		"8023ad-slave-down.txt": {
 			Driver: driver, Mode: LACPMode, Policy: Layer2, HasPolicy: true, Up: true, MIIMon: 100 * time.Millisecond,
 			LACP: LACP{Active: true, Select: "stable", Aggregator: 1, Ports: 1, PartnerMAC: "00:1c:73:0a:0b:0c"},
 			Slaves: []Slave{
-				{Name: "eno1", Status: "up", SpeedMbps: 10000, Duplex: "full", MAC: "0c:42:a1:00:10:01", Aggregator: 1},
-				{Name: "eno2", Status: "down", Duplex: "unknown", Failures: 3, MAC: "0c:42:a1:00:10:02", Aggregator: 2, Churned: true},
+				{Name: "eno1", Status: "up", SpeedMbps: 10000, Duplex: "full", MAC: "0c:42:a1:00:10:01", Aggregator: 1, PartnerMAC: "00:1c:73:0a:0b:0c"},
+				{Name: "eno2", Status: "down", Duplex: "unknown", Failures: 3, MAC: "0c:42:a1:00:10:02", Aggregator: 2, Churned: true, PartnerMAC: "00:00:00:00:00:00"},
 			},
 		},
 		"active-backup.txt": {
@@ -92,6 +92,7 @@ func TestAdvice(t *testing.T) {
 			"hash policy layer2 sends all traffic between two hosts over one slave",
 		},
 		"active-backup.txt": {
+			"active-backup has one slave carry everything",
 			"slave eth1 runs at 1000 Mbit/s",
 			"different speeds, 1000 to 10000 Mbit/s",
 		},
@@ -121,12 +122,18 @@ func TestAdviceOfLACP(t *testing.T) {
 		"no aggregator is active":                            func(b *Bond) { b.LACP.Aggregator = 0 },
 		"the switch does not answer LACP":                    func(b *Bond) { b.LACP.PartnerMAC = "00:00:00:00:00:00" },
 		"slave enp65s0f1np1 is not in the active aggregator": func(b *Bond) { b.Slaves[1].Aggregator = 2 },
-		"(churned)":                                   func(b *Bond) { b.Slaves[0].Churned = true },
-		"random number of each socket":                func(b *Bond) { b.Policy = Encap34 },
-		"one slave only: losing enp65s0f0np0":         func(b *Bond) { b.Slaves = b.Slaves[:1] },
-		"slave enp65s0f0np0 runs at half duplex":      func(b *Bond) { b.Slaves[0].Duplex = "half" },
-		"hash policy layer2+3 sends all traffic":      func(b *Bond) { b.Policy = Layer23 },
-		"mode broadcast sends every packet over ever": func(b *Bond) { b.Mode, b.HasPolicy = Broadcast, false },
+		"ports of one switch":                                func(b *Bond) { b.Slaves[1].PartnerMAC = "00:1c:73:0a:0b:0d" },
+		"different MTUs, 1500 to 9000":                       func(b *Bond) { b.Slaves[0].MTU, b.Slaves[1].MTU = 9000, 1500 },
+		"miimon is 1 ms":                                     func(b *Bond) { b.MIIMon = time.Millisecond },
+		"miimon is 2000 ms":                                  func(b *Bond) { b.MIIMon, b.UpDelay, b.DownDelay = 2*time.Second, 0, 0 },
+		"no multiples of miimon 100":                         func(b *Bond) { b.UpDelay = 150 * time.Millisecond },
+		"miimon is 0":                                        func(b *Bond) { b.MIIMon = 0 },
+		"(churned)":                                          func(b *Bond) { b.Slaves[0].Churned = true },
+		"random number of each socket":                       func(b *Bond) { b.Policy = Encap34 },
+		"one slave only: losing enp65s0f0np0":                func(b *Bond) { b.Slaves = b.Slaves[:1] },
+		"slave enp65s0f0np0 runs at half duplex":             func(b *Bond) { b.Slaves[0].Duplex = "half" },
+		"hash policy layer2+3 sends all traffic":             func(b *Bond) { b.Policy = Layer23 },
+		"mode broadcast sends every packet over ever":        func(b *Bond) { b.Mode, b.HasPolicy = Broadcast, false },
 	} {
 		b := good()
 		change(b)

