@@ -61,6 +61,7 @@ func (s *Session) atOnce(r *request) bool {
 		r.began = time.Now()
 		r.flight = &flight{op: r.op, ino: r.ino, started: r.began}
 		s.serve(r)
+		s.initAnswered()
 	default:
 		r.began = time.Now()
 		switch r.op {
@@ -87,9 +88,9 @@ func (s *Session) spawn(r *request) {
 	if s.early.take(r.unique) {
 		s.interruptFlight(r.flight)
 	}
-	s.serving.Add(1)
+	s.enter()
 	go func() {
-		defer s.serving.Done()
+		defer s.leave()
 		unique, cost := r.unique, r.cost
 		s.serve(r)
 		s.flights.remove(unique)
@@ -108,7 +109,13 @@ func (s *Session) saturated() {
 
 // serve answers r and frees it.
 func (s *Session) serve(r *request) {
+	if s.keepBack(r) {
+		return
+	}
 	n, err := s.call(r)
+	if s.brokenOff(r, err) {
+		return
+	}
 	e := errnoOf(err)
 	if e != 0 {
 		n = 0

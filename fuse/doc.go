@@ -14,7 +14,7 @@
 //
 // Rooms. format.go and parse.go know the protocol and nothing else; request.go is one request,
 // independent of the way it arrived; dispatch.go and the ops_*.go files answer it; hot.go has reads and writes go on without a goroutine; choose.go
-// chooses the transport: loops.go reads /dev/fuse on reactors, uring.go adds FUSE over io_uring, dev.go reads it by goroutines; capture.go hands what was answered to who captures the mount; mount.go and unmount.go talk to the kernel about the mount itself.
+// chooses the transport: loops.go reads /dev/fuse on reactors, uring.go adds FUSE over io_uring, dev.go reads it by goroutines; handover.go and uringhold.go have a mount go on in another program; capture.go hands what was answered to who captures the mount; mount.go and unmount.go talk to the kernel about the mount itself.
 //
 // Locks. The tables of a Session (nodes, files, owners, flights, budget, notes) each have a mutex of
 // their own; none is held while another is taken, nor during a call of the Backend or a system call, but that an answer which the

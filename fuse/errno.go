@@ -19,7 +19,7 @@ var errnos = map[fserr.Code]syscall.Errno{
 	fserr.Deadlock: syscall.EDEADLK, fserr.Stale: syscall.ESTALE, fserr.IO: syscall.EIO, fserr.NotSupported: syscall.EOPNOTSUPP,
 	fserr.BadHandle: syscall.EBADF, fserr.Busy: syscall.EBUSY, fserr.Interrupted: syscall.EINTR, fserr.TooLong: syscall.E2BIG,
 	fserr.NoDevice: syscall.ENXIO,
-	fserr.Fenced:   syscall.ESTALE, fserr.NoSession: syscall.ESTALE,
+	fserr.Fenced:   syscall.ESTALE, fserr.NoSession: syscall.ESTALE, fserr.Denied: syscall.EPERM,
 }
 
 // errnoOf returns what the application is told of err.

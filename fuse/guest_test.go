@@ -36,6 +36,7 @@ func init() {
 		{"posix-other", false, (*guest).posixOther}, {"stall", false, (*guest).stall}, {"mapped", false, (*guest).mapped},
 		{"mount-as-user", false, (*guest).mountAsUser}, {"make", false, (*guest).make}, {"write-as-user", false, (*guest).writeAsUser},
 		{"capture", false, (*guest).capture}, {"sized", false, (*guest).sized},
+		{"handover", false, (*guest).handover},
 		{"lock-queue", false, (*guest).lockQueue},
 	}
 }

@@ -1,9 +1,11 @@
 package fuse
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -281,7 +283,63 @@ func (g *guest) lockQueue() {
 	for waiting.Load() < waiters {
 		time.Sleep(time.Millisecond)
 	}
-	time.Sleep(100 * time.Millisecond) // until they wait in the server
+	_, err := io.Copy(io.Discard, os.Stdin) // until they wait in the server
+	must(err)
 	must(unix.Close(holder))
 	all.Wait()
+}
+
+// handover uses the mount in many ways at once while it goes on in one session after another.
+func (g *guest) handover() {
+	const span = 1500 * time.Millisecond
+	end := time.Now().Add(span)
+	fd := open(g.path("f"), unix.O_RDWR|unix.O_CREAT)
+	must(unix.Unlink(g.path("f")))
+	held, waits := open(g.path("l"), unix.O_RDWR|unix.O_CREAT), open(g.path("l"), unix.O_RDWR)
+	must(unix.Flock(held, unix.LOCK_EX))
+	dir := open(g.dir, unix.O_RDONLY|unix.O_DIRECTORY)
+	var all sync.WaitGroup
+	var early atomic.Bool
+	early.Store(true)
+	all.Go(func() {
+		must(unix.Flock(waits, unix.LOCK_EX))
+		want(early.Load(), false)
+	})
+	var users sync.WaitGroup
+	for w := range 4 {
+		users.Go(func() {
+			for i := 0; time.Now().Before(end); i++ {
+				off := int64(w*64+i%64) * pageSize
+				_, err := unix.Pwrite(fd, pattern(pageSize, w+i), off)
+				must(err)
+				got := make([]byte, pageSize)
+				_, err = unix.Pread(fd, got, off)
+				must(err)
+				want(bytes.Equal(got, pattern(pageSize, w+i)), true)
+				if i%16 == 0 {
+					name := g.path(fmt.Sprintf("n%d", w))
+					must(os.WriteFile(name, []byte(name), 0o600))
+					b, err := os.ReadFile(name)
+					must(err)
+					want(string(b), name)
+					must(os.Remove(name))
+				}
+			}
+		})
+	}
+	users.Wait()
+	buf := make([]byte, pageSize)
+	n, err := unix.Getdents(dir, buf)
+	must(err)
+	_, _, names := syscall.ParseDirent(buf[:n], -1, nil)
+	want(len(names), 1)
+	early.Store(false)
+	must(unix.Flock(held, unix.LOCK_UN))
+	all.Wait()
+	var st unix.Stat_t
+	must(unix.Fstat(fd, &st))
+	want(st.Nlink, 0)
+	for _, fd := range []int{fd, held, waits, dir} {
+		must(unix.Close(fd))
+	}
 }

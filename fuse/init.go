@@ -43,8 +43,14 @@ func (s *Session) init(r *request) (int, error) {
 		Minor: int(min(minor, protoMinor)), Flags: flags, MaxWrite: maxWrite, MaxBackground: background,
 		Transport: s.transport, Why: s.why, Threads: s.threads,
 	})
-	s.readyOnce.Do(func() { close(s.ready) })
 	return initOutSize, nil
+}
+
+// initAnswered lets Mount return: not before the kernel has the answer, since until then it may change its mind about FUSE over io_uring.
+func (s *Session) initAnswered() {
+	if s.conn.Load() != nil {
+		s.readyOnce.Do(func() { close(s.ready) })
+	}
 }
 
 // checkVersion refuses kernels that cannot do what the rest of the package relies on.

@@ -24,6 +24,7 @@ type loops struct {
 	reading sync.WaitGroup
 	closed  sync.Once
 	failure atomic.Pointer[error] // what fail was told
+	paused  atomic.Bool           // nothing is read, see handover.go
 }
 
 var _ transport = (*loops)(nil)
@@ -39,10 +40,12 @@ type devLoop struct {
 	buf    *buffer
 	duty   bool         // it waits for requests, or reads some
 	few    int          // how often in a row it found hardly any
+	single int          // how often in a row the first loop found one and no more
 	join   reactor.Task // begins its duty
 	called atomic.Bool  // join is posted
 	resume reactor.Task // after a wait for the budget
 	held   bool         // until then nothing is read
+	still  atomic.Bool  // paused: it reads nothing
 	over   bool         // nothing is taken any more
 	err    error        // why; errUnmounted in order
 
@@ -57,6 +60,9 @@ const (
 	// leaves. The kernel wakes those who wait in turn, so two that wait where one would do cost twice the CPU, each being cold.
 	busyReads = 8
 	fewRounds = 32
+	// singleRounds is how often in a row the first loop finds one request before it does not look for a second one at once: that costs a system call,
+	// and to wait finds it too. At the end of as many rounds it looks again.
+	singleRounds = 16
 	// loopEnd bounds how long the end of a session waits for a loop.
 	loopEnd = 5 * time.Second
 )
@@ -64,9 +70,8 @@ const (
 // startLoops starts n reactors and has the Backend sit on each.
 func (s *Session) startLoops(n int, o reactor.Options) ([]*loop, error) {
 	var all []*loop
-	sets := processors(n)
 	for i := range n {
-		o.CPUs, o.Logger = sets[i], s.log
+		o.Logger = s.log
 		l, err := reactor.Start(o)
 		if err != nil {
 			s.endLoops(all)
@@ -110,7 +115,8 @@ func (s *Session) endLoops(all []*loop) {
 	each.Wait()
 }
 
-// processors says on which processors each of n loops runs: those of the process, dealt out in turn. One loop runs where it likes.
+// processors deals the processors of the process out to n loops, in turn: whose requests each answers, where the kernel keeps those apart. The loops run where the scheduler
+// likes: a loop that is kept off the processor to which the disk reports wakes late for each answer.
 func processors(n int) [][]int {
 	sets := make([][]int, n)
 	var may unix.CPUSet
@@ -132,15 +138,20 @@ var errNoReactor = errors.New("no reactor")
 
 // newLoops takes over fd, which is mounted. With rings for as many processors, it is FUSE over io_uring.
 func newLoops(s *Session, fd, rings int) (*loops, error) {
-	var o reactor.Options
+	return loopsWith(s, rings, func(n int) (*device, error) { return newDevice(fd, n, unpolled, s.log) })
+}
+
+// loopsWith is newLoops for a device that has that many descriptors, or fewer.
+func loopsWith(s *Session, rings int, open func(n int) (*device, error)) (*loops, error) {
+	o := reactor.Options{Batch: reactor.EvenBatch}
 	if rings > 0 {
-		o = reactor.Options{Kind: reactor.Ring, Ring: iouring.Options{SQE128: true}, Operations: ringOps}
+		o = reactor.Options{Kind: reactor.Ring, Ring: iouring.Options{SQE128: true}, Operations: ringOps, Batch: reactor.EvenBatch}
 	}
 	all, err := s.startLoops(s.opts.Loops, o)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errNoReactor, err)
 	}
-	d, err := newDevice(fd, len(all), unpolled, s.log)
+	d, err := open(len(all))
 	if err != nil {
 		s.endLoops(all)
 		return nil, err
@@ -221,6 +232,9 @@ func (d *devLoop) start() {
 		d.end(err)
 		return
 	}
+	if d.t.ring != nil && len(d.t.ring.kept) > 0 {
+		d.adopt()
+	}
 	if d.number == 0 {
 		d.arm()
 	}
@@ -241,7 +255,7 @@ func (d *devLoop) call() {
 
 // help begins to read, as another loop has more than it can do.
 func (d *devLoop) help() {
-	if d.called.Store(false); d.over || d.t.closing.Load() || d.duty {
+	if d.called.Store(false); d.over || d.t.closing.Load() || d.t.paused.Load() || d.duty {
 		return
 	}
 	d.few = 0
@@ -256,6 +270,25 @@ func (d *devLoop) leave(found int) bool {
 	}
 	d.few++
 	return d.few >= fewRounds
+}
+
+// alone is told how many requests the first loop found before there was none.
+func (d *devLoop) alone(found int) {
+	if d.single++; found > 1 {
+		d.single = 0
+	}
+}
+
+// soon tells whether to wait for another request after the first one without looking for it.
+func (d *devLoop) soon() bool {
+	if d.number > 0 || d.single < singleRounds {
+		return false
+	}
+	if d.single++; d.single < 2*singleRounds {
+		return true
+	}
+	d.single = singleRounds - 1
+	return false
 }
 
 // end says that this loop reads no more. The first one to end has the others end.
@@ -273,6 +306,8 @@ func (d *devLoop) ready(_ int, err error) {
 	switch {
 	case d.t.closing.Load():
 		d.shut()
+	case d.t.paused.Load():
+		d.rest()
 	case err != nil:
 		d.end(fmt.Errorf("wait for %s: %w", devicePath, err))
 	default:
@@ -283,6 +318,10 @@ func (d *devLoop) ready(_ int, err error) {
 func (d *devLoop) read() {
 	d.duty = true
 	for found := range readsAtOnce {
+		if d.t.paused.Load() {
+			d.rest()
+			return
+		}
 		n, err := unix.Read(d.fd, d.buf.mem[readStart:])
 		switch {
 		case err == nil:
@@ -292,7 +331,12 @@ func (d *devLoop) read() {
 			if !d.take(n) {
 				return
 			}
+			if found == 0 && d.soon() {
+				d.arm()
+				return
+			}
 		case err == unix.EAGAIN:
+			d.alone(found)
 			if d.duty = !d.leave(found); d.duty {
 				d.arm()
 			}
@@ -335,9 +379,9 @@ func (d *devLoop) take(n int) bool {
 		return true
 	}
 	d.held = true
-	s.serving.Add(1)
+	s.enter()
 	go func() {
-		defer s.serving.Done()
+		defer s.leave()
 		if s.budget.take(r.cost, s.saturated) {
 			s.spawn(r)
 		} else {

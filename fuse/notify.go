@@ -30,6 +30,7 @@ type notes struct {
 	entries map[entryName]struct{}
 	waiting map[id.Ino][]chan struct{} // closed when the notes of the inode were written
 	wake    chan struct{}              // has room for one
+	writing bool                       // some are being written
 }
 
 func (n *notes) init() {
@@ -120,6 +121,7 @@ func (s *Session) sendNotes(stop <-chan struct{}) {
 		inodes, entries, waiting := n.inodes, n.entries, n.waiting
 		n.inodes, n.entries = make(map[id.Ino]span), make(map[entryName]struct{})
 		n.waiting = make(map[id.Ino][]chan struct{})
+		n.writing = true
 		n.mu.Unlock()
 		for ino, sp := range inodes {
 			s.noteInode(ino, sp)
@@ -130,7 +132,17 @@ func (s *Session) sendNotes(stop <-chan struct{}) {
 		for e := range entries {
 			s.noteEntry(e)
 		}
+		n.mu.Lock()
+		n.writing = false
+		n.mu.Unlock()
 	}
+}
+
+// idle says that none wait and none are being written.
+func (n *notes) idle() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return len(n.inodes) == 0 && len(n.entries) == 0 && !n.writing
 }
 
 // noteInode writes struct fuse_notify_inval_inode_out.

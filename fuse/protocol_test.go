@@ -19,6 +19,7 @@ import (
 type fakeTransport struct {
 	answers map[uint64]answer
 	refuse  bool // as the kernel does when the request was taken back
+	sending func()
 }
 
 type answer struct {
@@ -34,6 +35,9 @@ func (f *fakeTransport) room(r *request, n int) []byte {
 }
 
 func (f *fakeTransport) send(r *request, e syscall.Errno, n int) error {
+	if f.sending != nil {
+		f.sending()
+	}
 	f.answers[r.unique] = answer{e, bytes.Clone(r.frame[:n])}
 	if f.refuse {
 		return syscall.ENOENT

@@ -74,6 +74,7 @@ type Session struct {
 	capture  atomic.Pointer[capture.Buffers] // of what is answered, while somebody captures it; see capture.go
 	captures *net.UnixListener               // nil: nobody can ask
 	serving  sync.WaitGroup
+	handing  handing // for another process
 
 	conn          atomic.Pointer[ConnInfo]
 	ready         chan struct{} // closed when the kernel said INIT

@@ -112,6 +112,7 @@ type file struct {
 	behind WriteBehinder // the handle, if it writes behind
 	ino    id.Ino
 	write  bool
+	number uint64
 }
 
 // files are the open files by number. Number 0 is none.
@@ -124,15 +125,21 @@ type files struct {
 func (t *files) init() { t.m = make(map[uint64]*file) }
 
 func (t *files) add(f *file) uint64 {
+	f.know()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.last++
+	f.number = t.last
+	t.m[t.last] = f
+	return t.last
+}
+
+// know finds out what the handle can do.
+func (f *file) know() {
 	f.hot, _ = f.handle.(hot.File)
 	if b, ok := f.handle.(WriteBehinder); ok && b.WritesBehind() {
 		f.behind = b
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.last++
-	t.m[t.last] = f
-	return t.last
 }
 
 func (t *files) get(fh uint64) *file {

@@ -31,6 +31,7 @@ type uring struct {
 	depth  int          // entries of a queue at first
 	most   int          // at last
 	size   int          // of a payload
+	kept   []keptRegion // of the program that served the mount before
 }
 
 var _ replier = (*uring)(nil)
@@ -44,7 +45,8 @@ type ringQueue struct {
 	refused int
 	busy    int // of the entries, those whose request is being served
 	full    bool
-	memory  [][]byte
+	held    []*ringEntry // whose requests came during a pause
+	memory  []ringRegion
 }
 
 // ringEntry is in turn with the kernel (its command is under way), and with who serves its request.
@@ -129,13 +131,23 @@ func (u *uring) fallBack(cause error) {
 
 // grow adds n entries.
 func (q *ringQueue) grow(n int) error {
-	u := q.u
-	memory, err := mapMemory(n * (u.size + ringHeaderStride))
+	r, err := newRegion(n * (q.u.size + ringHeaderStride))
 	if err != nil {
 		return err
 	}
-	q.memory = append(q.memory, memory)
+	r.entries = n
+	for _, e := range q.add(r) {
+		e.submit()
+	}
+	return nil
+}
+
+// add makes the entries that are in r.
+func (q *ringQueue) add(r ringRegion) []*ringEntry {
+	u, n, memory := q.u, r.entries, r.mem
+	q.memory = append(q.memory, r)
 	heads := memory[n*u.size:]
+	all := make([]*ringEntry, n)
 	for i := range n {
 		e := &ringEntry{
 			q: q, payload: memory[i*u.size : (i+1)*u.size : (i+1)*u.size],
@@ -148,9 +160,9 @@ func (q *ringQueue) grow(n int) error {
 			Vec: [][]byte{e.head, e.payload}, Cmd: e.command[:],
 		}
 		q.entries++
-		e.submit()
+		all[i] = e
 	}
-	return nil
+	return all
 }
 
 // submit gives the entry to the kernel.
@@ -183,6 +195,10 @@ func (e *ringEntry) done(_ int, err error) {
 	default:
 		e.known, e.lost = true, nil
 		q.busy++
+		if u.t.paused.Load() {
+			q.held = append(q.held, e)
+			return
+		}
 		d.arrived(e)
 		q.look()
 	}
@@ -241,9 +257,9 @@ func (d *devLoop) arrived(e *ringEntry) {
 		s.spawn(r)
 		return
 	}
-	s.serving.Add(1)
+	s.enter()
 	go func() { // the entry bounds them
-		defer s.serving.Done()
+		defer s.leave()
 		if s.budget.take(r.cost, s.saturated) {
 			s.spawn(r)
 		} else {
@@ -295,6 +311,7 @@ func (e *ringEntry) commit() {
 		return // there is nobody to take it
 	}
 	e.q.busy--
+	le.PutUint64(e.head[ringCommitID:], 0) // a header with one holds a request, see adopt
 	le.PutUint64(e.command[8:], e.unique)
 	e.raw.SQE.Off, e.raw.Vec = ringCommit, nil
 	e.submit()
@@ -321,21 +338,11 @@ func (u *uring) ended(within time.Duration) error {
 // free unmaps the memory.
 func (u *uring) free() {
 	for _, q := range u.queues {
-		for _, m := range q.memory {
-			_ = unix.Munmap(m)
+		for _, r := range q.memory {
+			r.free()
 		}
 		q.memory = nil
 	}
-}
-
-// mapMemory returns memory that takes up room only where it was used.
-func mapMemory(n int) ([]byte, error) {
-	m, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
-	if err != nil {
-		return nil, fmt.Errorf("map %d bytes: %w", n, err)
-	}
-	_ = unix.Madvise(m, unix.MADV_NOHUGEPAGE) // a huge page would hold the first bytes of two payloads
-	return m, nil
 }
 
 // early are the requests that INTERRUPT came for before they did, as it comes by another way. The kernel does not say so again.

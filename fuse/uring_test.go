@@ -1,6 +1,7 @@
 package fuse
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -42,10 +43,60 @@ func TestUringSwitchedOff(t *testing.T) {
 	}
 }
 
+// TestMountWaitsForInit: who has a mount may switch FUSE over io_uring off, so the kernel has the answer to INIT by then.
+func TestMountWaitsForInit(t *testing.T) {
+	s, f := fakeSession(t, newMemFS())
+	ready := func() bool {
+		select {
+		case <-s.ready:
+			return true
+		default:
+			return false
+		}
+	}
+	f.sending = func() {
+		if ready() {
+			t.Error("ready before INIT was answered")
+		}
+	}
+	init := encode(opInit, 2, 0, u32(7), u32(45), u32(1<<17), u32(0xffffffff), u32(0xffffffff), make([]byte, 44))
+	if err := feed(s, init); err != nil {
+		t.Fatal(err)
+	}
+	if !ready() {
+		t.Error("not ready after INIT was answered")
+	}
+}
+
 // TestUringLocks has more waits for locks than a queue has entries at first: the unlock gets through, and so do all who wait.
 func TestUringLocks(t *testing.T) {
 	s, dir := way{transport: Uring}.mount(t, newHotFS(), nil)
-	runGuest(t, "lock-queue", dir)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := guestCommand(ctx, "lock-queue", dir)
+	cmd.Stderr = t.Output()
+	more, err := cmd.StdinPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	waiting := func() (n int) {
+		for _, f := range s.flights.all() {
+			if f.op == opSetlkw {
+				n++
+			}
+		}
+		return n
+	}
+	for waiting() <= ringDepth+8 && ctx.Err() == nil {
+		time.Sleep(time.Millisecond)
+	}
+	more.Close()
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
 	if err := s.Unmount(10 * time.Second); err != nil {
 		t.Error(err)
 	}

@@ -53,7 +53,8 @@ func (r *Ring) TimeoutUpdate(o Op, d time.Duration, data uint64) (Op, error) {
 	return Op(e.UserData), nil
 }
 
-// TimeoutRemove queues the removal of a time-out. ENOENT means that it has fired.
+// TimeoutRemove queues the removal of a time-out. ENOENT means that it has fired. One with Repeat, which may be between two of its periods, goes on
+// then if its completions have More: remove it again.
 func (r *Ring) TimeoutRemove(o Op, data uint64) (Op, error) {
 	e, _, err := r.take(OpTimeoutRemove, -1, data)
 	if err != nil {

@@ -16,8 +16,9 @@ func TestTimeout(t *testing.T) {
 		start := time.Now()
 		r.ok(r.Timeout(20*time.Millisecond, 0, 1))
 		r.ok(r.Timeout(10*time.Millisecond, iouring.Boottime, 2))
-		r.wantErr(2, unix.ETIME)
-		r.wantErr(1, unix.ETIME)
+		if m := r.all(2); m[1].Err != unix.ETIME || m[2].Err != unix.ETIME { // in any order: they are of two clocks, and a busy machine looks at both late
+			t.Errorf("two time-outs: %+v", m)
+		}
 		if d := time.Since(start); d < 20*time.Millisecond {
 			t.Errorf("20 ms were over after %v", d)
 		}
@@ -57,14 +58,26 @@ func TestTimeout(t *testing.T) {
 				t.Errorf("tick %+v with %v", c, r.Features())
 			}
 		}
-		if more {
-			r.ok(r.TimeoutRemove(o, 4))
-			for c := r.next(); c.Data != 4; c = r.next() {
-				more = c.More()
+		// One that has just fired is not found, and goes on: the kernel sets it again when it has told of it.
+		for try := 0; more; try++ {
+			switch try {
+			case 0:
+				time.Sleep(3 * time.Millisecond)
+			case 1000:
+				t.Fatal("a time-out is never removed")
 			}
-			for more {
-				c := r.want(3)
-				more = c.More()
+			r.ok(r.TimeoutRemove(o, 4))
+			removed, told := false, false
+			for !told || removed && more {
+				switch c := r.next(); c.Data {
+				case 3:
+					more = c.More()
+				case 4:
+					told, removed = true, c.Err == nil
+					if c.Err != nil && c.Err != unix.ENOENT {
+						t.Fatalf("removal %+v", c)
+					}
+				}
 			}
 		}
 		r.idle()

@@ -183,6 +183,60 @@ func TestFlushesShare(t *testing.T) {
 	})
 }
 
+// TestOrder: a change that waits is made before those that overlap it and were started later, on whatever loop, and keeps no others.
+func TestOrder(t *testing.T) {
+	const size = 1 << 20
+	each(t, size, func(b *bench) {
+		enter, leave := make(chan struct{}, 1), make(chan struct{})
+		b.f.Gate(func(_ context.Context, what string) error {
+			if what == "punch" {
+				enter <- struct{}{}
+				<-leave
+			}
+			return nil
+		})
+		var mu sync.Mutex
+		var ended []int
+		var wg sync.WaitGroup
+		start := func(n, loop int, op *block.Op) {
+			wg.Add(1)
+			op.Done = func(err error) {
+				defer wg.Done()
+				mu.Lock()
+				defer mu.Unlock()
+				if ended = append(ended, n); err != nil {
+					t.Errorf("change %d: %v", n, err)
+				}
+			}
+			begun := make(chan struct{})
+			b.loops[loop].Do(func() { b.d.Start(b.loops[loop], op); close(begun) })
+			<-begun
+		}
+		fill := func(n byte, length int) []byte { return bytes.Repeat([]byte{n}, length) }
+		start(0, 0, &block.Op{Kind: block.Zero, Off: 8192, N: 8192})
+		<-enter
+		for i := range 8 { // some of them on goroutines
+			start(1+i, 1, &block.Op{Kind: block.Write, P: fill(byte(1+i), 8192), Off: 12288, FUA: i%3 == 0})
+		}
+		start(9, 0, &block.Op{Kind: block.Write, P: fill(9, 4096), Off: 16384})
+		for i := range 8 {
+			b.must(i%2, &block.Op{Kind: block.Write, P: fill(100, 4096), Off: int64(65536 + i*4096)})
+		}
+		mu.Lock()
+		if len(ended) > 0 {
+			t.Errorf("%v have ended before the change that they were started after", ended)
+		}
+		mu.Unlock()
+		close(leave)
+		wg.Wait()
+		b.f.Data(func(p []byte) {
+			if !bytes.Equal(p[8192:12288], make([]byte, 4096)) || !bytes.Equal(p[12288:16384], fill(8, 4096)) || !bytes.Equal(p[16384:20480], fill(9, 4096)) {
+				t.Errorf("%d, %d and %d: not what the last changes made", p[8192], p[12288], p[16384])
+			}
+		})
+	})
+}
+
 // TestStuck: a disk whose cluster does not answer holds up neither reads of another loop's memory nor its own end.
 func TestStuck(t *testing.T) {
 	each(t, 1<<20, func(b *bench) {

@@ -48,6 +48,19 @@ type OpenFile interface {
 	Release(ctx context.Context) error
 }
 
+// Guarded is an OpenFile whose session can be lost, and the image be somebody else's then.
+type Guarded interface {
+	OpenFile
+	// Lost says that its session was lost.
+	Lost() bool
+	// Taken says that somebody else may have been let write to the image since those of its opens were lost. Who has used these must not go on with this one:
+	// what he believes to be in the image is not there any more.
+	Taken(lost []OpenFile) bool
+}
+
+// ErrTaken is why an image is not opened again for those who used it before.
+var ErrTaken = fmt.Errorf("the session behind the image was lost, and somebody else was let write to it since: a guest that goes on would damage it; stop the guest, and start this server again: %w", fserr.Busy)
+
 // Kind is what an operation does.
 type Kind uint8
 
@@ -80,6 +93,8 @@ type Op struct {
 	err  error
 	task reactor.Task
 	next *Op
+
+	parked bool // it waits for another change; guarded by late.mu
 }
 
 // Extent is a part of a disk.
@@ -96,6 +111,7 @@ type Disk struct {
 	cancel context.CancelFunc
 	dead   atomic.Bool
 	wrote  atomic.Bool
+	late   late
 	crew   crew
 
 	flushMu sync.Mutex
@@ -138,14 +154,16 @@ func (d *Disk) Start(l *Loop, op *Op) {
 	if op.task.Run == nil {
 		op.task.Run = op.deliver
 	}
-	if (op.Kind == Write || op.Kind == Trim || op.Kind == Zero) && !d.wrote.Load() {
+	changes := op.changes()
+	if changes && !d.wrote.Load() {
 		d.wrote.Store(true)
 	}
 	switch {
 	case op.Kind == Flush:
 		d.flush(op)
 	case op.Kind == Read && d.hot != nil && l.seated && d.hot.BeginRead(l.seat, op.P, op.Off, op):
-	case op.Kind == Write && d.hot != nil && l.seated && d.hot.BeginWrite(l.seat, op.P, op.Off, op):
+	case op.Kind == Write && d.hot != nil && l.seated && !d.late.meets(op) && d.hot.BeginWrite(l.seat, op.P, op.Off, op):
+	case changes && !d.late.add(op): // its turn comes
 	default:
 		d.crew.add(op)
 	}
@@ -258,6 +276,7 @@ func (op *Op) do() (err error, ended bool) {
 	default:
 		return fmt.Errorf("operation %d: %w", op.Kind, fserr.Invalid), true
 	}
+	d.late.ended(op, d.crew.add)
 	if err == nil && op.FUA {
 		d.flush(op)
 		return nil, false

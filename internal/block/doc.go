@@ -7,8 +7,8 @@
 // under way, ends the disk's goroutines; closing the file is the caller's.
 //
 // What it guarantees: a flush covers every operation of the disk that had ended before it began, on whatever loop; an operation with FUA has
-// been flushed when it ends. A read beyond the end of a file that has become shorter gives zeros. When the session behind the file is lost, every
-// operation fails for ever, and Dead says so.
+// been flushed when it ends. Of changes that overlap, one that has to wait is made before those that were started after it. A read beyond the
+// end of a file that has become shorter gives zeros. When the session behind the file is lost, every operation fails for ever, and Dead says so.
 //
 // Nothing is allocated for a read or write that begins on the loop.
 package block

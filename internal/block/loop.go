@@ -48,7 +48,7 @@ func StartLoops(o LoopOptions) (all []*Loop, err error) {
 	if o.Threads < 1 || o.Threads > maxThreads || o.Memory < o.Threads*MinMemory {
 		return nil, fmt.Errorf("%d threads with %d bytes: want 1 to %d, and %d bytes for each", o.Threads, o.Memory, maxThreads, MinMemory)
 	}
-	o.Reactor.Kind, o.Reactor.Logger = o.Kind, o.Logger
+	o.Reactor.Kind, o.Reactor.Logger, o.Reactor.Batch = o.Kind, o.Logger, reactor.EvenBatch
 	// How much waits to be sent is bounded by the memory.
 	o.Reactor.SendBytes, o.Reactor.SendTimeout, o.Reactor.FillTimeout = 1<<30, IdleTimeout, IdleTimeout
 	defer func() {

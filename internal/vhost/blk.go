@@ -73,6 +73,10 @@ func (r *req) begin() error {
 		r.data, r.n, r.op.Kind = out, nOut, block.Write
 		r.op.FUA = d.features.Load()&featFlush == 0 // the guest has no way to flush
 	case kind == blkFlush:
+		if d.s.lost.CompareAndSwap(true, false) {
+			r.end(statusIOErr, 0)
+			return nil
+		}
 		r.op.Kind = block.Flush
 		d.disk.Start(r.q.l.Loop, &r.op)
 		return nil
@@ -155,6 +159,10 @@ func (r *req) transfer() {
 func (r *req) done(err error) {
 	status, n := uint8(statusOK), 0
 	switch {
+	case err != nil && fserr.Of(err) != fserr.Stale && r.q.log.p != nil && r.q.d.s.gaveUp.Load():
+		r.wrote()
+		r.forget() // it stays marked
+		return
 	case err == nil && r.op.Kind == block.Read:
 		n = r.n
 		if r.buf != nil {
@@ -173,6 +181,7 @@ func (r *req) done(err error) {
 // end tells the guest, with n bytes of data filled.
 func (r *req) end(status uint8, n int) {
 	r.status[0] = status
+	r.wrote()
 	r.q.end(r.head, uint32(n)+1)
 	r.forget()
 }

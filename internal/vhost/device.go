@@ -18,10 +18,11 @@ import (
 type device struct {
 	s        *Server
 	h        channel
-	disk     *block.Disk
-	file     block.OpenFile
 	size     int64 // bytes; whole blocks
 	readOnly bool
+
+	disk *block.Disk // nil: not open
+	file block.OpenFile
 
 	features   atomic.Uint64 // that the guest has taken
 	protocol   uint64
@@ -30,22 +31,23 @@ type device struct {
 	queues     []*queue
 	inflight   []byte
 	inflightAs inflightDesc
+	log        *dirtyLog // nil: none
 
 	logMu  sync.Mutex
 	logged time.Time
 }
 
-// newDevice opens the image for a front end.
+// newDevice makes what a front end sees of the image, without opening it.
 func newDevice(ctx context.Context, s *Server, h channel) (*device, error) {
-	file, size, err := s.o.Image.Open(ctx, s.o.ReadOnly)
+	size, err := s.o.Image.Size(ctx)
 	if err != nil {
 		return nil, err
 	}
-	d := &device{s: s, h: h, file: file, disk: block.NewDisk(file), size: size - size%int64(s.o.BlockSize), readOnly: s.o.ReadOnly}
+	d := &device{s: s, h: h, size: size - size%int64(s.o.BlockSize), readOnly: s.o.ReadOnly}
 	if d.size != size {
 		s.log.Warn("the image is not of whole blocks; its end is not shown", "size", size, "shown", d.size)
 	}
-	d.offered = featSizeMax | featSegMax | featBlockSize | featFlush | featTopology | featIndirect | featEventIndex | featProtocol | featVersion1
+	d.offered = featSizeMax | featSegMax | featBlockSize | featFlush | featTopology | featIndirect | featEventIndex | featProtocol | featVersion1 | featLogAll
 	if s.o.Queues > 1 {
 		d.offered |= featQueues
 	}
@@ -82,7 +84,7 @@ func (d *device) handle(m *message) error {
 	case getFeatures:
 		return number(d.offered)
 	case getProtocolFeatures:
-		return number(protoQueues | protoReplyAck | protoConfig | protoInflight)
+		return number(protoOffered)
 	case getQueueNum:
 		return number(uint64(len(d.queues)))
 	case getConfig:
@@ -110,6 +112,9 @@ func (d *device) handle(m *message) error {
 		}
 		return number(failed)
 	}
+	if err == nil && m.request == setLogBase && d.protocol&protoLog != 0 {
+		return number(0) // always has an answer
+	}
 	return err
 }
 
@@ -123,10 +128,7 @@ func (d *device) change(m *message) (err error) {
 		if err != nil {
 			return err
 		}
-		if f&^d.offered != 0 {
-			return fmt.Errorf("%w: features %#x, of which %#x were not offered", ErrProtocol, f, f&^d.offered)
-		}
-		d.features.Store(f)
+		return d.setFeatures(f)
 	case setProtocolFeatures:
 		if d.protocol, err = decodeU64(m.body); err != nil {
 			return err
@@ -135,6 +137,8 @@ func (d *device) change(m *message) (err error) {
 		return d.setMemory(m)
 	case setInflightFD:
 		return d.setInflight(m)
+	case setLogBase:
+		return d.setLog(m)
 	default:
 		return d.changeQueue(m)
 	}
@@ -160,6 +164,9 @@ func (d *device) changeQueue(m *message) error {
 		if fd >= 0 && v&noFD != 0 || fd < 0 && v&noFD == 0 {
 			setFD(&fd, -1)
 			return fmt.Errorf("%w: the descriptor of queue %d is missing, or not announced", ErrProtocol, q.index)
+		}
+		if m.request == setVringKick {
+			return d.startQueue(q, fd)
 		}
 		q.l.do(func() { err = q.setDescriptor(m.request, fd) })
 		return err
@@ -197,10 +204,10 @@ func (q *queue) set(what request, v uint32) error {
 		return nil
 	}
 	switch {
-	case q.running:
+	case q.busy():
 		return fmt.Errorf("%w: queue %d is running", ErrProtocol, q.index)
 	case what == setVringBase && v <= 1<<16-1:
-		q.base = uint16(v)
+		q.base, q.lastAvail = uint16(v), uint16(v) // which is the answer if it is stopped before it has begun
 	case what == setVringNum && v >= 2 && v <= maxQueueSize && v&(v-1) == 0:
 		q.num = uint16(v)
 	default:
@@ -220,7 +227,7 @@ func (q *queue) setDescriptor(what request, fd int) error {
 	case setVringErr:
 		setFD(&q.err, fd)
 	case setVringKick:
-		if q.running || q.polling || q.underWay > 0 {
+		if q.busy() {
 			setFD(&fd, -1)
 			return fmt.Errorf("%w: queue %d is running", ErrProtocol, q.index)
 		}
@@ -247,33 +254,6 @@ func (d *device) each(f func(q *queue)) {
 	}
 }
 
-// stopQueue ends a queue, when what is under way of it has ended, and answers how far it was read.
-func (d *device) stopQueue(m *message) error {
-	i, _, err := decodeState(m.body)
-	if err != nil {
-		return err
-	}
-	q, err := d.queue(i)
-	if err != nil {
-		return err
-	}
-	d.quiet(q)
-	var at uint16
-	q.l.do(func() {
-		at = q.lastAvail
-		q.base = at
-		setFD(&q.kick, -1)
-	})
-	return d.h.reply(m.request, le.AppendUint32(le.AppendUint32(nil, i), uint32(at)), -1)
-}
-
-// quiet stops a queue and waits until nothing of it is under way.
-func (d *device) quiet(q *queue) {
-	done := make(chan struct{})
-	q.l.do(func() { q.stop(func() { close(done) }) })
-	<-done
-}
-
 // setMemory takes another table of the guest's memory.
 func (d *device) setMemory(m *message) error {
 	all, err := decodeMemory(m.body)
@@ -283,6 +263,12 @@ func (d *device) setMemory(m *message) error {
 	t, err := mapTable(all, m.fds)
 	if err != nil {
 		return err
+	}
+	if d.logging() {
+		if err := d.fits(d.log, t); err != nil {
+			d.letGo(t)
+			return err
+		}
 	}
 	old := d.table
 	d.each(func(q *queue) {
@@ -308,7 +294,7 @@ func (d *device) setInflight(m *message) error {
 	}
 	defer unix.Close(fd)
 	running := false
-	d.each(func(q *queue) { running = running || q.running || q.underWay > 0 })
+	d.each(func(q *queue) { running = running || q.busy() })
 	if running {
 		return fmt.Errorf("%w: memory for requests under way while queues run", ErrProtocol)
 	}
@@ -367,7 +353,7 @@ func (d *device) failed(r *req, err error) {
 	if now := time.Now(); now.Sub(d.logged) >= time.Second {
 		d.logged = now
 		hint := ""
-		if d.disk.Dead() {
+		if d.disk != nil && d.disk.Dead() {
 			hint = "the session of the image was lost: connect again, or start this server again"
 		}
 		d.s.log.Warn("a request failed", "kind", r.op.Kind, "offset", r.op.Off, "bytes", max(r.n, int(r.op.N)), "err", err, "hint", hint)
@@ -383,18 +369,12 @@ func (d *device) close() error {
 		setFD(&q.kick, -1)
 		setFD(&q.call, -1)
 		setFD(&q.err, -1)
-		q.t, q.desc, q.avail, q.used = nil, nil, nil, nil
+		q.unmap()
 	})
 	d.letGo(d.table)
-	d.disk.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), releaseTimeout)
-	defer cancel()
-	var errs []error
+	errs := []error{d.detach(), d.dropLog()}
 	if d.inflight != nil {
 		errs = append(errs, unix.Munmap(d.inflight))
 	}
-	if d.disk.Wrote() {
-		errs = append(errs, d.file.Fsync(ctx, false))
-	}
-	return errors.Join(append(errs, d.file.Release(ctx))...)
+	return errors.Join(errs...)
 }

@@ -2,11 +2,14 @@
 // requests are taken from there, on the threads of reactors.
 //
 // Use: Start with block.Loops, a listening UNIX socket and an image; Shutdown ends it in order. One front end (qemu) is served at a time: others are hung up on. The
-// image is open while one is connected.
+// image is open while a queue runs, and flushed and given back before the front end hears that the last one has ended: so the guest can be moved to another host,
+// where another server has waited with opening it.
 //
 // Protocol (docs/interop/vhost-user.rst of qemu, virtio 1.2 sections 2.7 and 5.2): protocol features, several queues, configuration space, REPLY_ACK, and INFLIGHT_SHMFD, by which the
 // requests that were under way when this process was killed are found in memory that the front end keeps, and done again by the next one, in their order, before others.
-// Split virtqueues with indirect descriptors and event indexes; not packed ones, no dirty log (so no live migration by memory copy), no postcopy.
+// LOG_SHMFD, by which the front end learns which pages of the guest were written while it copies them to another host (dirty.go, logging.go). With -accel tcg, qemu before
+// 9.0 itself loses writes of the guest's processor if the queues stop and begin again in the middle of that (its sync of dirty pages leaves the TLB as it is).
+// Split virtqueues with indirect descriptors and event indexes; not packed ones, no postcopy.
 // Requests: read, write, flush, discard, write zeroes, identity.
 //
 // Reads fill the guest's memory where a request lies in one piece there, else they are copied. Writes are copied out of it first, always: a

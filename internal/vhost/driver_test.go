@@ -242,10 +242,10 @@ func (g *guest) connect(path string) {
 	if m := g.ask(getFeatures, nil); le.Uint64(m.body)&g.features != g.features {
 		g.t.Fatalf("features %#x are offered, want %#x", le.Uint64(m.body), g.features)
 	}
-	if m := g.ask(getProtocolFeatures, nil); le.Uint64(m.body) != protoQueues|protoReplyAck|protoConfig|protoInflight {
+	if m := g.ask(getProtocolFeatures, nil); le.Uint64(m.body) != protoOffered {
 		g.t.Fatalf("features of the protocol %#x", m.body)
 	}
-	if err := g.say(setProtocolFeatures, 0, u64(protoQueues|protoReplyAck|protoConfig|protoInflight)); err != nil {
+	if err := g.say(setProtocolFeatures, 0, u64(protoOffered)); err != nil {
 		g.t.Fatal(err)
 	}
 	if !g.must(setOwner, nil) || !g.must(setFeatures, u64(g.features)) {
@@ -267,6 +267,14 @@ func (g *guest) table() []byte {
 // begin sets memory and queues going. base is where the available ring is read from.
 func (g *guest) begin() {
 	g.t.Helper()
+	if !g.tryBegin() {
+		g.t.Fatal("the queues were refused")
+	}
+}
+
+// tryBegin reports whether they go.
+func (g *guest) tryBegin() bool {
+	g.t.Helper()
 	if g.inflight < 0 {
 		m := g.ask(getInflightFD, inflightDesc{queues: 2, queueSize: ringSize}.append(nil))
 		g.desc, _ = decodeInflight(m.body)
@@ -274,17 +282,24 @@ func (g *guest) begin() {
 	}
 	ok := g.must(setInflightFD, g.desc.append(nil), g.inflight) && g.must(setMemTable, g.table(), g.fd, g.fd)
 	for _, q := range g.queues {
-		addr := state(q.index, 0)
-		for _, off := range []int{0, 0x2000, 0x1000} { // descriptors, used, available
-			addr = le.AppendUint64(addr, uint64(userBase+q.base+off))
-		}
 		ok = ok && g.must(setVringNum, state(q.index, ringSize)) && g.must(setVringBase, state(q.index, uint32(q.usedIdx))) &&
-			g.must(setVringAddr, append(addr, make([]byte, 8)...)) && g.must(setVringCall, u64(uint64(q.index)), q.call) &&
+			g.must(setVringAddr, q.addrs(g.features&featLogAll != 0)) && g.must(setVringCall, u64(uint64(q.index)), q.call) &&
 			g.must(setVringKick, u64(uint64(q.index)), q.kick) && g.must(setVringEnable, state(q.index, 1))
 	}
-	if !ok {
-		g.t.Fatal("the queues were refused")
+	return ok
+}
+
+// addrs is the payload of setVringAddr.
+func (q *ring) addrs(logged bool) []byte {
+	flags := uint32(0)
+	if logged {
+		flags = ringLogged
 	}
+	addr := state(q.index, flags)
+	for _, off := range []int{0, 0x2000, 0x1000} { // descriptors, used, available
+		addr = le.AppendUint64(addr, uint64(userBase+q.base+off))
+	}
+	return le.AppendUint64(addr, uint64(guestLow+q.base+0x2000))
 }
 
 func (q *ring) desc() []byte  { return q.g.mem[q.base:] }

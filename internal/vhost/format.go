@@ -30,6 +30,7 @@ const (
 	setOwner            request = 3
 	resetOwner          request = 4
 	setMemTable         request = 5
+	setLogBase          request = 6
 	setVringNum         request = 8
 	setVringAddr        request = 9
 	setVringBase        request = 10
@@ -58,6 +59,7 @@ const (
 	featQueues      = 1 << 12
 	featDiscard     = 1 << 13
 	featWriteZeroes = 1 << 14
+	featLogAll      = 1 << 26 // not the guest's: the front end wants to know which of its pages are written
 	featIndirect    = 1 << 28
 	featEventIndex  = 1 << 29
 	featProtocol    = 1 << 30
@@ -67,9 +69,12 @@ const (
 // Features of the protocol.
 const (
 	protoQueues   = 1 << 0
+	protoLog      = 1 << 1 // the log of pages is memory that is shared
 	protoReplyAck = 1 << 3
 	protoConfig   = 1 << 9
 	protoInflight = 1 << 12
+
+	protoOffered = protoQueues | protoLog | protoReplyAck | protoConfig | protoInflight
 )
 
 // Limits.
@@ -86,6 +91,8 @@ const (
 	maxZero    = 64 << 20
 
 	noFD = 1 << 8 // in a ring's number: no descriptor comes with it
+
+	ringLogged = 1 << 0 // in a ring's flags: what is written into the used ring is to be logged at an address of its own
 )
 
 // ErrProtocol is wrapped by errors that say how the front end or the guest broke the protocol.
@@ -123,7 +130,11 @@ func decodeMemory(p []byte) ([]region, error) {
 }
 
 // ringAddr is where a ring's parts are, by addresses in the front end.
-type ringAddr struct{ desc, used, avail uint64 }
+type ringAddr struct {
+	desc, used, avail uint64
+	logged            bool
+	log               uint64 // if logged: what is written into the used ring is in the log from this address of the guest on
+}
 
 // decodeState reads a queue's number and a value.
 func decodeState(p []byte) (queue, value uint32, err error) {
@@ -137,7 +148,7 @@ func decodeAddr(p []byte) (queue uint32, a ringAddr, err error) {
 	if len(p) != 40 {
 		return 0, a, fmt.Errorf("%w: the addresses of a queue in %d bytes, want 40", ErrProtocol, len(p))
 	}
-	return le.Uint32(p), ringAddr{le.Uint64(p[8:]), le.Uint64(p[16:]), le.Uint64(p[24:])}, nil
+	return le.Uint32(p), ringAddr{le.Uint64(p[8:]), le.Uint64(p[16:]), le.Uint64(p[24:]), le.Uint32(p[4:])&ringLogged != 0, le.Uint64(p[32:])}, nil
 }
 
 func decodeU64(p []byte) (uint64, error) {

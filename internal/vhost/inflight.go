@@ -29,14 +29,15 @@ const (
 // inflightSize is how much a queue of num descriptors takes, in bytes.
 func inflightSize(num uint16) int { return (inflightHead + inflightDescr*int(num) + 63) &^ 63 }
 
-// adopt makes sense of what is there when a queue begins whose used index is used, and returns the heads that are under way, the oldest first.
-func (f *inflight) adopt(num, used uint16) []uint16 {
+// adopt makes sense of what is there when a queue begins whose used index is used, and returns the heads that are under way, the oldest first; old says that
+// somebody has used the memory before.
+func (f *inflight) adopt(num, used uint16) (all []uint16, old bool) {
 	word := load32(f.p, 8)
 	if uint16(word) != inflightVersion || uint16(word>>16) != num {
 		clear(f.p)
 		store32(f.p, 12, uint32(used)<<16)
 		store32(f.p, 8, inflightVersion|uint32(num)<<16)
-		return nil
+		return nil, false
 	}
 	last := load32(f.p, 12)
 	if uint16(last>>16) != used {
@@ -45,7 +46,6 @@ func (f *inflight) adopt(num, used uint16) []uint16 {
 		}
 		store32(f.p, 12, last&0xffff|uint32(used)<<16)
 	}
-	var all []uint16
 	for head := range num {
 		if load32(f.p, f.at(head))&0xff != 0 {
 			all = append(all, head)
@@ -55,7 +55,7 @@ func (f *inflight) adopt(num, used uint16) []uint16 {
 	if len(all) > 0 {
 		f.counter = f.count(all[len(all)-1])
 	}
-	return all
+	return all, true
 }
 
 func (f *inflight) at(head uint16) int { return inflightHead + inflightDescr*int(head) }

@@ -25,19 +25,26 @@ type queue struct {
 	disabled  bool
 
 	running           bool // requests are taken
+	begun             bool // it has run before, for this front end
 	broken            error
-	t                 *table
+	t                 *table // held while the ring is known
 	desc, avail, used []byte
 	lastAvail         uint16 // how far the available ring was read
 	usedIndex         uint16
 	log               inflight
-	reqs              []*req // by head
+	dirty             *dirtyLog // where what is written is logged; nil: nowhere
+	unlogged          bool      // it is to be logged and there is no log yet: nothing is begun
+	forgotten         bool      // what another process has logged may not have been seen: all memory counts as written
+	reqs              []*req    // by head
 	underWay          int
-	waiting           *req // for memory: nothing is taken before it is begun
+	again             []uint16 // heads that were under way in another process and are to be begun, also while the queue is stopped or disabled
+	waiting           *req     // for memory: nothing is taken before it is begun
 
 	poll    reactor.Op
 	polling bool
-	watched int // descriptor, -1: none
+	more    reactor.Task // goes on where serve stopped to let others have their turn
+	posted  bool         // more is
+	watched int          // descriptor, -1: none
 	quiet   []func()
 	one     [8]byte
 	got     [8]byte
@@ -48,6 +55,11 @@ func newQueue(d *device, l *loop, index int) *queue {
 	q := &queue{d: d, l: l, index: index, kick: -1, call: -1, err: -1, watched: -1}
 	q.one[0] = 1 // the machine is little-endian; any number but 0 is a signal
 	q.poll.Done = q.kicked
+	q.more.Run = func() {
+		q.posted = false
+		q.serve()
+		q.settled()
+	}
 	return q
 }
 
@@ -61,8 +73,16 @@ func (q *queue) resolve(t *table) error {
 	case address(avail)%4 != 0 || address(used)%4 != 0:
 		return fmt.Errorf("%w: queue %d: rings at %#x and %#x are not aligned to 4 bytes", ErrProtocol, q.index, q.addr.avail, q.addr.used)
 	}
+	t.hold() // until there is another one: what ends is told in these rings
+	q.unmap()
 	q.t, q.desc, q.avail, q.used = t, desc, avail, used
 	return nil
+}
+
+// unmap lets go of the rings.
+func (q *queue) unmap() {
+	q.d.letGo(q.t)
+	q.t, q.desc, q.avail, q.used = nil, nil, nil, nil
 }
 
 // start begins to serve the queue: first what was under way when another process served it.
@@ -86,20 +106,19 @@ func (q *queue) start() error {
 	q.broken, q.running = nil, true
 	q.usedIndex = uint16(load32(q.used, 0) >> 16)
 	q.lastAvail = q.base
-	q.log = inflight{p: q.d.inflightOf(q.index, q.num)}
+	q.log, q.again = inflight{p: q.d.inflightOf(q.index, q.num)}, nil
 	if q.log.p != nil {
-		again := q.log.adopt(q.num, q.usedIndex)
-		if len(again) > 0 {
-			q.d.s.log.Info("requests that were under way in another process are done again", "queue", q.index, "requests", len(again))
+		var used bool
+		q.again, used = q.log.adopt(q.num, q.usedIndex)
+		if len(q.again) > 0 {
+			q.d.s.log.Info("requests that were under way in another process are done again", "queue", q.index, "requests", len(q.again))
 		}
-		q.lastAvail = q.usedIndex + uint16(len(again))
-		for _, head := range again {
-			if q.begin(head); q.broken != nil {
-				break
-			}
-		}
+		q.lastAvail = q.usedIndex + uint16(len(q.again))
+		// What a process that was killed had marked in a log, qemu may not have looked at before it let go of that.
+		q.forgotten = q.forgotten || used && !q.begun && q.d.logging()
 	}
-	q.serve()
+	q.begun = true
+	q.relog() // serves
 	q.arm()
 	return nil
 }
@@ -125,15 +144,31 @@ func (q *queue) kicked(_ int, err error) {
 // eventIndex says that both sides tell one another when they want to be called.
 func (q *queue) eventIndex() bool { return q.d.features.Load()&featEventIndex != 0 }
 
+// maxTurn is how many requests a queue takes at once. A guest that fills a queue as fast as it is emptied must keep neither its thread's other queues waiting
+// nor what the front end says, which may be that the queue is to stop.
+const maxTurn = 256
+
 // serve takes requests until there are none, and says from where on it wants to be kicked.
 func (q *queue) serve() {
-	for q.running && !q.disabled && q.broken == nil && q.waiting == nil {
+	for len(q.again) > 0 && q.broken == nil && q.waiting == nil && !q.unlogged {
+		head := q.again[0]
+		q.again = q.again[1:]
+		q.begin(head)
+	}
+	for turn := 0; q.running && !q.disabled && q.broken == nil && q.waiting == nil && !q.unlogged; turn++ {
+		if turn == maxTurn {
+			if !q.posted {
+				q.posted = q.l.Post(&q.more)
+			}
+			return
+		}
 		index := uint16(load32(q.avail, 0) >> 16)
 		if index == q.lastAvail {
 			if !q.eventIndex() {
 				return
 			}
 			store16(q.used, 4+8*int(q.num), q.lastAvail)
+			q.wroteUsed(4+8*int(q.num), 2)
 			if uint16(load32(q.avail, 0)>>16) == q.lastAvail {
 				return
 			}
@@ -180,7 +215,7 @@ func (q *queue) fail(err error) {
 	if q.broken != nil {
 		return
 	}
-	q.broken = err
+	q.broken, q.again = err, nil
 	q.d.s.log.Error("the guest breaks the rules; its queue is stopped until the device is reset", "queue", q.index, "err", err)
 	if q.err >= 0 {
 		_, _ = unix.Write(q.err, q.one[:])
@@ -197,6 +232,8 @@ func (q *queue) end(head uint16, n uint32) {
 	q.usedIndex++
 	store32(q.used, 0, uint32(q.usedIndex)<<16) // the flags are 0: kicks are wanted
 	q.log.ended(head, q.usedIndex)
+	q.wroteUsed(at, 8)
+	q.wroteUsed(0, 4)
 	wanted := load32(q.avail, 0)&1 == 0
 	if q.eventIndex() {
 		wanted = uint16(load32(q.avail, 4+2*int(q.num))) == old
@@ -212,19 +249,25 @@ func (q *queue) interrupt() {
 	}
 }
 
-// stop takes nothing more; then is called when nothing of the queue is under way.
+// stop takes nothing more; then is called when nothing of the queue is under way, also of what another process had begun.
 func (q *queue) stop(then func()) {
 	q.running = false
 	q.quiet = append(q.quiet, then)
 	if q.polling {
 		q.l.Cancel(&q.poll)
 	}
+	if q.unlogged {
+		q.again = nil // they stay marked
+	}
 	q.settled()
 }
 
+// busy says that something of the queue is under way, or may begin: its size, and what its requests are marked in, must stay.
+func (q *queue) busy() bool { return q.running || q.polling || q.underWay > 0 || len(q.again) > 0 }
+
 // settled tells those who wait for a stopped queue.
 func (q *queue) settled() {
-	if q.running || q.polling || q.underWay > 0 || len(q.quiet) == 0 {
+	if q.busy() || len(q.quiet) == 0 {
 		return
 	}
 	if q.watched >= 0 {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"varve/internal/block"
@@ -43,16 +44,23 @@ type Server struct {
 	stop  context.CancelFunc
 	wg    sync.WaitGroup
 
+	// lost says that flushing the image has failed since all copies of what was written are gone, and the guest is still to be told.
+	lost atomic.Bool
+	// gaveUp says that what waits for the cluster is given up, since this process is to end. Where that is marked in memory which outlives the process the guest is
+	// told nothing: it is done again by the next one, as after a kill.
+	gaveUp atomic.Bool
+
 	mu      sync.Mutex
 	closing bool
-	now     *front // who is served, or was and is being ended; nil: nobody
+	now     *front      // who is served, or was and is being ended; nil: nobody
+	disk    *block.Disk // its; nil: not open
+	taken   taken
 	err     error
 }
 
 // front is a front end that is served.
 type front struct {
 	conn *net.UnixConn
-	disk *block.Disk   // nil before the image is open; guarded by Server.mu
 	gone chan struct{} // closed when it has gone
 	done chan struct{} // closed when nothing of it is left
 }
@@ -158,11 +166,8 @@ func (s *Server) attend(f *front) error {
 	d, err := newDevice(ctx, s, channel{c: f.conn})
 	cancel()
 	if err != nil {
-		return fmt.Errorf("open the image: %w", err)
+		return fmt.Errorf("look at the image: %w", err)
 	}
-	s.mu.Lock()
-	f.disk = d.disk
-	s.mu.Unlock()
 	s.log.Info("a front end is served", "bytes", d.size, "queues", len(d.queues))
 	err = d.serve()
 	gone()
@@ -174,6 +179,13 @@ func (s *Server) attend(f *front) error {
 	s.err = cerr
 	s.mu.Unlock()
 	return err
+}
+
+// using notes the disk that is in use; nil: none.
+func (s *Server) using(d *block.Disk) {
+	s.mu.Lock()
+	s.disk = d
+	s.mu.Unlock()
 }
 
 // Shutdown takes nothing more, lets what is under way end, flushes and gives the image back. When ctx ends, what waits for the cluster is given up.
@@ -193,10 +205,11 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	case <-done:
 	case <-ctx.Done():
 		err = fmt.Errorf("requests under way are given up: %w", ctx.Err())
+		s.gaveUp.Store(true)
 		s.stop()
 		s.mu.Lock()
-		if f != nil && f.disk != nil {
-			f.disk.Cancel()
+		if s.disk != nil {
+			s.disk.Cancel()
 		}
 		s.mu.Unlock()
 		select {

@@ -17,6 +17,11 @@ func store32(p []byte, off int, v uint32) {
 	atomic.StoreUint32((*uint32)(unsafe.Pointer(&p[off : off+4][0])), v)
 }
 
+// or32 sets bits of a word, after everything that was written before.
+func or32(p []byte, off int, bits uint32) {
+	atomic.OrUint32((*uint32)(unsafe.Pointer(&p[off : off+4][0])), bits)
+}
+
 var fence uint32
 
 // store16 writes half a word at an even offset, before anything that is read later.

@@ -7,6 +7,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -311,12 +312,16 @@ func mapped1(t *testing.T, g *guest) []byte {
 // TestInflight: what is found after a kill at each step.
 func TestInflight(t *testing.T) {
 	f := inflight{p: make([]byte, inflightSize(8))}
-	if got := f.adopt(8, 5); got != nil || le.Uint16(f.p[14:]) != 5 {
+	if got, old := f.adopt(8, 5); got != nil || old || le.Uint16(f.p[14:]) != 5 {
 		t.Fatalf("new memory: %v", got)
 	}
 	again := func(used uint16) []uint16 {
 		g := inflight{p: bytes.Clone(f.p)}
-		return g.adopt(8, used)
+		all, old := g.adopt(8, used)
+		if !old {
+			t.Error("memory that was used counts as new")
+		}
+		return all
 	}
 	for _, head := range []uint16{6, 2, 4} {
 		f.begin(head)
@@ -335,7 +340,7 @@ func TestInflight(t *testing.T) {
 	if got := again(6); !slices.Equal(got, []uint16{6, 4}) {
 		t.Errorf("ended: %v", got)
 	}
-	if got := (&inflight{p: bytes.Clone(f.p)}).adopt(4, 6); got != nil {
+	if got, _ := (&inflight{p: bytes.Clone(f.p)}).adopt(4, 6); got != nil {
 		t.Errorf("of another size: %v", got)
 	}
 }
@@ -427,6 +432,200 @@ func TestMemoryWait(t *testing.T) {
 	g.c.Close()
 }
 
+// TestKilledMemory: requests that were under way when a server was killed, and need more memory than there is, are all done by the next one, in turn, and the
+// queue can be stopped meanwhile.
+func TestKilledMemory(t *testing.T) {
+	m := &image{f: blocktest.New(4 * mib)}
+	r := serve(t, m, reactor.Auto, nil)
+	g := newGuest(t, testAll)
+	g.connect(r.path)
+	g.begin()
+	held := make(chan struct{})
+	m.f.Gate(func(ctx context.Context, what string) error {
+		if what != "write" {
+			return nil
+		}
+		select {
+		case <-held:
+		case <-ctx.Done():
+		}
+		return fserr.Interrupted
+	})
+	q := g.queues[0]
+	copy(g.mem[dataArea:], bytes.Repeat([]byte{7}, mib))
+	log := inflight{p: mapped1(t, g)}
+	for i := range 4 {
+		q.submit(blkOut, uint64(i*mib/512), []piece{{dataArea, 600 << 10}, {dataArea, 100 << 10}}, false)
+	}
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		marked := 0
+		for head := range uint16(ringSize) {
+			if load32(log.p, log.at(head)) != 0 {
+				marked++
+			}
+		}
+		if marked == 4 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d requests are marked", marked)
+		}
+	}
+	next := &image{f: blocktest.New(4 * mib)}
+	r2 := serve(t, next, reactor.Auto, nil)
+	for _, l := range r2.loops { // room for one request at a time
+		done := make(chan struct{})
+		l.Do(func() {
+			var all [][]byte
+			for p := l.Get(mib); p != nil; p = l.Get(mib) {
+				all = append(all, p)
+			}
+			l.Put(all[0])
+			close(done)
+		})
+		<-done
+	}
+	open := make(chan struct{})
+	next.f.Gate(func(context.Context, string) error { <-open; return nil })
+	old, oldKick := g.c, q.kick
+	var err error
+	if q.kick, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil { // that of the old server is called no more
+		t.Fatal(err)
+	}
+	_ = unix.Close(oldKick)
+	g.connect(r2.path)
+	g.begin()
+	if err := g.say(getVringBase, 0, state(0, 0)); err != nil { // before the first of them has ended
+		t.Fatal(err)
+	}
+	close(open)
+	for range 4 {
+		if head, _ := q.wait(); q.status(int(head/4)) != statusOK {
+			t.Errorf("status %d", q.status(int(head/4)))
+		}
+	}
+	if at := le.Uint32(g.answer(getVringBase).body[4:]); at != 4 {
+		t.Errorf("the queue was stopped at %d, want 4", at)
+	}
+	next.f.Data(func(p []byte) {
+		for i := range 4 {
+			if !bytes.Equal(p[i*mib:][:700<<10], bytes.Repeat([]byte{7}, 700<<10)) {
+				t.Errorf("write %d was not done", i)
+			}
+		}
+	})
+	g.c.Close()
+	r2.stop()
+	close(held)
+	old.Close()
+}
+
+// guarded is an open of an image that somebody else may take.
+type guarded struct {
+	file
+	m *shared
+}
+
+func (g guarded) Lost() bool { return g.m.lost.Load() }
+
+func (g guarded) Taken(lost []block.OpenFile) bool { return len(lost) > 0 && g.m.taken.Load() }
+
+// shared is an image whose opens are guarded.
+type shared struct {
+	*image
+	lost, taken atomic.Bool
+}
+
+func (m *shared) Open(ctx context.Context, readOnly bool) (block.OpenFile, int64, error) {
+	o, n, err := m.image.Open(ctx, readOnly)
+	if err != nil {
+		return nil, 0, err
+	}
+	return guarded{o.(file), m}, n, nil
+}
+
+// TestTaken: a guest whose front end comes again after the session was lost goes on, unless somebody else was let write to the image since.
+func TestTaken(t *testing.T) {
+	m := &shared{image: &image{f: blocktest.New(mib)}}
+	r := serve(t, m.image, reactor.Auto, func(o *Options) { o.Image = m })
+	come := func() *guest {
+		t.Helper()
+		g := newGuest(t, testAll)
+		g.connect(r.path)
+		g.begin()
+		return g
+	}
+	lose := func() {
+		t.Helper()
+		g := come()
+		m.lost.Store(true)
+		m.f.Fault(func(string, int64, int64) error { return fserr.Stale })
+		if s, _ := g.queues[0].do(blkIn, 0, false, piece{dataArea, 512}); s != statusIOErr {
+			t.Errorf("a read of a lost session: status %d", s)
+		}
+		g.c.Close()
+		r.idle()
+		m.f.Fault(nil)
+		m.lost.Store(false)
+	}
+	lose()
+	g := come() // nobody else has it
+	if n := m.f.Inherited(); n != 1 {
+		t.Errorf("what was not flushed under the lost session was handed on %d times, want once", n)
+	}
+	if s, _ := g.queues[0].do(blkOut, 0, false, piece{dataArea, 512}); s != statusOK {
+		t.Errorf("status %d", s)
+	}
+	g.c.Close()
+	r.idle()
+	m.taken.Store(true)
+	come().c.Close() // it was given back in order
+	r.idle()
+	lose()
+	for range 2 {
+		g := newGuest(t, testAll)
+		g.connect(r.path)
+		if g.tryBegin() {
+			t.Error("an image is served that is somebody else's")
+		}
+		g.c.Close()
+		r.idle()
+	}
+}
+
+// TestTableTaken: requests under way in memory that the front end has replaced, twice, and with a table in which the queue cannot go on, end in the rings
+// that they were taken from.
+func TestTableTaken(t *testing.T) {
+	m := &image{f: blocktest.New(mib)}
+	r := serve(t, m, reactor.Auto, nil)
+	held := make(chan struct{})
+	m.f.Gate(func(context.Context, string) error { <-held; return nil })
+	g := newGuest(t, testAll)
+	g.connect(r.path)
+	g.begin()
+	q := g.queues[0]
+	slot := q.submit(blkOut, 0, []piece{{dataArea, 512}}, false)
+	if !g.must(setMemTable, g.table(), g.fd, g.fd) {
+		t.Fatal("the same memory was refused")
+	}
+	far := le.AppendUint64(nil, 1) // all of it, where the rings are not
+	for _, v := range []uint64{guestLow, memSize, userBase + 1<<40, 0} {
+		far = le.AppendUint64(far, v)
+	}
+	if !g.must(setMemTable, far, g.fd) {
+		t.Fatal("another table was refused")
+	}
+	if g.must(setVringNum, state(0, 2)) {
+		t.Error("a queue got another size with a request under way")
+	}
+	close(held)
+	if head, _ := q.wait(); q.status(slot) != statusOK || head != uint32(slot*4) {
+		t.Errorf("head %d, status %d", head, q.status(slot))
+	}
+	g.c.Close()
+	r.idle()
+}
+
 // TestWriteThrough: a guest that cannot flush has its writes flushed; a read-only disk takes none.
 func TestWriteThrough(t *testing.T) {
 	r := serve(t, &image{f: blocktest.New(mib)}, reactor.Auto, nil)
@@ -473,7 +672,7 @@ func TestAllocations(t *testing.T) {
 	tab.refs.Store(1 << 40)
 	q := newQueue(d, &loop{Loop: loops[0]}, 0)
 	ring := g.queues[0]
-	q.num, q.addr, q.kick = ringSize, ringAddr{userBase, userBase + 0x2000, userBase + 0x1000}, ring.kick
+	q.num, q.addr, q.kick = ringSize, ringAddr{desc: userBase, used: userBase + 0x2000, avail: userBase + 0x1000}, ring.kick
 	d.table = tab
 	n := 0.0
 	q.l.do(func() {

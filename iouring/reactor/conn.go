@@ -29,6 +29,7 @@ type Conn struct {
 
 	l       *Loop
 	h       Handler
+	layer   Layer // h, if it is one
 	fd      int
 	err     error // why it is closed; nil while it lives
 	gone    bool  // OnClose was called
@@ -75,6 +76,7 @@ func (l *Loop) Adopt(fd int, h Handler) (*Conn, error) {
 		c.next.prev = c
 	}
 	l.conns = c
+	c.layer, _ = h.(Layer)
 	l.stats.conns.Add(1)
 	c.recv.code, c.recv.fd = opRecv, int32(fd)
 	c.fill.code, c.fill.fd, c.fill.Timeout = opFill, int32(fd), l.o.FillTimeout
@@ -151,6 +153,9 @@ func (l *Loop) flush() {
 func (c *Conn) turn() {
 	if c.err != nil {
 		c.finish()
+		return
+	}
+	if c.layer != nil && !c.ownTurn() {
 		return
 	}
 	c.sending.send()
@@ -288,6 +293,8 @@ func (c *Conn) complete(op *Op, r result) {
 	case r.n == 0:
 		c.eof()
 	case c.err != nil:
+	case op == &c.fill && op.late && r.n < len(c.want): // what had come by then does not buy it more time
+		c.fail(fmt.Errorf("receive: %w", ErrTimeout))
 	case op == &c.fill:
 		c.want = c.want[r.n:]
 		c.filled = len(c.want) == 0

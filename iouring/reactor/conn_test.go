@@ -332,3 +332,34 @@ func TestSilent(t *testing.T) {
 		}
 	})
 }
+
+// TestDrip cuts off a client that brings what it announced so slowly that it never ends.
+func TestDrip(t *testing.T) {
+	each(t, func(o *reactor.Options) { o.FillTimeout = 100 * time.Millisecond }, func(t *testing.T, l *reactor.Loop) {
+		var live atomic.Int64
+		ends := make(chan error, 1)
+		addr := serve(t, l, func() reactor.Handler {
+			return &framed{t: t, live: &live, ended: func(err error) { ends <- err }}
+		})
+		c := dial(t, addr)
+		f := frame(1, 1<<20, 0)
+		if _, err := c.Write(f[:100_000]); err != nil {
+			t.Fatal(err)
+		}
+		for i := range 2000 {
+			select {
+			case err := <-ends:
+				if !errors.Is(err, reactor.ErrTimeout) {
+					t.Errorf("ended with %v", err)
+				}
+				if n := live.Load(); n != 0 {
+					t.Errorf("%d buffers were not given back", n)
+				}
+				return
+			case <-time.After(10 * time.Millisecond):
+				_, _ = c.Write(f[100_000+i : 100_001+i]) // it may have ended just now
+			}
+		}
+		t.Fatal("still connected")
+	})
+}

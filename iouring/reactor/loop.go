@@ -153,12 +153,7 @@ func (l *Loop) choose() error {
 func (l *Loop) run(ready chan<- error) {
 	runtime.LockOSThread()
 	defer close(l.ended)
-	if len(l.o.CPUs) == 0 {
-		defer runtime.UnlockOSThread()
-	} else if err := pin(l.o.CPUs); err != nil { // a thread that is still locked when its goroutine ends, ends too
-		ready <- err
-		return
-	}
+	defer runtime.UnlockOSThread()
 	if err := l.choose(); err != nil {
 		ready <- err
 		return
@@ -214,6 +209,12 @@ func (l *Loop) pause() time.Duration {
 		return -1
 	}
 	return max(0, time.Duration(next)*tick-l.now)
+}
+
+// woke is called after a wait, before what has ended is finished: what that posts is dealt with in the next turn, and need not wake anybody.
+func (l *Loop) woke() {
+	l.sleeping.Store(false)
+	l.look()
 }
 
 // look reads the clock.

@@ -26,6 +26,7 @@ var kinds = []struct {
 }{
 	{"ring", reactor.Options{Kind: reactor.Ring}},
 	{"poll", reactor.Options{Kind: reactor.Poll}},
+	{"ring-batch", reactor.Options{Kind: reactor.Ring, Batch: 2}},
 	{"ring-6.0", reactor.Options{Kind: reactor.Ring, Ring: iouring.Options{Without: iouring.NewerThan(iouring.Version{Major: 6, Minor: 0})}}},
 	{"ring-5.19", reactor.Options{Kind: reactor.Ring, Ring: iouring.Options{Without: iouring.NewerThan(iouring.Version{Major: 5, Minor: 19})}}},
 	{"ring-5.15", reactor.Options{Kind: reactor.Ring, Ring: iouring.Options{Without: iouring.AllFeatures}}},
@@ -329,4 +330,49 @@ func pattern(i, n int) []byte {
 		p[j] = byte(x >> 24)
 	}
 	return p
+}
+
+// TestPostFromCallback: what an operation posts when it ends is done in the next turn, with no system call to wake the loop that it runs on.
+func TestPostFromCallback(t *testing.T) {
+	each(t, nil, func(t *testing.T, l *reactor.Loop) {
+		f, err := os.Create(filepath.Join(t.TempDir(), "f"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		const rounds = 100
+		done := make(chan struct{})
+		var (
+			op   reactor.Op
+			file reactor.File
+			task reactor.Task
+			n    int
+			before,
+			after reactor.Stats
+		)
+		buf := make([]byte, 4096)
+		op.Done = func(_ int, err error) {
+			if err != nil {
+				t.Error(err)
+			}
+			before = l.Stats()
+			l.Post(&task)
+			after = l.Stats()
+			if after.Wakes != before.Wakes {
+				t.Errorf("round %d: the loop was woken by itself", n)
+			}
+		}
+		task.Run = func() {
+			if n++; n == rounds {
+				close(done)
+				return
+			}
+			file.Write(&op, buf, 0)
+		}
+		on(t, l, func() {
+			file = l.File(int(f.Fd()))
+			file.Write(&op, buf, 0)
+		})
+		wait(t, done, "rounds")
+	})
 }

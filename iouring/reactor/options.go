@@ -29,6 +29,10 @@ type Options struct {
 	Ring iouring.Options
 	// Operations is how many operations the kernel may have at once; more wait in the loop, in order. Default: 1024.
 	Operations int
+	// Batch, if not 0, has a ring hand the kernel so many operations at a time, and finish so many reads, writes and sends before it looks for new work,
+	// which goes first. What the kernel does, the disk above all, then goes on beside what the loop does; without it a deep queue moves as one block
+	// between whoever asks, the loop and the disk: one works and two wait. EvenBatch is a good one. Default: 0.
+	Batch int
 	// BufferSize and Buffers are the memory into which small data is received: size of each in bytes, a power of two, and their
 	// number, a power of two. Default: 16 KiB, 128.
 	BufferSize, Buffers int
@@ -37,9 +41,6 @@ type Options struct {
 	Arenas [][]byte
 	// Workers is how many goroutines do file operations without a ring. Default: 8.
 	Workers int
-
-	// CPUs are the processors that the loop's thread may run on. Default: those of the process. A thread that was restricted ends with its loop.
-	CPUs []int
 
 	// SendBytes is the amount of data queued on a connection, in bytes, from which on it is congested: it is not read until half
 	// of it has left. Default: 1 MiB.
@@ -58,9 +59,14 @@ type Options struct {
 	Logger *slog.Logger
 }
 
+// EvenBatch is an Options.Batch for loops with a disk behind them. Of 2, 4, 8, 12 and 16 it was the fastest for random reads of 4 KiB through a mount with
+// 32 under way: 1.34 times as many as without.
+const EvenBatch = 8
+
 // Limits of options.
 const (
 	maxOperations = 4096
+	maxBatch      = 256
 	maxBufferSize = 1 << 20
 	maxBuffers    = 1 << 15
 	maxWorkers    = 256
@@ -103,6 +109,7 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	within("Kind", int(o.Kind), int(Auto), int(Poll), false)
 	within("Operations", o.Operations, 8, maxOperations, false)
+	within("Batch", o.Batch, 0, maxBatch, false)
 	within("BufferSize", o.BufferSize, 64, maxBufferSize, true)
 	within("Buffers", o.Buffers, 1, maxBuffers, true)
 	within("Workers", o.Workers, 1, maxWorkers, false)

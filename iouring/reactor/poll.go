@@ -167,7 +167,7 @@ func (p *poll) wait(d time.Duration) error {
 		}
 		p.note(p.socks[e.Fd], e.Events)
 	}
-	p.l.look()
+	p.l.woke()
 	for n := p.try.n; n > 0; n-- {
 		op := p.try.pop()
 		op.handle = 0

@@ -12,16 +12,20 @@ import (
 
 // ring is the backend on io_uring.
 type ring struct {
-	l      *Loop
-	r      *iouring.Ring
-	group  *iouring.BufferGroup
-	waker  *iouring.Waker
-	ops    []*Op    // those that the ring has, by the number that comes back with their completions
-	free   []uint32 // numbers that none has
-	dying  opList
-	arenas [][]byte // registered, in their places
-	err    error    // the ring is of no use any more
-	done   []iouring.Completion
+	l       *Loop
+	r       *iouring.Ring
+	group   *iouring.BufferGroup
+	waker   *iouring.Waker
+	ops     []*Op    // those that the ring has, by the number that comes back with their completions
+	free    []uint32 // numbers that none has
+	dying   opList
+	arenas  [][]byte // registered, in their places
+	err     error    // the ring is of no use any more
+	done    []iouring.Completion
+	behind  []iouring.Completion // with Options.Batch: what has ended and is to be finished, the oldest at place next
+	next    int
+	ringing iouring.Op    // the alarm
+	alarm   time.Duration // on the loop's clock: when a time-out that the kernel has ends a wait; 0: it has none
 }
 
 const (
@@ -31,15 +35,18 @@ const (
 	reapAtOnce = 256
 	// maxRegistered is the kernel's limit of a registered buffer.
 	maxRegistered = 1 << 30
-	// cancelled is the number of all cancellations.
+	// cancelled is the number of all cancellations, alarmed that of the alarm.
 	cancelled = 1 << 32
+	alarmed   = 1<<32 + 1
+	// alarmFrom is how far away an end of a wait must be for an alarm: nearer ones are over before an alarm pays.
+	alarmFrom = 50 * time.Millisecond
 )
 
 var _ backend = (*ring)(nil)
 
 func newRing(l *Loop) (backend, string, error) {
 	o := l.o.Ring
-	o.InFlight = uint32(l.o.Operations + cancels)
+	o.InFlight, o.HandOver = uint32(l.o.Operations+cancels), uint32(l.o.Batch)
 	if o.Completions == 0 {
 		o.Completions = 4 * o.Entries
 	}
@@ -194,25 +201,76 @@ func (b *ring) wait(d time.Duration) error {
 		return b.err
 	}
 	n := 1
-	if d == 0 || b.dying.first != nil {
+	if d == 0 || b.dying.first != nil || b.late() {
 		n = 0
+	}
+	if n > 0 && d > 0 && b.alarms(d) {
+		d = -1
 	}
 	if err := b.r.SubmitWait(n, d); err != nil {
 		return err
 	}
-	b.l.look()
+	b.l.woke()
 	for more := true; more; {
 		b.done = b.r.Reap(b.done[:0], reapAtOnce)
 		more = len(b.done) == reapAtOnce
 		for i := range b.done {
-			b.complete(&b.done[i])
+			if c := &b.done[i]; b.l.o.Batch == 0 || b.first(c) {
+				b.complete(c)
+			} else {
+				b.behind = append(b.behind, *c)
+			}
 		}
+	}
+	for i := 0; i < b.l.o.Batch && b.late(); i++ {
+		b.next++
+		b.complete(&b.behind[b.next-1])
+	}
+	if b.next > len(b.behind)/2 { // there are no more of them than operations
+		b.behind, b.next = b.behind[:copy(b.behind, b.behind[b.next:])], 0
 	}
 	return nil
 }
 
+// alarms reports whether the alarm ends a wait of d soon enough; the loop then sees that nothing is due, or what is. Most timers are seconds away and
+// stopped long before: a limit for each wait would have the kernel set and stop a timer of its own each time, one that stays costs nothing.
+func (b *ring) alarms(d time.Duration) bool {
+	end := b.l.now + d
+	switch {
+	case d < alarmFrom || b.alarm != 0 && b.alarm <= end+tick:
+	case b.alarm == 0:
+		if op, err := b.r.Timeout(d, 0, alarmed); err == nil {
+			b.alarm, b.ringing = end, op
+		}
+	default: // if it has fired meanwhile, its completion is there
+		if _, err := b.r.TimeoutUpdate(b.ringing, d, cancelled); err == nil {
+			b.alarm = end
+		}
+	}
+	return b.alarm != 0 && b.alarm <= end+tick
+}
+
+// first reports whether a completion goes before others: all but those that end work. Those of one operation, and of one direction of a connection, stay in
+// order.
+func (b *ring) first(c *iouring.Completion) bool {
+	if c.Flags&iouring.Woken != 0 || c.Data >= cancelled {
+		return true
+	}
+	switch b.ops[c.Data].code {
+	case opRead, opWrite, opSync, opPunch, opAllocate, opSend, opSendMsg:
+		return false
+	}
+	return true
+}
+
+// late reports whether something has ended that is to be finished yet.
+func (b *ring) late() bool { return b.next < len(b.behind) }
+
 func (b *ring) complete(c *iouring.Completion) {
-	if c.Flags&iouring.Woken != 0 || c.Data == cancelled {
+	if c.Flags&iouring.Woken != 0 || c.Data >= cancelled {
+		if c.Data == alarmed {
+			b.alarm = 0
+		}
 		return // whatever a cancellation found, the operation ends by itself
 	}
 	op := b.ops[c.Data]

@@ -3,8 +3,6 @@ package reactor
 import (
 	"fmt"
 
-	"golang.org/x/sys/unix"
-
 	"varve/iouring"
 )
 
@@ -42,15 +40,3 @@ func (l *Loop) Cancel(op *Op) { l.cancel(op) }
 
 // complete implements completer.
 func (l *Loop) complete(op *Op, r result) { op.Done(max(r.n, 0), r.err) }
-
-// pin restricts the calling thread to these processors.
-func pin(cpus []int) error {
-	var set unix.CPUSet
-	for _, c := range cpus {
-		set.Set(c)
-	}
-	if err := unix.SchedSetaffinity(0, &set); err != nil {
-		return fmt.Errorf("reactor: run on processors %v: %w", cpus, err)
-	}
-	return nil
-}

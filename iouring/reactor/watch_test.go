@@ -3,7 +3,6 @@ package reactor_test
 import (
 	"os"
 	"path/filepath"
-	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -61,35 +60,6 @@ func TestPoll(t *testing.T) {
 		}
 		on(t, l, func() { l.Unwatch(fds[0]) })
 	})
-}
-
-// TestCPUs has a loop run on one processor, and leaves other threads alone.
-func TestCPUs(t *testing.T) {
-	var before unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &before); err != nil {
-		t.Fatal(err)
-	}
-	cpu := 0
-	for !before.IsSet(cpu) {
-		cpu++
-	}
-	l := start(t, reactor.Options{CPUs: []int{cpu}})
-	var set unix.CPUSet
-	var err error
-	if on(t, l, func() { err = unix.SchedGetaffinity(0, &set) }); err != nil || set.Count() != 1 || !set.IsSet(cpu) {
-		t.Errorf("the loop may run on %v (%v), want processor %d alone", set, err, cpu)
-	}
-	var tids []int
-	on(t, l, func() { tids = append(tids, unix.Gettid()) })
-	if slices.Contains(tids, unix.Gettid()) {
-		t.Error("the loop's thread is the test's")
-	}
-	if err := unix.SchedGetaffinity(0, &set); err != nil || set != before {
-		t.Errorf("others may run on %v (%v), want %v", set, err, before)
-	}
-	if _, err := reactor.Start(reactor.Options{CPUs: []int{1000}}); err == nil {
-		t.Error("a loop on a processor that there is not")
-	}
 }
 
 // TestRaw writes a file by an operation that has no method, on rings with submissions of either length.

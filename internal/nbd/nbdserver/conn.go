@@ -25,8 +25,9 @@ const (
 
 // conn is one connection. All of it is used on its thread alone.
 type conn struct {
-	l *loop
-	c *reactor.Conn
+	l    *loop
+	c    *reactor.Conn
+	peer [1]unix.PollFd // its descriptor, until OnClose
 
 	phase      phase
 	late       reactor.Timer // for the negotiation, then for a payload
@@ -44,6 +45,7 @@ type conn struct {
 	underWay int      // requests, until their answers have left
 	held     int      // bytes of their memory
 	ended    bool     // OnClose was called
+	left     bool     // open knows that the client has gone
 	logged   time.Time
 }
 
@@ -53,11 +55,12 @@ var _ reactor.Handler = (*conn)(nil)
 const statusContext = 1
 
 // adopt begins to serve a connection.
-func (l *loop) adopt(fd int) {
+func (l *loop) adopt(a arrival) {
 	d := &conn{l: l}
-	c, err := l.Adopt(fd, d)
+	d.peer[0] = unix.PollFd{Fd: int32(a.fd), Events: unix.POLLRDHUP}
+	c, err := l.Adopt(a.fd, d)
 	if err != nil {
-		_ = unix.Close(fd)
+		_ = unix.Close(a.fd)
 		l.s.left()
 		return
 	}
@@ -65,8 +68,12 @@ func (l *loop) adopt(fd int) {
 	l.conns[d] = struct{}{}
 	d.late.Fire = func() { d.close(errLate) }
 	l.SetTimer(&d.late, l.s.o.Negotiation)
-	c.Need(4)
-	d.say(nbd.AppendGreeting(nil))
+	if a.greeted {
+		d.phase, d.zeroes = atOptions, a.zeroes
+	} else {
+		c.Need(4)
+		d.say(nbd.AppendGreeting(nil))
+	}
 	if l.closing {
 		d.wind()
 	}
@@ -81,12 +88,38 @@ func (d *conn) say(p []byte) {
 	}
 }
 
-func (d *conn) close(err error) { d.c.Close(err) }
+func (d *conn) close(err error) {
+	d.c.Close(err)
+	d.leave()
+}
+
+// errGone is why what a client has sent, and was not begun before it went, is dropped: it may have sent it again by another connection, and then something else in its
+// place.
+var errGone = errors.New("the client has hung up")
+
+// gone reports whether the client has hung up, though what it has sent before may still be to be read.
+func (d *conn) gone() bool {
+	if d.ended {
+		return true
+	}
+	d.peer[0].Revents = 0
+	n, err := unix.Poll(d.peer[:], 0)
+	return err == nil && n > 0
+}
+
+// leave tells the open image that nothing more is read of the client.
+func (d *conn) leave() {
+	if d.open != nil && !d.left {
+		d.left = true
+		d.open.leave()
+	}
+}
 
 // wind closes the connection as soon as all that is under way is answered.
 func (d *conn) wind() {
 	d.c.Pause()
 	d.phase = winding
+	d.leave()
 	d.wound()
 }
 
@@ -118,6 +151,9 @@ func (d *conn) OnFilled(*reactor.Conn, []byte) {
 	d.l.StopTimer(&d.late)
 	q := d.cur
 	d.cur = nil
+	if d.underWay >= maxRequests {
+		d.c.Pause()
+	}
 	d.start(q)
 }
 
@@ -128,6 +164,7 @@ func (d *conn) OnDrain(*reactor.Conn) {}
 func (d *conn) OnClose(_ *reactor.Conn, err error) {
 	d.l.StopTimer(&d.late)
 	d.ended = true
+	d.leave()
 	if q := d.cur; q != nil {
 		d.cur = nil
 		q.drop()
@@ -186,8 +223,8 @@ func (d *conn) request(p []byte) int {
 	if r.Command == nbd.CmdWrite || r.Command == nbd.CmdRead && r.Length <= nbd.MaxPayload {
 		q.size = int(r.Length)
 	}
-	if d.underWay >= maxRequests {
-		d.c.Pause()
+	if d.underWay >= maxRequests && (r.Command != nbd.CmdWrite || q.size == 0) {
+		d.c.Pause() // else when its payload is there, which is not to be late since others are under way
 	}
 	if q.size > 0 && !d.room(q) {
 		d.cur = q
@@ -229,7 +266,7 @@ func (d *conn) begin(q *request) {
 
 // resume reads on, if nothing stands against it.
 func (d *conn) resume() {
-	if d.phase == atWork && !d.begging && d.underWay < maxRequests && d.c.Paused() {
+	if d.phase == atWork && !d.begging && (d.underWay < maxRequests || d.cur != nil) && d.c.Paused() {
 		d.c.Resume()
 	}
 }

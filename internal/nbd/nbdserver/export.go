@@ -2,6 +2,7 @@ package nbdserver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -23,35 +24,75 @@ type export struct {
 	open *opened // nil: nobody uses it
 	all  map[*opened]struct{}
 	dead []block.OpenFile // given back with their session lost: what was not flushed of them is to be inherited
+	lost []block.OpenFile // the newest whose session was lost, and which may have been used by who comes again; at most one
+	bad  bool             // the image is somebody else's since
 	err  error            // of the last flush when it was given back
 }
 
 // opened is one open of an image, which all of its connections share.
 type opened struct {
-	e     *export
-	file  block.OpenFile
-	disk  *block.Disk
-	size  int64
-	users int // guarded by export.mu
+	e    *export
+	file block.OpenFile
+	disk *block.Disk
+	size int64
+	over chan struct{} // closed when it was given back
+
+	// Guarded by export.mu.
+	users int // connections that are there, or have requests under way
+	live  int // of these: whose clients have not gone
 }
 
-// acquire opens the image, or shares the open that is there.
+// acquire opens the image, or shares the open that is there, but not one whose clients have all gone and have left something under way: that ends first, so that
+// nobody begins with an image that is still changed by who was there before.
 func (e *export) acquire(ctx context.Context) (*opened, error) {
+	for {
+		o, before, err := e.enter(ctx)
+		if before == nil {
+			return o, err
+		}
+		select {
+		case <-before.over:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("requests of clients that have gone are still under way; come again later: %w", fserr.Timeout)
+		}
+	}
+}
+
+// enter is acquire that does not wait for the clients before, but returns their open, as the second.
+func (e *export) enter(ctx context.Context) (*opened, *opened, error) {
 	e.opening.Lock()
 	defer e.opening.Unlock()
 	e.mu.Lock()
 	old := e.open
-	if old != nil && !old.disk.Dead() {
+	if old != nil && !old.disk.Dead() && !lost(old.file) {
+		defer e.mu.Unlock()
+		if old.live == 0 {
+			return nil, old, nil
+		}
 		old.users++
-		e.mu.Unlock()
-		return old, nil
+		old.live++
+		return old, nil, nil
+	}
+	bad := e.bad
+	before := e.lost
+	if old != nil { // its session was lost
+		before = []block.OpenFile{old.file}
 	}
 	e.mu.Unlock()
+	if bad {
+		return nil, nil, block.ErrTaken
+	}
 	file, size, err := e.image.Open(ctx, e.readOnly)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	o := &opened{e: e, file: file, size: size, disk: block.NewDisk(file), users: 1}
+	if g, ok := file.(block.Guarded); ok && !e.readOnly && g.Taken(before) {
+		e.mu.Lock()
+		e.bad = true
+		e.mu.Unlock()
+		return nil, nil, errors.Join(block.ErrTaken, file.Release(ctx))
+	}
+	o := &opened{e: e, file: file, size: size, disk: block.NewDisk(file), over: make(chan struct{}), users: 1, live: 1}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for dead := range e.all {
@@ -61,13 +102,26 @@ func (e *export) acquire(ctx context.Context) (*opened, error) {
 	for _, dead := range e.dead {
 		file.Inherit(dead)
 	}
-	e.dead = nil
+	e.dead, e.lost = nil, nil
 	if e.all == nil {
 		e.all = map[*opened]struct{}{}
 	}
 	e.open = o
 	e.all[o] = struct{}{}
-	return o, nil
+	return o, nil, nil
+}
+
+// leave notes that one of its clients has gone.
+func (o *opened) leave() {
+	o.e.mu.Lock()
+	o.live--
+	o.e.mu.Unlock()
+}
+
+// lost reports whether the session behind an open is over.
+func lost(file block.OpenFile) bool {
+	g, ok := file.(block.Guarded)
+	return ok && g.Lost()
 }
 
 // release ends a connection's use of an open. The last one flushes it and gives the image back.
@@ -82,11 +136,8 @@ func (o *opened) release() {
 	}
 	e.opening.Lock()
 	defer e.opening.Unlock()
+	defer close(o.over)
 	e.mu.Lock()
-	if o.users > 0 { // somebody came meanwhile
-		e.mu.Unlock()
-		return
-	}
 	if e.open == o {
 		e.open = nil
 	}
@@ -106,6 +157,9 @@ func (o *opened) release() {
 	e.err = err
 	if fserr.Of(err) == fserr.Stale {
 		e.dead = append(e.dead, o.file)
+	}
+	if lost(o.file) && e.open == nil {
+		e.lost = []block.OpenFile{o.file}
 	}
 	e.mu.Unlock()
 	if err != nil {

@@ -234,6 +234,7 @@ func appendInfos(b []byte, o nbd.Option, e *export, offer *nbd.Export, w nbd.Wis
 // enter opens the image and begins the transmission.
 func (d *conn) enter(o nbd.Option, e *export, w nbd.Wish) {
 	d.wait(func(ctx context.Context) func() {
+		d.l.s.sweep(e)
 		open, err := e.acquire(ctx)
 		return func() {
 			switch {
@@ -251,7 +252,8 @@ func (d *conn) enter(o nbd.Option, e *export, w nbd.Wish) {
 // transmit begins the transmission of an open image.
 func (d *conn) transmit(o nbd.Option, open *opened, w nbd.Wish) {
 	d.open = open // given back with the connection
-	if d.ended || d.phase == winding {
+	if d.ended || d.phase == winding || d.c.Closed() {
+		d.leave()
 		return
 	}
 	d.offer = open.e.offer(open.size, d.structured)

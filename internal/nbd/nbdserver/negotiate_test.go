@@ -2,9 +2,12 @@ package nbdserver_test
 
 import (
 	"bytes"
+	"fmt"
 	"math/rand/v2"
 	"net"
+	"os"
 	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
@@ -320,6 +323,45 @@ func TestHalfWrite(t *testing.T) {
 		}
 		if s.m.f.Count("write") != 0 {
 			t.Error("half a write was begun")
+		}
+	}
+}
+
+// TestSilent: the kernel looks whether the host of a client that says nothing is still there.
+func TestSilent(t *testing.T) {
+	var port int
+	s := serve(t, config{change: func(o *nbdserver.Options) {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		port, o.Listeners = l.Addr().(*net.TCPAddr).Port, append(o.Listeners, l)
+	}})
+	c, err := nbd.Dial(t.Context(), nbd.URI{Network: "tcp", Address: fmt.Sprintf("127.0.0.1:%d", port), Export: "disk"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if s.Connections() != 1 {
+		t.Errorf("%d connections", s.Connections())
+	}
+	// Of an idle connection of the server's the timer is that of keep-alives: 2.
+	looked := func() bool {
+		b, err := os.ReadFile("/proc/net/tcp")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(b)) {
+			f := strings.Fields(line)
+			if len(f) > 5 && strings.HasSuffix(f[1], fmt.Sprintf(":%04X", port)) && f[3] == "01" && strings.HasPrefix(f[5], "02:") {
+				return true
+			}
+		}
+		return false
+	}
+	for deadline := time.Now().Add(time.Minute); !looked(); time.Sleep(time.Millisecond) { // what was sent may not be acknowledged yet
+		if time.Now().After(deadline) {
+			t.Fatal("nobody looks")
 		}
 	}
 }

@@ -65,11 +65,15 @@ var commandFlags = [...]uint16{
 	nbd.CmdWriteZeroes: nbd.FlagFUA | nbd.FlagNoHole | nbd.FlagFastZero, nbd.CmdBlockStatus: nbd.FlagReqOne | nbd.FlagFUA,
 }
 
+func changes(c nbd.Command) bool {
+	return c == nbd.CmdWrite || c == nbd.CmdTrim || c == nbd.CmdWriteZeroes
+}
+
 // check returns why a request is refused, 0 if it is not.
 func (q *request) check() nbd.Errno {
 	r, d := &q.r, q.d
 	ok := int(r.Command) < len(commandFlags) && r.Command != nbd.CmdDisconnect
-	changes := r.Command == nbd.CmdWrite || r.Command == nbd.CmdTrim || r.Command == nbd.CmdWriteZeroes
+	changes := changes(r.Command)
 	beyond := r.Offset > d.offer.Size || uint64(r.Length) > d.offer.Size-r.Offset
 	switch {
 	case !ok || r.Flags&^commandFlags[r.Command] != 0 || r.Flags&nbd.FlagDF != 0 && !d.structured:
@@ -97,6 +101,11 @@ func (d *conn) start(q *request) {
 		return
 	}
 	r, op := &q.r, &q.op
+	if changes(r.Command) && d.gone() {
+		d.close(errGone)
+		q.drop()
+		return
+	}
 	op.FUA, op.NoHole = r.Flags&nbd.FlagFUA != 0, r.Flags&nbd.FlagNoHole != 0
 	op.P, op.Off, op.N = q.buf, int64(r.Offset), int64(r.Length)
 	switch r.Command {

@@ -2,6 +2,7 @@ package nbdserver
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -32,6 +33,8 @@ type Options struct {
 	Exports   []Export // the first is the default
 	Loops     []*block.Loop
 	Listeners []net.Listener // stream sockets; Start takes them over
+	Secured   []net.Listener // those where clients must begin TLS; Start takes them over
+	TLS       *tls.Config    // for Secured: the server's certificate, and which clients are let in
 	Logger    *slog.Logger   // default: slog.Default()
 
 	Connections int           // at once; default 256
@@ -48,6 +51,8 @@ const (
 	releaseTimeout = 30 * time.Second
 	// lastTimeout bounds the wait for requests that were given up.
 	lastTimeout = 5 * time.Second
+	// keepAlive is how many seconds a client may be silent before it is asked whether it lives, and between two such questions; it is gone after keepAlives.
+	keepAlive, keepAlives = 15, 5
 	// maxOptions bounds what a client may ask for before the transmission.
 	maxOptions = 256
 )
@@ -58,6 +63,7 @@ type Server struct {
 	log     *slog.Logger
 	loops   []*loop
 	exports []*export
+	front   *front
 
 	ctx     context.Context // of opens; ends with Shutdown's context
 	cancel  context.CancelFunc
@@ -95,6 +101,7 @@ func Start(o Options) (*Server, error) {
 		o.Logger = slog.Default()
 	}
 	s := &Server{o: o, log: o.Logger, gone: make(chan struct{}, 1)}
+	s.front = &front{s: s, conf: o.TLS, open: map[net.Conn]bool{}}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	err := s.check()
 	if err == nil {
@@ -109,11 +116,18 @@ func Start(o Options) (*Server, error) {
 		_ = l.Close() // the loop has a descriptor of its own
 	}
 	if err != nil {
+		for _, l := range o.Secured {
+			_ = l.Close()
+		}
 		s.cancel()
 		if len(s.loops) > 0 {
 			s.loops[0].do(s.loops[0].stopListening)
 		}
 		return nil, err
+	}
+	for _, l := range o.Secured {
+		s.front.wg.Add(1)
+		go s.front.accept(l)
 	}
 	return s, nil
 }
@@ -133,10 +147,27 @@ func (s *Server) check() error {
 		names[name] = true
 		s.exports = append(s.exports, &export{s: s, name: name, description: e.Description, image: e.Image, readOnly: e.ReadOnly})
 	}
-	if len(s.exports) == 0 || len(s.o.Loops) == 0 || len(s.o.Listeners) == 0 {
-		faults = append(faults, fmt.Errorf("%d exports, %d threads, %d sockets: want at least one of each", len(s.exports), len(s.o.Loops), len(s.o.Listeners)))
+	sockets := len(s.o.Listeners) + len(s.o.Secured)
+	if len(s.exports) == 0 || len(s.o.Loops) == 0 || sockets == 0 {
+		faults = append(faults, fmt.Errorf("%d exports, %d threads, %d sockets: want at least one of each", len(s.exports), len(s.o.Loops), sockets))
+	}
+	if len(s.o.Secured) > 0 && s.o.TLS == nil {
+		faults = append(faults, errors.New("sockets for TLS, and no certificate"))
 	}
 	return errors.Join(faults...)
+}
+
+// sweep ends the connections to an export whose clients have hung up, also those that are not read and would not learn of it yet.
+func (s *Server) sweep(e *export) {
+	for _, l := range s.loops {
+		l.do(func() {
+			for d := range l.conns {
+				if d.open != nil && d.open.e == e && !d.c.Closed() && d.gone() {
+					d.close(errGone)
+				}
+			}
+		})
+	}
 }
 
 // find returns the export of a name; the empty one is that of the first.
@@ -168,7 +199,7 @@ func (s *Server) listen(l net.Listener) error {
 	first := s.loops[0]
 	first.do(func() {
 		var n *reactor.Listener
-		if n, err = first.Listen(fd, s.accepted); err == nil {
+		if n, err = first.Listen(fd, func(fd int) { s.arrived(arrival{fd: fd}) }); err == nil {
 			first.listens = append(first.listens, n)
 		}
 	})
@@ -193,8 +224,16 @@ func (l *loop) stopListening() {
 	l.listens = nil
 }
 
-// accepted gives a new connection to a thread.
-func (s *Server) accepted(fd int) {
+// arrival is a new connection.
+type arrival struct {
+	fd      int
+	greeted bool // its handshake flags were taken
+	zeroes  bool // with greeted: it wants what follows the answer to OptExportName
+}
+
+// arrived gives a new connection to a thread.
+func (s *Server) arrived(a arrival) {
+	fd := a.fd
 	if s.closing.Load() {
 		_ = unix.Close(fd)
 		return
@@ -205,12 +244,22 @@ func (s *Server) accepted(fd int) {
 		_ = unix.Close(fd)
 		return
 	}
-	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) // fails on a UNIX socket, which has no need of it
+	tune(fd)
 	l := s.loops[int(s.next.Add(1))%len(s.loops)]
-	if !l.Do(func() { l.adopt(fd) }) {
+	if !l.Do(func() { l.adopt(a) }) {
 		s.left()
 		_ = unix.Close(fd)
 	}
+}
+
+// tune has a TCP connection send at once, and end when the host of its client is gone without a word: it would hold its image, and its place, for ever. On a UNIX
+// socket, which has no need of it, all of this fails.
+func tune(fd int) {
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, keepAlive)
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, keepAlive)
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, keepAlives)
 }
 
 // left counts a connection that has gone.
@@ -230,6 +279,10 @@ func (s *Server) Connections() int { return int(s.conns.Load()) }
 // is still under way is given up; an error says so, and the loops may then not end.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.closing.Store(true)
+	for _, l := range s.o.Secured {
+		_ = l.Close()
+	}
+	s.front.close(false)
 	s.loops[0].do(s.loops[0].stopListening)
 	for _, l := range s.loops {
 		l.do(func() {
@@ -249,19 +302,20 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		case <-done:
 			done, late = nil, time.After(lastTimeout)
 			err = fmt.Errorf("requests of %d connections are given up: %w", s.conns.Load(), ctx.Err())
-			for _, e := range s.exports {
-				e.cut()
-			}
-			for _, l := range s.loops {
+			for _, l := range s.loops { // first: a client that is hung up on comes again, one that is told of an error believes it
 				l.do(func() {
 					for c := range l.conns {
 						c.close(err)
 					}
 				})
 			}
+			for _, e := range s.exports {
+				e.cut()
+			}
 		}
 	}
 	s.wg.Wait()
+	s.front.end()
 	s.cancel()
 	for _, e := range s.exports {
 		err = errors.Join(err, e.failed())

@@ -11,6 +11,7 @@ import (
 	"net"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -374,6 +375,114 @@ func TestLost(t *testing.T) {
 			t.Errorf("%d opens, %d of them heirs", s.m.opened(), s.m.f.Inherited())
 		}
 	})
+}
+
+// guarded is an open of an image that somebody else may take.
+type guarded struct {
+	file
+	m *shared
+}
+
+func (g guarded) Lost() bool { return g.m.lost.Load() }
+
+func (g guarded) Taken(lost []block.OpenFile) bool { return len(lost) > 0 && g.m.taken.Load() }
+
+// shared is an image whose opens are guarded.
+type shared struct {
+	image
+	lost, taken atomic.Bool
+}
+
+func (m *shared) Open(ctx context.Context, readOnly bool) (block.OpenFile, int64, error) {
+	o, n, err := m.image.Open(ctx, readOnly)
+	if err != nil {
+		return nil, 0, err
+	}
+	return guarded{o.(file), m}, n, nil
+}
+
+// TestTaken: clients of an image whose session was lost come again, unless somebody else was let write to it since: then nobody does.
+func TestTaken(t *testing.T) {
+	m := &shared{image: image{f: blocktest.New(mib)}}
+	s := serve(t, config{change: func(o *nbdserver.Options) {
+		o.Exports = []nbdserver.Export{{Name: "disk", Image: m}, {Name: "seen", Image: m, ReadOnly: true}}
+	}})
+	gone := func() {
+		t.Helper()
+		for deadline := time.Now().Add(time.Minute); s.Connections() > 0 || m.f.Released() != m.opened(); time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("the image is not given back")
+			}
+		}
+	}
+	lose := func() {
+		t.Helper()
+		c := s.dial("disk")
+		m.lost.Store(true)
+		m.f.Fault(func(string, int64, int64) error { return fserr.Stale })
+		if err := c.Do(nbd.CmdRead, 0, 0, make([]byte, 512), 0); err == nil {
+			t.Error("a read of a lost session")
+		}
+		gone()
+		m.f.Fault(nil)
+		m.lost.Store(false)
+	}
+	lose()
+	c := s.dial("disk") // nobody else has it
+	if err := c.Do(nbd.CmdWrite, 0, 0, make([]byte, 512), 0); err != nil {
+		t.Error(err)
+	}
+	c.Close()
+	gone()
+	m.taken.Store(true)
+	c = s.dial("disk") // it was given back in order
+	c.Close()
+	gone()
+	lose()
+	for range 2 {
+		if c, err := nbd.Dial(t.Context(), nbd.URI{Network: "unix", Address: s.path, Export: "disk"}); err == nil {
+			c.Close()
+			t.Error("an image was opened again that is somebody else's")
+		}
+	}
+	s.dial("seen").Close()
+	gone()
+}
+
+// TestMany: the payload of a write is taken, and not late, though as many requests are under way as may be and none of them ends; none is taken after it.
+func TestMany(t *testing.T) {
+	const most = 256 // under way
+	s := serve(t, config{change: func(o *nbdserver.Options) { o.Payload = time.Second }})
+	enter, leave := make(chan struct{}, 2*most), make(chan struct{})
+	s.m.f.Gate(func(context.Context, string) error {
+		enter <- struct{}{}
+		<-leave
+		return nil
+	})
+	c := s.dial("disk")
+	var wg sync.WaitGroup
+	do := func(command nbd.Command, p []byte) {
+		wg.Go(func() {
+			if err := c.Do(command, 0, 0, p, 0); err != nil {
+				t.Errorf("%v: %v", command, err)
+			}
+		})
+	}
+	for range most - 1 {
+		do(nbd.CmdRead, make([]byte, 512))
+	}
+	<-enter
+	time.Sleep(50 * time.Millisecond) // all are there by now, or the write is one of the first, which shows less
+	do(nbd.CmdWrite, bytes.Repeat([]byte{5}, 200<<10))
+	time.Sleep(50 * time.Millisecond)
+	do(nbd.CmdRead, make([]byte, 512))
+	time.Sleep(1600 * time.Millisecond) // longer than a payload may take
+	close(leave)
+	wg.Wait()
+	got := make([]byte, 200<<10)
+	if err := c.Do(nbd.CmdRead, 0, 0, got, 0); err != nil || !bytes.Equal(got, bytes.Repeat([]byte{5}, 200<<10)) {
+		t.Errorf("what was written is not there: %v", err)
+	}
 }
 
 // TestShutdown: a write under way is answered and flushed; what hangs is given up.
