@@ -78,6 +78,12 @@ func (c *cluster) leader(ctx context.Context) (int, error) {
 	return 0, errors.New("no metadata server leads")
 }
 
+// clusterDir is the cluster directory.
+func (c *cluster) clusterDir() string { return filepath.Join(c.data, "cluster") }
+
+// where is what perf.Options.Cluster wants.
+func (c *cluster) where(st *status) string { return st.UUID + "@" + st.Leader + "#" + c.clusterDir() }
+
 // run is where the pid files are.
 func (c *cluster) run() string { return filepath.Join(c.data, "run") }
 

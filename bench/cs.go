@@ -20,6 +20,7 @@ import (
 	"github.com/dustin/go-humanize"
 	"golang.org/x/sys/unix"
 
+	"varve/internal/secure"
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
 	"varve/perf"
@@ -94,6 +95,11 @@ func runCS(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
+	st, err := c.status(ctx)
+	if err != nil {
+		return err
+	}
+	where := c.where(st)
 	pid, err := readPID(filepath.Join(c.run(), "cs1.pid"))
 	if err != nil {
 		return err
@@ -113,7 +119,7 @@ func runCS(ctx context.Context, o options) (err error) {
 			steps := []func() error{
 				func() error { return f.sampleFio(ctx, o, local, r) },
 				func() error { return f.sampleTCP(ctx, o, r) },
-				func() error { return f.sampleServer(ctx, o, r, addr, pid, size) },
+				func() error { return f.sampleServer(ctx, o, r, addr, where, pid, size) },
 			}
 			for n := range steps {
 				if err := steps[(n+round)%len(steps)](); err != nil {
@@ -156,7 +162,11 @@ func (c *cluster) chunkServer(ctx context.Context) (string, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	conn, _, err := wire.Dial(ctx, st.Leader, &msg.Hello{Cluster: uuid, Role: msg.Hello_ADMIN}, nil, wire.Options{})
+	network, err := secure.FromDir(c.clusterDir())
+	if err != nil {
+		return "", err
+	}
+	conn, _, err := wire.Dial(ctx, st.Leader, &msg.Hello{Cluster: uuid, Role: msg.Hello_ADMIN}, nil, wire.Options{Class: wire.ClassMeta, Network: network})
 	if err != nil {
 		return "", err
 	}
@@ -256,11 +266,11 @@ func ownTime() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-func (f *csFigures) sampleServer(ctx context.Context, o options, r csRow, addr string, pid int, size int64) error {
+func (f *csFigures) sampleServer(ctx context.Context, o options, r csRow, addr, where string, pid int, size int64) error {
 	dropCaches()
 	w := watchCPU(func() time.Duration { return pidTime(pid) })
 	res, err := perf.Run(ctx, perf.Options{
-		Target: "cs:" + addr, RW: r.rw, BlockSize: r.bs, QD: r.depth, Jobs: 1, Size: size, Duration: o.duration, Seed: uint64(time.Now().UnixNano()),
+		Target: "cs:" + addr, Cluster: where, RW: r.rw, BlockSize: r.bs, QD: r.depth, Jobs: 1, Size: size, Duration: o.duration, Seed: uint64(time.Now().UnixNano()),
 	})
 	w.stop()
 	if err != nil {

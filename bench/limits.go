@@ -86,7 +86,7 @@ func runLimits(ctx context.Context, o options) (t *limitTable, err error) {
 	if err != nil {
 		return nil, err
 	}
-	where := st.UUID + "@" + st.Leader
+	where := c.where(st)
 	t = &limitTable{
 		Rounds: o.rounds, Each: o.duration, MDS: o.mds, CS: o.cs, Replicas: o.replicas, Size: size, Began: time.Now().UTC().Truncate(time.Second), Load: loadAverage(),
 	}
@@ -161,6 +161,8 @@ func (c *cluster) sampleLayer(ctx context.Context, o options, l limitLayer, r lo
 	}
 	if strings.HasPrefix(l.target, "cluster:") {
 		po.Cluster, po.Label, po.NoLocal = where, "core", true // the mounts hold a lease of their file
+	} else if strings.HasPrefix(l.target, "cs:") {
+		po.Cluster = where
 	}
 	if l.mount != "" { // else it were the directory below
 		if err := isMounted(l.mount); err != nil {

@@ -129,7 +129,7 @@ func sampleMounts(ctx context.Context, o options, c *cluster, targets []target, 
 				}
 				args := append([]string{"--time_based", "--runtime=" + fmt.Sprint(o.duration.Seconds())}, row.job.args...)
 				if tg.name == "cache" { // warm, by as many reads as it may take to be believed
-					if _, err := fio(ctx, o, tg, "--rw=randread", "--bs=4k", "--iodepth=32", "--loops=2", "--randrepeat=1", "--readonly"); err != nil {
+					if _, err := fio(ctx, o, tg, "--rw=randread", "--bs=4k", "--iodepth=32", "--loops=3", "--randrepeat=1", "--readonly"); err != nil {
 						return err
 					}
 				}

@@ -7,6 +7,8 @@ import (
 	"varve/cs/arena"
 	"varve/internal/fserr"
 	"varve/internal/id"
+	"varve/internal/pki"
+	"varve/internal/secure"
 	"varve/internal/waits"
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
@@ -15,9 +17,11 @@ import (
 // peer is what a connection's hello said, kept in wire.Conn.Value.
 type peer struct {
 	role    msg.Hello_Role
-	session id.SessionID // of a client
-	flow    *flow        // its place in the gate
-	memory  *arena.Arena // for its data
+	who     *pki.Identity // nil: the cluster is insecure
+	may     *rights       // what it may do with data; nil: what its role says
+	session id.SessionID  // of a client
+	flow    *flow         // its place in the gate
+	memory  *arena.Arena  // for its data
 }
 
 // laneKey names a connection that a new hello replaces.
@@ -58,15 +62,26 @@ func (l *lanes) take(key laneKey, c *wire.Conn) {
 
 // accept decides about a connection. It is a wire.Acceptor.
 func (s *Server) accept(c *wire.Conn, hello *msg.Hello) (wire.Handler, *msg.HelloReply, fserr.Code) {
-	reply := &msg.HelloReply{Cluster: s.cluster[:], Version: s.o.Version, Server: uint32(s.id), Name: s.name}
-	asking := hello.Role == msg.Hello_ADMIN && len(hello.Cluster) == 0
+	reply := &msg.HelloReply{Cluster: s.cluster[:], Version: s.o.Version, Server: uint32(s.id), Name: s.name, Takes: wire.Takes}
+	who, may, capability, code := s.identify(c, hello)
+	if code != fserr.OK {
+		return nil, nil, code
+	}
+	if capability != nil {
+		go func() {
+			<-c.Done()
+			c.Quiesce()
+			s.capabilities.drop(capability)
+		}()
+	}
+	asking := hello.Role == msg.Hello_ADMIN && len(hello.Cluster) == 0 && who == nil
 	if !asking && string(hello.Cluster) != string(s.cluster[:]) {
 		return nil, nil, fserr.WrongCluster
 	}
-	if s.closing.Load() {
+	if s.closing.Load() || s.tooLate(c) {
 		return nil, nil, fserr.Unavailable
 	}
-	p := peer{role: hello.Role, memory: s.payload.clients}
+	p := peer{role: hello.Role, who: who, may: may, memory: s.payload.clients}
 	key := flowKey{role: hello.Role, conn: c}
 	switch hello.Role {
 	case msg.Hello_CLIENT:
@@ -98,7 +113,7 @@ func (s *Server) accept(c *wire.Conn, hello *msg.Hello) (wire.Handler, *msg.Hell
 		s.gate.leave(p.flow)
 	}()
 	c.Value, c.Admission = p, (*data)(s)
-	if s.reactors != nil {
+	if s.reactors != nil && c.OnSocket() {
 		c.Carrier = s.reactors
 	}
 	return (*data)(s), reply, fserr.OK
@@ -116,11 +131,18 @@ var (
 func (h *data) Serve(ctx context.Context, c *wire.Conn, req *wire.Frame) {
 	s := (*Server)(h)
 	p := c.Value.(peer)
+	if p.who != nil && !secure.May(req.Type, p.who.Role) {
+		s.log.Warn("request refused", "type", req.Type, "peer", c.RemoteAddr(), "node", p.who.Node, "role", p.who.Role.String())
+		_ = c.Reply(req, fserr.Denied, nil, nil)
+		return
+	}
 	switch req.Type {
 	case wire.Read, wire.Write, wire.Punch, wire.Flush:
 		s.serveData(ctx, c, p, req)
 	case wire.ChunkCreate, wire.ChunkDelete:
 		s.serveScratch(c, p, req)
+	case wire.ShowCapability:
+		answer(s, c, req, new(msg.ShowCapability), s.serveShow(p))
 	case wire.ChunkTable:
 		answer(s, c, req, new(msg.ChunkTable), s.serveTable)
 	case wire.ChunkSeek:
@@ -135,6 +157,8 @@ func (h *data) Serve(ctx context.Context, c *wire.Conn, req *wire.Frame) {
 		answer(s, c, req, new(msg.StoreStat), s.serveStoreStat)
 	case wire.Scrub:
 		answer(s, c, req, new(msg.Scrub), s.serveScrub(p))
+	case wire.NetInfo, wire.NetEcho, wire.NetProbe, wire.NetTest:
+		s.member.Serve(ctx, c, req, p.role)
 	default:
 		s.log.Warn("request refused", "type", req.Type, "peer", c.RemoteAddr())
 		_ = c.Reply(req, fserr.Protocol, nil, nil)

@@ -17,7 +17,7 @@ var testReactors = func() int {
 }()
 
 // dataTests are those in which requests are served.
-const dataTests = "Read|Write|Data|Cut|Lane|Fence|Rot|Forward|Shutdown|Memory|Hang|Punch|Scratch|Rebuild|Garbage|Lease"
+const dataTests = "Read|Write|Data|Cut|Lane|Fence|Rot|Forward|Shutdown|Memory|Hang|Punch|Scratch|Rebuild|Garbage|Lease|Capabilit|Durable"
 
 // TestWithoutReactors runs the tests of requests once more without reactors.
 func TestWithoutReactors(t *testing.T) {

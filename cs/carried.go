@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"varve/internal/fserr"
+	"varve/internal/records"
 	"varve/internal/wire"
 	"varve/iouring/reactor"
 )
@@ -19,9 +20,10 @@ type dataConn struct {
 	w    *wire.Conn
 	loop *dataLoop
 	peer peer
-	conn *reactor.Conn // nil before start
+	keys wire.Keys
+	conn records.Conn // nil before start
 
-	fd                   int
+	taken                *records.Taken
 	read                 []byte // came with the hello
 	startTask, closeTask reactor.Task
 	closing              atomic.Bool
@@ -49,13 +51,14 @@ var (
 )
 
 // OnData implements reactor.Handler: it takes one frame up to its data.
-func (d *dataConn) OnData(c *reactor.Conn, p []byte) int {
+func (d *dataConn) OnData(_ *reactor.Conn, p []byte) int {
+	c := d.conn
 	if len(p) < wire.HeaderSize {
 		c.Need(wire.HeaderSize)
 		return 0
 	}
 	q := d.loop.take(d)
-	body, size, err := q.frame.DecodeHeader(p)
+	body, size, err := q.frame.DecodeHeader(p, d.keys)
 	if err != nil {
 		d.loop.put(q)
 		c.Close(err)

@@ -115,14 +115,14 @@ func rawHello(t testing.TB, s *testServer, session uint64, follow []byte) (net.C
 	if err != nil {
 		t.Error(err)
 	}
-	_, err = nc.Write(append(wire.AppendRequest(nil, wire.Hello, wire.ClassGuest, 0, 0, body, 0), follow...))
+	_, err = nc.Write(append(wire.AppendRequest(nil, wire.Hello, wire.ClassGuest, 0, 0, body, 0, 0), follow...))
 	return nc, err
 }
 
 // greeted waits until the server has answered a hello, and so begun to serve.
 func greeted(t testing.TB, s *testServer, nc net.Conn) {
 	t.Helper()
-	hello, err := (&msg.HelloReply{Cluster: s.cluster[:], Version: s.o.Version, Server: uint32(s.id), Name: s.name}).MarshalVT()
+	hello, err := (&msg.HelloReply{Cluster: s.cluster[:], Version: s.o.Version, Server: uint32(s.id), Name: s.name, Takes: wire.Takes}).MarshalVT()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,7 +134,7 @@ func greeted(t testing.TB, s *testServer, nc net.Conn) {
 // requestBytes is the frame of a data request.
 func requestBytes(t wire.Type, reqID uint64, session id.SessionID, r wire.DataRequest, data []byte) []byte {
 	r.Session = session
-	b := wire.AppendRequest(nil, t, wire.ClassGuest, 1, reqID, r.Append(nil), len(data))
+	b := wire.AppendRequest(nil, t, wire.ClassGuest, 1, reqID, r.Append(nil), len(data), 0)
 	return append(b, data...)
 }
 

@@ -25,11 +25,11 @@ func (h *control) Serve(ctx context.Context, c *wire.Conn, req *wire.Frame) {
 		}))
 	case wire.ChunkDelete:
 		answer(s, c, req, new(msg.ChunkDelete), each(func(m *msg.ChunkDelete) error {
-			return eachChunk(m.Chunks, s.deletePaced())
+			return eachEpoch(m.Chunks, m.Epochs, s.deletePaced(ctx))
 		}))
 	case wire.ChunkAccept:
 		answer(s, c, req, new(msg.ChunkAccept), each(func(m *msg.ChunkAccept) error {
-			return acceptEach(m, s.store.AcceptAt)
+			return eachEpoch(m.Chunks, m.Epochs, s.store.AcceptAt)
 		}))
 	case wire.ChunkAdopt:
 		answer(s, c, req, new(msg.ChunkAdopt), each(func(m *msg.ChunkAdopt) error {
@@ -85,37 +85,42 @@ const (
 )
 
 // deletePaced returns a function that deletes one chunk after the other. To delete a file keeps the disk and the filesystem's journal
-// busy, so while guests are served most of the time is theirs.
-func (s *Server) deletePaced() func(id.ChunkID) error {
+// busy, so while guests are served most of the time is theirs. With ctx, the leader's connection, it ends: the next leader has to wait for what
+// this one asked for, longer than the server's lease may last, and asks for the rest again.
+func (s *Server) deletePaced(ctx context.Context) func(id.ChunkID, id.Epoch) error {
 	begun := time.Now()
-	return func(c id.ChunkID) error {
+	return func(c id.ChunkID, upTo id.Epoch) error {
+		if ctx.Err() != nil {
+			return fserr.Unavailable
+		}
 		start := time.Now()
-		err := s.delete(c)
+		err := s.delete(c, upTo)
 		took := time.Since(start)
 		if s.lease.inflight.Load() == 0 || time.Since(begun) > deletePace {
 			return err
 		}
 		select {
 		case <-time.After(min(deleteRest*took, deleteRestMost)):
+		case <-ctx.Done():
 		case <-s.ctx.Done():
 		}
 		return err
 	}
 }
 
-// acceptEach is eachChunk for those that come with epochs, or without.
-func acceptEach(m *msg.ChunkAccept, accept func(id.ChunkID, id.Epoch) error) error {
-	if n := len(m.Epochs); n != 0 && n != len(m.Chunks) {
+// eachEpoch is eachChunk for chunks that come with epochs, or without.
+func eachEpoch(chunks, epochs []uint64, f func(id.ChunkID, id.Epoch) error) error {
+	if n := len(epochs); n != 0 && n != len(chunks) {
 		return fserr.Invalid
 	}
 	i := 0
-	return eachChunk(m.Chunks, func(c id.ChunkID) error {
+	return eachChunk(chunks, func(c id.ChunkID) error {
 		var e id.Epoch
-		if len(m.Epochs) > 0 {
-			e = id.Epoch(m.Epochs[i])
+		if len(epochs) > 0 {
+			e = id.Epoch(epochs[i])
 		}
 		i++
-		return accept(c, e)
+		return f(c, e)
 	})
 }
 

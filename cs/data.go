@@ -61,7 +61,10 @@ func (s *Server) data(ctx context.Context, p peer, req *wire.Frame, o *op) (code
 	case wire.Write:
 		s.stats.writes.Add(1)
 		s.stats.writeBytes.Add(uint64(len(req.Data)))
-		body, err = s.write(req, r)
+		if body, err = s.write(req, r); err == nil && r.Flags&wire.Durable != 0 {
+			s.stats.flushes.Add(1)
+			err = s.store.Flush(r.Chunk, req.Epoch)
+		}
 	case wire.Punch:
 		s.stats.punches.Add(1)
 		body, err = s.punch(req, r)
@@ -77,6 +80,9 @@ func permit(p peer, req *wire.Frame, r *wire.DataRequest) fserr.Code {
 	changes := req.Type == wire.Write || req.Type == wire.Punch
 	forwards := r.Forward != [wire.MaxForward]id.ServerID{}
 	server := p.role == msg.Hello_CHUNK_SERVER || p.role == msg.Hello_METADATA_SERVER
+	if code := p.may.permit(req.Type); code != fserr.OK {
+		return code
+	}
 	switch {
 	case p.role == msg.Hello_CLIENT && r.Session != p.session:
 		return fserr.NoSession
@@ -89,6 +95,8 @@ func permit(p peer, req *wire.Frame, r *wire.DataRequest) fserr.Code {
 	case r.Flags&wire.Ordered != 0 && !changes && req.Type != wire.Read, forwards && r.Flags&wire.Ordered == 0:
 		return fserr.Protocol
 	case r.Flags&wire.Settled != 0 && (r.Flags&wire.Forwarded == 0 || !changes || !chunk.Aligned(r.Offset, r.Length)):
+		return fserr.Protocol
+	case r.Flags&wire.Durable != 0 && (req.Type != wire.Write || r.Flags != wire.Durable || r.Seq != 0):
 		return fserr.Protocol
 	case r.Seq != 0 && (!changes || r.Flags&(wire.Ordered|wire.Forwarded) == 0 || r.Session == 0):
 		return fserr.Protocol

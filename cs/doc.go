@@ -18,7 +18,8 @@
 //   - Clients on the same host may read chunk files by themselves, under what package internal/local says: they see nothing that
 //     the server would not answer.
 //
-// There is no authentication: whoever reaches the address and knows the cluster's UUID may read and write.
+// In a cluster with security whoever connects has a certificate, and a client a capability of its session, which say what is done for it (package internal/secure);
+// in one without, whoever reaches the address and knows the cluster's UUID may read and write.
 //
 // The directory holds cs.json (identity), what cs/store keeps, and local.used while clients may read by themselves.
 package cs

@@ -11,6 +11,7 @@ import (
 
 	"varve/internal/fserr"
 	"varve/internal/id"
+	"varve/internal/pki"
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
 )
@@ -39,7 +40,11 @@ type finder struct {
 	cluster id.Cluster
 	version string
 	network wire.Network
+	trust   func() *pki.Trust // nil, or returns nil: the cluster is insecure, or nobody is obeyed
 	logger  *slog.Logger
+	// aside, if set, is the network without the plane of heartbeats: where nobody answers by that, it is asked where the members are for servers.
+	aside wire.Network
+	more  func() []string // Options.More, or nil
 
 	mu    sync.Mutex
 	metas []string // the last leader first
@@ -85,7 +90,15 @@ func (f *finder) first(addr string) {
 func (f *finder) find(ctx context.Context, h wire.Handler, reg *msg.RegisterServer) (*leader, error) {
 	queue, tried := f.known(), map[string]bool{}
 	var faults []error
-	for len(queue) > 0 && len(tried) < maxMetas {
+	more, most := f.more, maxMetas
+	for len(tried) < most {
+		if len(queue) == 0 && more != nil { // once
+			queue, more = more(), nil
+			most = len(tried) + maxMetas
+		}
+		if len(queue) == 0 {
+			break
+		}
 		addr := queue[0]
 		queue = queue[1:]
 		if tried[addr] {
@@ -109,7 +122,46 @@ func (f *finder) find(ctx context.Context, h wire.Handler, reg *msg.RegisterServ
 	if err := errors.Join(faults...); errors.Is(err, fserr.Retired) || allWrong(faults) {
 		return nil, err
 	}
+	f.askAround(ctx)
 	return nil, fmt.Errorf("no leader among %d metadata servers: %w: %w", len(tried), fserr.Unavailable, errors.Join(faults...))
+}
+
+// askAround learns where the metadata servers are for other servers from those that are reached in any other way, such as at their addresses for clients.
+func (f *finder) askAround(ctx context.Context) {
+	if f.aside == nil {
+		return
+	}
+	known := f.known()
+	if f.more != nil {
+		known = append(known, f.more()...)
+	}
+	for _, addr := range known[:min(len(known), 2*maxMetas)] {
+		dctx, cancel := context.WithTimeout(ctx, dialTimeout)
+		hello := &msg.Hello{Cluster: f.cluster[:], Role: msg.Hello_CHUNK_SERVER, Version: f.version}
+		c, _, err := wire.Dial(dctx, addr, hello, nil, wire.Options{Class: wire.ClassMeta, Network: f.aside})
+		cancel()
+		if err != nil {
+			continue
+		}
+		ok := f.askMembers(ctx, c)
+		c.Close()
+		if ok {
+			return
+		}
+	}
+}
+
+// askMembers takes over where a metadata server says that all are.
+func (f *finder) askMembers(ctx context.Context, c *wire.Conn) bool {
+	ctx, cancel := context.WithTimeout(ctx, membersTimeout)
+	defer cancel()
+	reply := new(msg.MembersReply)
+	code, err := c.CallMessage(ctx, wire.Members, wire.ClassMeta, &msg.Members{}, reply)
+	if err != nil || code != fserr.OK || len(reply.Addrs) == 0 {
+		return false
+	}
+	f.replace(reply.Addrs)
+	return true
 }
 
 func allWrong(faults []error) bool {
@@ -121,11 +173,19 @@ func allWrong(faults []error) bool {
 	return len(faults) > 0
 }
 
+// trusts returns what metadata servers have to show that they are such by, nil if they need not.
+func (f *finder) trusts() *pki.Trust {
+	if f.trust == nil {
+		return nil
+	}
+	return f.trust()
+}
+
 // try registers with one metadata server. If that does not lead, hint is whom it takes for the leader.
 func (f *finder) try(ctx context.Context, addr string, h wire.Handler, reg *msg.RegisterServer) (l *leader, hint string, err error) {
 	dctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	hello := &msg.Hello{Cluster: f.cluster[:], Role: msg.Hello_CHUNK_SERVER, Server: reg.Server, Version: f.version}
-	c, _, err := wire.Dial(dctx, addr, hello, h, wire.Options{InFlight: leaderInFlight, Network: f.network})
+	c, _, err := wire.DialMeta(dctx, addr, hello, h, f.trusts(), wire.Options{InFlight: leaderInFlight, Network: f.network})
 	cancel()
 	if err != nil {
 		return nil, "", err

@@ -22,8 +22,12 @@ const (
 	reportTimeout = 5 * time.Second
 	// membersEvery is how often the list of metadata servers is refreshed.
 	membersEvery = 10 * time.Second
-	// maxReportErrors bounds the messages about chunks that could not be accepted or removed, for each page.
-	maxReportErrors = 8
+	// toldEvery is that where somebody asked for what is with it, and reportNetEvery how often the leader is told of the network.
+	// It is longer where there are many servers, whose addresses are told each time, but shorter than what package traffic waits for.
+	toldEvery      = 3 * time.Second
+	toldEachServer = 30 * time.Millisecond
+	toldMost       = 30 * time.Second
+	reportNetEvery = 2 * time.Second
 )
 
 // followLeader keeps the server registered with whoever leads, until ctx ends. An error means that it never will be again.
@@ -32,7 +36,7 @@ func (s *Server) followLeader(ctx context.Context) error {
 	lost := false // said that there is no leader
 	s.locals.settle(ctx)
 	for ctx.Err() == nil {
-		reg := s.whoami().register(s.Addr())
+		reg := s.whoami().register(string(s.book))
 		reg.Total, reg.Free, _ = s.store.Space()
 		l, err := s.finder.find(ctx, (*control)(s), reg)
 		switch {
@@ -71,6 +75,9 @@ func (s *Server) obey(ctx context.Context, l *leader) error {
 	stop := context.AfterFunc(ctx, func() { l.conn.Close() })
 	defer stop()
 	s.peers.learn(l.reply.Peers)
+	s.leading.Store(l.conn)
+	defer s.leading.Store(nil)
+	s.obeySettings(l.reply.Now, l.since, l.reply.DataTls, 0)
 	// Fenced before the lease begins, so that the leader may take a registered server as fenced.
 	if err := s.fences.fence(ctx, l.reply.Fenced); err != nil {
 		return fmt.Errorf("fence %d sessions: %w", len(l.reply.Fenced), err)
@@ -101,7 +108,7 @@ func (s *Server) obey(ctx context.Context, l *leader) error {
 	return <-beating
 }
 
-// report tells the leader of all chunks, a page at a time, and does what it answers.
+// report tells the leader of all chunks, a page at a time.
 func (s *Server) report(ctx context.Context, c *wire.Conn) error {
 	for after, more := id.ChunkID(0), true; more; {
 		var infos []chunkInfo
@@ -112,9 +119,8 @@ func (s *Server) report(ctx context.Context, c *wire.Conn) error {
 				page.Chunks = append(page.Chunks, s.infoMessage(i))
 			}
 		}
-		reply := new(msg.ChunkReportReply)
 		rctx, cancel := context.WithTimeout(ctx, reportTimeout)
-		code, err := c.CallMessage(rctx, wire.ChunkReport, wire.ClassMeta, page, reply)
+		code, err := c.CallMessage(rctx, wire.ChunkReport, wire.ClassMeta, page, new(msg.ChunkReportReply))
 		cancel()
 		if err != nil {
 			return fmt.Errorf("report chunks: %w", err)
@@ -122,7 +128,6 @@ func (s *Server) report(ctx context.Context, c *wire.Conn) error {
 		if code != fserr.OK {
 			return fmt.Errorf("report chunks: %w", code)
 		}
-		s.reported(reply)
 	}
 	return nil
 }
@@ -134,29 +139,12 @@ func (s *Server) infoMessage(i chunkInfo) *msg.ChunkInfo {
 	}
 }
 
-// reported does what the leader answered to a page. What fails is reported again at the next registration.
-func (s *Server) reported(reply *msg.ChunkReportReply) {
-	faults := 0
-	note := func(what string, n uint64, err error) {
-		if s.code(err); err != nil {
-			if faults++; faults <= maxReportErrors {
-				s.log.Warn("chunk not "+what+", going on", "chunk", id.ChunkID(n), "err", err)
-			}
-		}
-	}
-	for _, n := range reply.Accept {
-		note("accepted", n, s.store.Accept(id.ChunkID(n)))
-	}
-	for _, n := range reply.Remove {
-		note("removed", n, s.delete(id.ChunkID(n)))
-	}
-}
-
 // beat sends heartbeats until one fails. It returns why.
 func (s *Server) beat(ctx context.Context, l *leader, period, term time.Duration) error {
 	tick := time.NewTicker(period)
 	defer tick.Stop()
-	var refreshed time.Time
+	var refreshed, reported time.Time
+	told := 0
 	var took time.Duration // by the last heartbeat
 	var stuck *waits.Wait
 	var ended uint64
@@ -170,9 +158,9 @@ func (s *Server) beat(ctx context.Context, l *leader, period, term time.Duration
 		} else if stuck == nil {
 			stuck = s.waits.For("any request under way to end: the disk, or another server, does not answer", "under_way", underWay)
 		}
-		if time.Since(refreshed) >= membersEvery {
+		if time.Since(refreshed) >= s.refreshEvery(told) {
 			refreshed = time.Now()
-			s.refreshMembers(ctx, l)
+			told = s.refreshMembers(ctx, l)
 		}
 		select {
 		case <-tick.C:
@@ -185,6 +173,9 @@ func (s *Server) beat(ctx context.Context, l *leader, period, term time.Duration
 		h := s.heartbeat()
 		h.Load.HeartbeatUs = uint32(took.Microseconds())
 		sent := time.Now()
+		if s.o.NetReport != nil && sent.Sub(reported) >= reportNetEvery {
+			h.Net, reported = s.o.NetReport(), sent
+		}
 		code, err := l.conn.CallMessage(hctx, wire.Heartbeat, wire.ClassHeartbeat, h, reply)
 		took = time.Since(sent)
 		cancel()
@@ -196,6 +187,11 @@ func (s *Server) beat(ctx context.Context, l *leader, period, term time.Duration
 			return fmt.Errorf("heartbeat: %w", err)
 		}
 		s.peers.learn(reply.Peers)
+		s.obeySettings(reply.Now, since, reply.DataTls, reply.Trust)
+		if s.obeyOpening(l.conn, l.since, reply) {
+			l.conn.Close()
+			return errors.New("it is connected to anew, with a certificate")
+		}
 		s.copying.pace.set(int64(min(reply.RepairRate, 1<<62)))
 		s.takeTier(reply.Tier)
 		if reply.LeaseMs > 0 {
@@ -210,6 +206,14 @@ func (s *Server) beat(ctx context.Context, l *leader, period, term time.Duration
 			}
 		}
 	}
+}
+
+// refreshEvery is how often members are asked for where the addresses of so many servers come with it.
+func (s *Server) refreshEvery(told int) time.Duration {
+	if s.o.Told != nil {
+		return min(max(toldEvery, time.Duration(told)*toldEachServer), toldMost)
+	}
+	return membersEvery
 }
 
 func (s *Server) heartbeat() *msg.Heartbeat {
@@ -228,18 +232,29 @@ func (s *Server) heartbeat() *msg.Heartbeat {
 	return h
 }
 
-// refreshMembers keeps the list of metadata servers current, in memory and on disk.
-func (s *Server) refreshMembers(ctx context.Context, l *leader) {
+// refreshMembers keeps the list of metadata servers current, in memory and on disk. It returns the addresses of how many servers were told.
+func (s *Server) refreshMembers(ctx context.Context, l *leader) (told int) {
 	ctx, cancel := context.WithTimeout(ctx, membersTimeout)
 	defer cancel()
 	reply := new(msg.MembersReply)
-	code, err := l.conn.CallMessage(ctx, wire.Members, wire.ClassMeta, &msg.Members{}, reply)
+	code, err := l.conn.CallMessage(ctx, wire.Members, wire.ClassMeta, &msg.Members{Net: s.o.Told != nil}, reply)
 	if err != nil || code != fserr.OK || len(reply.Addrs) == 0 {
-		return
+		return 0
+	}
+	if s.o.Told != nil {
+		s.o.Told(reply)
 	}
 	s.finder.replace(reply.Addrs)
 	s.finder.first(l.addr)
+	if s.o.Members != nil {
+		if reply.Clients != nil {
+			s.o.Members(reply.Clients)
+		} else {
+			s.o.Members(slices.Clone(reply.Addrs))
+		}
+	}
 	if metas := slices.Sorted(slices.Values(reply.Addrs)); !slices.Equal(metas, s.whoami().Metas) {
 		s.updateIdentity(func(d *identity) { d.Metas = metas })
 	}
+	return len(reply.Servers)
 }

@@ -56,7 +56,7 @@ func worse(code fserr.Code) int {
 // forwardTo sends a frame to one server, a second time on a new connection if the first was lost: that is greeted when nothing of the lost
 // one is under way, and doing it twice is doing it once.
 func (s *Server) forwardTo(ctx context.Context, server id.ServerID, c id.ChunkID, frame *wire.Frame) forwarded {
-	lane := uint32(uint64(c) % replicationLanes)
+	lane := s.peers.lane(server, c, wire.ClassReplication)
 	for {
 		conn, fresh, err := s.peers.conn(ctx, server, lane)
 		if err != nil {

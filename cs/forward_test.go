@@ -30,7 +30,7 @@ func waitPeers(t testing.TB, a *testServer, others ...*testServer) {
 		wait(t, "addresses of peers", func() bool {
 			a.peers.mu.Lock()
 			defer a.peers.mu.Unlock()
-			return a.peers.addrs[o.ID()] == o.Addr()
+			return a.peers.addrs[o.ID()].replication == o.Addr()
 		})
 	}
 }

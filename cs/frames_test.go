@@ -18,7 +18,7 @@ func TestFrames(t *testing.T) {
 	s := newTestServer(t, f)
 	f.create(7, 1, s)
 	unknown := func(body, data int) []byte {
-		b := wire.AppendRequest(nil, 999, wire.ClassGuest, 1, 77, bytes.Repeat([]byte{5}, body), data)
+		b := wire.AppendRequest(nil, 999, wire.ClassGuest, 1, 77, bytes.Repeat([]byte{5}, body), data, 0)
 		return append(b, make([]byte, data)...)
 	}
 	flip := func(b []byte, at int) []byte {
@@ -27,7 +27,7 @@ func TestFrames(t *testing.T) {
 	}
 	answerOf := func(b []byte) []byte { // the header says so, with its checksum
 		var q wire.Frame
-		if _, _, err := q.DecodeHeader(b); err != nil {
+		if _, _, err := q.DecodeHeader(b, wire.Keys{}); err != nil {
 			t.Fatal(err)
 		}
 		return q.AppendAnswer(nil, fserr.OK, nil, 0)

@@ -15,6 +15,8 @@ import (
 	"varve/cs/store"
 	"varve/internal/disk"
 	"varve/internal/id"
+	"varve/internal/planes"
+	"varve/internal/wire"
 )
 
 const (
@@ -34,6 +36,7 @@ type identity struct {
 	UUID    string           `json:"uuid"`    // of the server, made by Init: makes a repeated registration find its id
 	Server  id.ServerID      `json:"server"`  // 0 until the leader gave one
 	Addr    string           `json:"addr"`
+	Net     string           `json:"net,omitempty"` // by which other addresses or interfaces traffic goes, as planes.Parse reads it
 	Host    string           `json:"host"`
 	Rack    string           `json:"rack,omitempty"`
 	Tier    uint32           `json:"tier"`
@@ -41,6 +44,12 @@ type identity struct {
 	Metas   []string         `json:"metas"`             // as last known
 	Retired bool             `json:"retired,omitempty"` // removed from the cluster: it never starts again
 	Journal *journalIdentity `json:"journal,omitempty"` // none: writes go to the disk at once
+	// ClusterDir is the cluster's directory on this node, where the server's credentials are.
+	ClusterDir string `json:"cluster_dir,omitempty"`
+	// Secured: the server has run with credentials, and never runs without them again.
+	Secured bool `json:"secured,omitempty"`
+	// DataTLS: the leader's last word was that data is to be encrypted. So it is from the first connection on, before the leader was heard again.
+	DataTLS bool `json:"data_tls,omitempty"`
 }
 
 // clone returns a copy that shares nothing.
@@ -61,6 +70,40 @@ func (d identity) cluster() id.Cluster {
 func (d identity) uuid() []byte {
 	b, _ := hex.DecodeString(d.UUID)
 	return b
+}
+
+// planes finds the addresses of the server on this host.
+func (d identity) planes() (*planes.Planes, error) {
+	spec, err := planes.Parse(d.Net)
+	if err != nil {
+		return nil, err
+	}
+	var host []planes.Interface
+	if !spec.IsZero() {
+		if host, err = planes.Host(); err != nil {
+			return nil, err
+		}
+	}
+	return spec.Resolve(d.Addr, host)
+}
+
+// takeNet takes over what the options say of addresses, and binds the network to them.
+func (d *identity) takeNet(o *Options) (*planes.Planes, error) {
+	if o.Net != "" {
+		spec, err := planes.Parse(o.Net)
+		if err != nil {
+			return nil, err
+		}
+		d.Net = spec.String()
+	}
+	p, err := d.planes()
+	if err != nil {
+		return nil, err
+	}
+	if !p.IsZero() {
+		o.Network = wire.Bound(o.Network, p.Bind)
+	}
+	return p, nil
 }
 
 // storeOptions returns the options of the server's store.

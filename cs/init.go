@@ -13,6 +13,7 @@ import (
 	"varve/cs/store"
 	"varve/internal/fserr"
 	"varve/internal/id"
+	"varve/internal/planes"
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
 )
@@ -45,6 +46,14 @@ func Init(ctx context.Context, o Options) (id.ServerID, error) {
 		return 0, err
 	}
 	defer unlock()
+	// The plane of heartbeats is not used yet: what is known of the metadata servers may be their addresses for clients.
+	bound := o
+	if _, err := (&identity{Addr: o.Addr}).takeNet(&bound); err != nil {
+		return 0, fmt.Errorf("chunk server: %w", err)
+	}
+	if err := o.load(o.ClusterDir, false, o.Cluster); err != nil {
+		return 0, err
+	}
 	d, err := o.prepare(ctx)
 	if err != nil {
 		return 0, err
@@ -61,13 +70,21 @@ func Init(ctx context.Context, o Options) (id.ServerID, error) {
 	if err != nil {
 		return 0, err
 	}
+	if _, err := d.secure(&o); err != nil {
+		return 0, err
+	}
 	f := finder{cluster: d.cluster(), version: o.Version, network: o.Network, logger: o.Logger}
 	f.learn(d.Metas)
-	reg := d.register(d.Addr)
+	at, err := d.planes()
+	if err != nil {
+		return 0, err
+	}
+	reg := d.register(string(book(at.Addr(planes.Client), at.Addr(planes.Replication), at.Addr(planes.Repair))))
 	reg.Total, reg.Free = total, free
 	for b := (backoff{}); ; {
 		l, err := f.find(ctx, nil, reg)
 		if err == nil {
+			f.askMembers(ctx, l.conn)
 			l.conn.Close()
 			d.Server, d.Metas = id.ServerID(l.reply.Server), f.known()
 			return d.Server, d.write(o.FS, o.Dir)
@@ -87,7 +104,7 @@ func (o Options) prepare(ctx context.Context) (identity, error) {
 	case err == nil && d.Server != 0:
 		return d, fmt.Errorf("%s is the directory of %v of cluster %s already: %w", o.Dir, d.Server, d.Name, fserr.Exist)
 	case err == nil:
-		d.Addr, d.Host, d.Rack, d.Tier, d.Memory, d.Metas = o.Addr, o.Host, o.Rack, o.Tier, o.Memory, o.Metas
+		d.Addr, d.Net, d.Host, d.Rack, d.Tier, d.Memory, d.Metas = o.Addr, recorded(o.Net), o.Host, o.Rack, o.Tier, o.Memory, o.Metas
 		return d, d.write(o.FS, o.Dir)
 	case !errors.Is(err, fs.ErrNotExist):
 		return d, err
@@ -105,17 +122,22 @@ func (o Options) prepare(ctx context.Context) (identity, error) {
 	rand.Read(uuid)
 	d = identity{
 		Version: identityVersion, Cluster: cluster.String(), Name: name, UUID: hex.EncodeToString(uuid),
-		Addr: o.Addr, Host: o.Host, Rack: o.Rack, Tier: o.Tier, Memory: o.Memory, Metas: o.Metas,
+		Addr: o.Addr, Net: recorded(o.Net), Host: o.Host, Rack: o.Rack, Tier: o.Tier, Memory: o.Memory, Metas: o.Metas,
 	}
 	return d, d.write(o.FS, o.Dir)
 }
 
 // identify asks the metadata servers what cluster they are and compares with what is expected.
 func (o Options) identify(ctx context.Context) (id.Cluster, string, error) {
+	hello := &msg.Hello{Role: msg.Hello_ADMIN, Version: o.Version}
+	if creds := o.creds(); creds != nil { // then they answer only who knows them
+		cluster := creds.Identity().Cluster
+		hello.Cluster = cluster[:]
+	}
 	var faults []error
 	for _, addr := range o.Metas {
 		dctx, cancel := context.WithTimeout(ctx, dialTimeout)
-		c, reply, err := wire.Dial(dctx, addr, &msg.Hello{Role: msg.Hello_ADMIN, Version: o.Version}, nil, wire.Options{Network: o.Network})
+		c, reply, err := wire.Dial(dctx, addr, hello, nil, wire.Options{Class: wire.ClassMeta, Network: o.Network})
 		cancel()
 		if err != nil {
 			faults = append(faults, err)
@@ -138,6 +160,17 @@ func (o Options) identify(ctx context.Context) (id.Cluster, string, error) {
 func space(o Options) (total, free uint64, err error) {
 	s, err := o.FS.Space(o.Dir)
 	return s.Total, s.Free, err
+}
+
+// recorded is how an identity has planes that were checked.
+func recorded(net string) string {
+	spec, _ := planes.Parse(net)
+	return spec.String()
+}
+
+// book is the addresses of a chunk server as others are told.
+func book(client, replication, repair string) planes.Book {
+	return planes.NewBook(client, map[planes.Plane]string{planes.Replication: replication, planes.Repair: repair})
 }
 
 // register returns the registration of the server at an address.

@@ -14,13 +14,17 @@ import (
 	"varve/internal/disk"
 	"varve/internal/fserr"
 	"varve/internal/id"
+	"varve/internal/pki"
+	"varve/internal/planes"
+	"varve/internal/secure"
+	"varve/internal/secure/securetest"
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
 )
 
 var testCluster = id.Cluster{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}
 
-const testTimeout = 10 * time.Second
+const testTimeout = time.Minute
 
 // fakeLeader is a metadata server as far as a chunk server can tell.
 type fakeLeader struct {
@@ -41,17 +45,34 @@ type fakeLeader struct {
 	follows  string // if set: not the leader, that one is
 	silent   bool   // heartbeats and registrations are not answered with OK
 	answer   func(*msg.ChunkReport) *msg.ChunkReportReply
+	ca       *securetest.CA // if set: the cluster is secured; chunk servers are on node "host"
+	signer   *pki.Signer    // if it is
+	hellos   int
+	version  uint64 // of what it tells of who may speak
+	dataTLS  bool
+	ahead    time.Duration // of its clock
 }
 
-func newFakeLeader(t testing.TB) *fakeLeader {
-	l, err := wire.Listen(context.Background(), "127.0.0.1:0")
+func newFakeLeader(t testing.TB) *fakeLeader { return newFakeLeaderOf(t, nil) }
+
+func newFakeLeaderOf(t testing.TB, ca *securetest.CA) *fakeLeader {
+	var network wire.Network = wire.TCP{}
+	if ca != nil {
+		network = secure.New(secure.Options{Credentials: ca.Node(t, "leader"), Logger: quiet()})
+	}
+	l, err := network.Listen(context.Background(), "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	f := &fakeLeader{
-		t: t, listener: l, byUUID: map[string]uint32{}, conns: map[uint32]*wire.Conn{}, addrs: map[uint32]string{},
+		t: t, ca: ca, listener: l, byUUID: map[string]uint32{}, conns: map[uint32]*wire.Conn{}, addrs: map[uint32]string{},
 		reports: map[uint32][]*msg.ChunkInfo{}, reported: map[uint32]int{}, beats: map[uint32]*msg.Heartbeat{},
 		leaseMs: 8000, beatMs: 20,
+	}
+	if ca != nil {
+		if f.signer, err = pki.NewSigner(testCluster, 1); err != nil {
+			t.Fatal(err)
+		}
 	}
 	f.server = &wire.Server{Accept: f.accept, Logger: quiet()}
 	go f.server.Serve(l)
@@ -73,7 +94,10 @@ func (f *fakeLeader) accept(c *wire.Conn, hello *msg.Hello) (wire.Handler, *msg.
 	if !asking && string(hello.Cluster) != string(testCluster[:]) {
 		return nil, nil, fserr.WrongCluster
 	}
-	return f, &msg.HelloReply{Cluster: testCluster[:], Name: "lake"}, fserr.OK
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.hellos++
+	return f, &msg.HelloReply{Cluster: testCluster[:], Name: "lake", Proof: wire.MetaProof(c, f.signer)}, fserr.OK
 }
 
 // Serve implements wire.Handler.
@@ -95,6 +119,8 @@ func (f *fakeLeader) serve(c *wire.Conn, req *wire.Frame) (fserr.Code, wire.Mess
 		return fserr.Unavailable, nil
 	}
 	switch req.Type {
+	case wire.Trust:
+		return fserr.OK, f.ca.Told(max(f.version, 1), []pki.CapabilityKey{f.signer.Key()})
 	case wire.RegisterServer:
 		m := new(msg.RegisterServer)
 		if m.UnmarshalVT(req.Body) != nil {
@@ -109,7 +135,8 @@ func (f *fakeLeader) serve(c *wire.Conn, req *wire.Frame) (fserr.Code, wire.Mess
 			f.byUUID[string(m.Uuid)] = n
 		}
 		f.conns[n], f.addrs[n], f.reports[n] = c, m.Addr, nil
-		return fserr.OK, &msg.RegisterServerReply{Server: n, HeartbeatMs: f.beatMs, LeaseMs: f.leaseMs, Fenced: f.fenced, Peers: f.peersLocked()}
+		return fserr.OK, &msg.RegisterServerReply{Server: n, HeartbeatMs: f.beatMs, LeaseMs: f.leaseMs, Fenced: f.fenced, Peers: f.peersLocked(),
+			DataTls: f.dataTLS, Now: time.Now().Add(f.ahead).UnixNano()}
 	case wire.ChunkReport:
 		m := new(msg.ChunkReport)
 		if m.UnmarshalVT(req.Body) != nil {
@@ -129,7 +156,8 @@ func (f *fakeLeader) serve(c *wire.Conn, req *wire.Frame) (fserr.Code, wire.Mess
 			return fserr.Protocol, nil
 		}
 		f.beats[m.Server] = m
-		return fserr.OK, &msg.HeartbeatReply{Peers: f.peersLocked(), LeaseMs: f.leaseMs, Fenced: f.fenced}
+		return fserr.OK, &msg.HeartbeatReply{Peers: f.peersLocked(), LeaseMs: f.leaseMs, Fenced: f.fenced, DataTls: f.dataTLS,
+			Now: time.Now().Add(f.ahead).UnixNano()}
 	}
 	return fserr.Protocol, nil
 }
@@ -137,7 +165,11 @@ func (f *fakeLeader) serve(c *wire.Conn, req *wire.Frame) (fserr.Code, wire.Mess
 func (f *fakeLeader) peersLocked() []*msg.Peer {
 	var list []*msg.Peer
 	for n, addr := range f.addrs {
-		list = append(list, &msg.Peer{Server: n, Addr: addr})
+		p := &msg.Peer{Server: n, Addr: planes.Book(addr).Addr(planes.Replication), RepairAddr: planes.Book(addr).Addr(planes.Repair)}
+		if f.ca != nil {
+			p.Node = "host"
+		}
+		list = append(list, p)
 	}
 	return list
 }
@@ -187,17 +219,27 @@ type testServer struct {
 }
 
 func testOptions(f *fakeLeader) Options {
-	return Options{
-		Dir: "/cs", Metas: []string{f.addr()}, Addr: "127.0.0.1:0", Host: "h", Logger: quiet(),
-		ForwardTimeout: 2 * time.Second, Store: store.Options{SettleEvery: -1}, Memory: MinMemory, trace: true, Reactors: testReactors,
+	var creds *pki.Credentials
+	if f.ca != nil {
+		creds = f.ca.Node(f.t, "host")
+	}
+	return Options{ // a busy machine is not to be taken for a server that fails
+		Credentials: creds,
+		Dir:         "/cs", Metas: []string{f.addr()}, Addr: "127.0.0.1:0", Host: "h", Logger: quiet(),
+		ForwardTimeout: testTimeout, Store: store.Options{SettleEvery: -1}, Memory: MinMemory, trace: true, Reactors: testReactors,
 	}
 }
 
 // newTestServer makes a chunk server, starts it and waits until it is registered.
 func newTestServer(t testing.TB, f *fakeLeader) *testServer {
+	return newTestServerWith(t, f, func(*Options) {})
+}
+
+func newTestServerWith(t testing.TB, f *fakeLeader, change func(*Options)) *testServer {
 	t.Helper()
 	d := new(disk.Faulty)
 	s := &testServer{o: testOptions(f), disk: d, hang: &hangFS{FS: d}}
+	change(&s.o)
 	s.o.FS = s.hang
 	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
 	defer cancel()

@@ -15,6 +15,7 @@ import (
 	"varve/internal/fserr"
 	"varve/internal/id"
 	"varve/internal/local"
+	"varve/internal/wire"
 )
 
 const (
@@ -51,9 +52,10 @@ type locals struct {
 
 // localConn is one local client.
 type localConn struct {
-	conn    *local.Conn
-	session id.SessionID
-	kick    chan struct{}
+	conn       *local.Conn
+	session    id.SessionID
+	capability *capability // nil: the cluster is insecure
+	kick       chan struct{}
 
 	mu      sync.Mutex
 	granted map[uint64]struct{} // stamps that it holds
@@ -214,6 +216,7 @@ func (l *locals) count() int {
 func (l *locals) serve(c *localConn) {
 	defer func() {
 		c.conn.Close()
+		l.s.capabilities.drop(c.capability)
 		l.mu.Lock()
 		delete(l.conns, c)
 		l.mu.Unlock()
@@ -263,8 +266,10 @@ func (l *locals) greet(c *localConn) (place uint32, stamp uint64, err error) {
 		reply.Code = fserr.Protocol
 	case p.Cluster != s.cluster || p.Server != s.id:
 		reply.Code = fserr.WrongCluster
-	case s.closing.Load() || !s.lease.held():
+	case s.closing.Load() || !s.lease.held() || s.lacksTrust():
 		reply.Code = fserr.Unavailable
+	case s.enforces() != nil && !c.prove(s, p.Session):
+		reply.Code = fserr.NoCapability // it shows one over the network first
 	default:
 		reply.Code = fserr.Of(l.promise())
 	}
@@ -334,6 +339,9 @@ func (l *locals) share(c *localConn, p *local.Packet) (sh store.Shared, err erro
 		return sh, fserr.Unavailable
 	}
 	defer s.lease.leave()
+	if c.capability != nil && c.capability.permit(wire.Read) != fserr.OK {
+		return sh, fserr.NoCapability
+	}
 	if !s.fences.enter(c.session) {
 		return sh, fserr.Fenced
 	}
@@ -396,6 +404,15 @@ func (c *localConn) tell(done <-chan struct{}) {
 func (l *locals) fence(s id.SessionID) {
 	if l != nil && l.board != nil {
 		l.board.Fence(s)
+	}
+}
+
+// endAll ends the connections of all clients, who come again.
+func (l *locals) endAll() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for c := range l.conns {
+		c.conn.Close()
 	}
 }
 

@@ -259,7 +259,7 @@ func TestLocal(t *testing.T) {
 // Without its lease a server is not read, and with it again it is.
 func TestLocalLease(t *testing.T) {
 	f := newFakeLeader(t)
-	f.set(func() { f.leaseMs = 400 })
+	f.set(func() { f.leaseMs = 1000 })
 	s := newDiskServer(t, f, nil)
 	f.create(7, 1, s)
 	c := localDial(t, s, 5)
@@ -274,7 +274,7 @@ func TestLocalLease(t *testing.T) {
 	if _, code := greet(t, s, helloOf(s, 9)); code != fserr.Unavailable {
 		t.Error(code)
 	}
-	f.set(func() { f.silent = false })
+	f.set(func() { f.silent, f.leaseMs = false, 8000 })
 	wait(t, "the lease to begin", func() bool { _, err := localRead(g, 0, 1); return err == nil })
 }
 

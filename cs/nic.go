@@ -4,6 +4,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -43,6 +44,27 @@ func newNICUse(addr string) nicUse {
 		}
 	}
 	return nicUse{}
+}
+
+// nicsUse is that of all interfaces by which a server is reached.
+type nicsUse []nicUse
+
+func newNICsUse(addrs []string) (all nicsUse) {
+	for _, addr := range addrs {
+		n := newNICUse(addr)
+		if n.dir != "" && !slices.ContainsFunc(all, func(x nicUse) bool { return x.dir == n.dir }) {
+			all = append(all, n)
+		}
+	}
+	return all
+}
+
+// use is nicUse.use of the fullest one.
+func (all nicsUse) use(now time.Time) (most uint32) {
+	for i := range all {
+		most = max(most, all[i].use(now))
+	}
+	return most
 }
 
 // use returns what part of its speed the busier direction has used since the last call, in permille; 0 if that is not known. One goroutine calls it.

@@ -11,10 +11,15 @@ import (
 
 	"varve/cs/ssd"
 	"varve/cs/store"
+	"varve/internal/bond"
 	"varve/internal/disk"
 	"varve/internal/id"
 	"varve/internal/local"
+	"varve/internal/pki"
+	"varve/internal/planes"
+	"varve/internal/secure"
 	"varve/internal/wire"
+	"varve/internal/wire/msg"
 )
 
 // Options of Init and Open. Dir is required, and for Init also Metas and Addr; every other field has a default.
@@ -25,9 +30,16 @@ type Options struct {
 	Dir string
 	// Metas are addresses of metadata servers. Open adds those that it knew last.
 	Metas []string
+	// More, if set, names metadata servers to try as well, when none of those that are known leads. It must not block.
+	More func() []string
+	// Members, if set, is told where clients reach the metadata servers, each time they were asked, one call at a time. It must not block for long.
+	Members func(addrs []string)
 	// Addr is the address to listen on, IP:PORT; peers and clients must be able to reach it. Port 0: any.
 	// Default for Open: the one of Init.
 	Addr string
+	// Net says by which addresses or interfaces of this host kinds of traffic go that do not go by Addr, as planes.Parse reads it. Default for
+	// Open: that of Init, or of the last Open that was given one; "none": all by Addr.
+	Net string
 
 	// Cluster and Name are what Init expects of the cluster. Default: whatever the metadata servers answer.
 	Cluster id.Cluster
@@ -48,8 +60,23 @@ type Options struct {
 	// SSD is passed to ssd.Open; disks, directories, identities, size and Logger are filled in.
 	SSD ssd.Options
 
-	// Network makes the connections. Default: wire.TCP.
+	// Told, if set, is called every few seconds with who the servers are and what is set of the network. It must not block.
+	Told func(*msg.MembersReply)
+	// NetReport, if set, is asked every few seconds what was seen of this host's network, to tell the leader; nil: nothing new.
+	NetReport func() *msg.NetReport
+	// Network makes the connections, or the sockets under them if the cluster is secured. Default: wire.TCP.
 	Network wire.Network
+	// Credentials are what this server shows and trusts. Default: those in the directory of the cluster, if it is secured.
+	Credentials *pki.Credentials
+	opening     *secure.Opening // of a server that has no security for good yet
+	// ClusterDir is the directory of the cluster on this node, where credentials are. Init notes it; Open: default what was noted.
+	ClusterDir string
+	// DataTLS has data encrypted on the connections of this server, whatever the cluster's setting says.
+	DataTLS bool
+	// Bonds has connections to other servers spread over the links of bonds; the network's Spread is its. Default: none.
+	Bonds *bond.Bonds
+	// Wall is the wall clock, which a check of the network compares with others'; nothing else uses it. Default: time.Now.
+	Wall func() time.Time
 	// Version is told to peers, for people.
 	Version string
 	// Logger takes state transitions and failures. Default: slog.Default().
@@ -93,14 +120,14 @@ func (o Options) withDefaults() (Options, error) {
 	if o.FS == nil {
 		o.FS = disk.OS{}
 	}
-	if o.Network == nil {
-		o.Network = wire.TCP{}
-	}
 	if o.JournalFS == nil {
 		o.JournalFS = disk.OS{}
 	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()
+	}
+	if o.Network == nil {
+		o.Network = wire.TCP{}
 	}
 	if o.Host == "" {
 		o.Host, _ = os.Hostname()
@@ -122,6 +149,9 @@ func (o Options) withDefaults() (Options, error) {
 		if err := checkAddr(o.Addr); err != nil {
 			fault("%w", err)
 		}
+	}
+	if _, err := planes.Parse(o.Net); err != nil {
+		fault("%w", err)
 	}
 	if o.JournalBytes != 0 && (o.JournalBytes < ssd.MinBytes || o.JournalBytes > ssd.MaxBytes) {
 		fault("write journal of %d bytes, want %d to %d", o.JournalBytes, ssd.MinBytes, ssd.MaxBytes)

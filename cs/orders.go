@@ -270,9 +270,9 @@ func (s *Server) join(c id.ChunkID, epoch id.Epoch) error {
 	return s.orders.change(func(t *order.Table) { t.Rejoin(c, epoch) })
 }
 
-// delete removes a chunk.
-func (s *Server) delete(c id.ChunkID) error {
-	if err := s.store.Delete(c); err != nil {
+// delete removes a chunk, unless it has a higher epoch than upTo, if that is above 0.
+func (s *Server) delete(c id.ChunkID, upTo id.Epoch) error {
+	if stays, err := s.store.DeleteUpTo(c, upTo); stays || err != nil {
 		return err
 	}
 	return s.orders.change(func(t *order.Table) { t.Forget(c) })

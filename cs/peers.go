@@ -1,11 +1,14 @@
 package cs
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"varve/internal/bond"
 	"varve/internal/fserr"
 	"varve/internal/id"
 	"varve/internal/latency"
@@ -13,14 +16,8 @@ import (
 	"varve/internal/wire/msg"
 )
 
-const (
-	// replicationLanes is the number of connections to a peer for forwarded writes. A chunk keeps to one of them.
-	replicationLanes = 2
-	// repairLane is the connection for rebuilds.
-	repairLane = replicationLanes
-	// maxPeers bounds the servers whose addresses are kept.
-	maxPeers = 4096
-)
+// maxPeers bounds the servers whose addresses are kept.
+const maxPeers = 4096
 
 // peers are the connections to other chunk servers, made when they are needed.
 type peers struct {
@@ -28,12 +25,27 @@ type peers struct {
 	self    id.ServerID
 	version string
 	network wire.Network
+	bonds   *bond.Bonds
 
 	mu     sync.Mutex
-	addrs  map[id.ServerID]string
+	widths map[id.ServerID]int // see width
+	addrs  map[id.ServerID]peerAddr
 	links  map[linkKey]*link
 	met    map[id.ServerID]*latency.Recorder // how long forwarded writes took
 	closed bool
+}
+
+// peerAddr is where a peer is reached for replication, and for all else.
+type peerAddr struct {
+	replication, repair string
+	node                string // on which it runs
+}
+
+func (a peerAddr) of(lane uint32) string {
+	if lane%laneKinds < replicaKinds {
+		return a.replication
+	}
+	return a.repair
 }
 
 type linkKey struct {
@@ -46,21 +58,17 @@ type link struct {
 	op   chan struct{} // of one place: held while it is dialled, so that there is one attempt at a time, and guards what follows
 	conn *wire.Conn
 	addr string
+
+	next   time.Time // of keepSpread: when it may be moved
+	pause  time.Duration
+	moving atomic.Bool
 }
 
 func newPeers(cluster id.Cluster, self id.ServerID, o *Options) *peers {
 	return &peers{
-		cluster: cluster, self: self, version: o.Version, network: o.Network,
-		addrs: make(map[id.ServerID]string), links: make(map[linkKey]*link), met: make(map[id.ServerID]*latency.Recorder),
+		cluster: cluster, self: self, version: o.Version, network: o.Network, bonds: o.Bonds, widths: make(map[id.ServerID]int),
+		addrs: make(map[id.ServerID]peerAddr), links: make(map[linkKey]*link), met: make(map[id.ServerID]*latency.Recorder),
 	}
-}
-
-// laneClass is what a lane between chunk servers carries.
-func laneClass(lane uint32) wire.Class {
-	if lane == repairLane {
-		return wire.ClassRepair
-	}
-	return wire.ClassReplication
 }
 
 // learn takes addresses that the leader told.
@@ -69,8 +77,27 @@ func (p *peers) learn(list []*msg.Peer) {
 	defer p.mu.Unlock()
 	for _, m := range list {
 		if _, known := p.addrs[id.ServerID(m.Server)]; m.Server != 0 && (known || len(p.addrs) < maxPeers) {
-			p.addrs[id.ServerID(m.Server)] = m.Addr
+			p.addrs[id.ServerID(m.Server)] = peerAddr{m.Addr, cmp.Or(m.RepairAddr, m.Addr), m.Node}
 		}
+	}
+}
+
+// node returns the node that a peer runs on, as the leader said.
+func (p *peers) node(server id.ServerID) (string, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	a, known := p.addrs[server]
+	return a.node, known && a.node != ""
+}
+
+// learnRepair takes the address by which a rebuild is to reach its source.
+func (p *peers) learnRepair(server id.ServerID, addr string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	a, known := p.addrs[server]
+	if known || len(p.addrs) < maxPeers {
+		a.replication, a.repair = cmp.Or(a.replication, addr), addr
+		p.addrs[server] = a
 	}
 }
 
@@ -78,7 +105,7 @@ func (p *peers) learn(list []*msg.Peer) {
 // the peer refused with.
 func (p *peers) conn(ctx context.Context, server id.ServerID, lane uint32) (c *wire.Conn, fresh bool, err error) {
 	p.mu.Lock()
-	addr, closed := p.addrs[server], p.closed
+	addr, closed := p.addrs[server].of(lane), p.closed
 	l := p.links[linkKey{server, lane}]
 	if l == nil && addr != "" && !closed {
 		l = &link{op: make(chan struct{}, 1)}
@@ -101,24 +128,32 @@ func (p *peers) conn(ctx context.Context, server id.ServerID, lane uint32) (c *w
 		l.conn.Close()
 		l.conn = nil
 	}
-	hello := &msg.Hello{Cluster: p.cluster[:], Role: msg.Hello_CHUNK_SERVER, Server: uint32(p.self), Version: p.version, Lane: lane}
-	c, reply, err := wire.Dial(ctx, addr, hello, nil, wire.Options{Network: p.network})
+	if c, err = p.dial(ctx, server, lane, addr, nil); err != nil {
+		return nil, false, err
+	}
+	l.conn, l.addr = c, addr
+	p.closeIfOver(c)
+	return c, true, nil
+}
+
+// dial makes a connection of a lane. connected, unless nil, is called before it is greeted.
+func (p *peers) dial(ctx context.Context, server id.ServerID, lane uint32, addr string, connected func() error) (*wire.Conn, error) {
+	c, reply, err := wire.Dial(ctx, addr, p.hello(lane), nil, wire.Options{Class: laneClass(lane), Way: laneWay(lane), Connected: connected, Network: p.network})
 	if err != nil {
-		return nil, false, fmt.Errorf("connect to %v: %w", server, err)
+		return nil, fmt.Errorf("connect to %v: %w", server, err)
 	}
 	if id.ServerID(reply.Server) != server {
 		c.Close()
-		return nil, false, fmt.Errorf("%s answers as cs%d, want %v: %w", addr, reply.Server, server, fserr.Unavailable)
+		return nil, fmt.Errorf("%s answers as cs%d, want %v: %w", addr, reply.Server, server, fserr.Unavailable)
+	}
+	if who, ok := c.Peer(); ok {
+		if node, known := p.node(server); known && node != who.Node {
+			c.Close()
+			return nil, fmt.Errorf("%s answers as %v and is node %s, want %s: %w", addr, server, who.Node, node, fserr.Unavailable)
+		}
 	}
 	c.Mark(laneClass(lane))
-	l.conn, l.addr = c, addr
-	p.mu.Lock()
-	closed = p.closed
-	p.mu.Unlock()
-	if closed {
-		c.Close()
-	}
-	return c, true, nil
+	return c, nil
 }
 
 // waited notes how long a peer took to answer.

@@ -8,10 +8,10 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
+	"varve/internal/records"
 	"varve/internal/wire"
 	"varve/iouring/reactor"
 )
@@ -103,18 +103,14 @@ func (r *reactors) close() error {
 
 // Carry implements wire.Carrier.
 func (r *reactors) Carry(w *wire.Conn, nc net.Conn, read []byte) (wire.Link, error) {
-	sc, ok := nc.(syscall.Conn)
-	if !ok {
-		return nil, fmt.Errorf("connection of type %T has no descriptor", nc)
-	}
-	fd, err := reactor.Descriptor(sc)
+	taken, err := records.Take(nc)
 	if err != nil {
 		return nil, err
 	}
 	nc.Close()
 	d := &dataConn{
 		s: r.s, w: w, loop: r.loops[r.next.Add(1)%uint32(len(r.loops))],
-		peer: w.Value.(peer), fd: fd, read: append([]byte(nil), read...),
+		peer: w.Value.(peer), keys: w.Keys(), taken: taken, read: append([]byte(nil), read...),
 	}
 	d.startTask.Run, d.closeTask.Run = d.start, d.shut
 	d.late.Fire = d.tooLate
@@ -124,23 +120,19 @@ func (r *reactors) Carry(w *wire.Conn, nc net.Conn, read []byte) (wire.Link, err
 // Start implements wire.Link.
 func (d *dataConn) Start() {
 	if !d.loop.Post(&d.startTask) {
-		unix.Close(d.fd)
+		unix.Close(d.taken.FD)
 		d.w.Ended(reactor.ErrClosed)
 	}
 }
 
 func (d *dataConn) start() {
-	c, err := d.loop.Adopt(d.fd, d)
+	c, err := d.taken.Adopt(d.loop.Loop, d, d.read)
 	if err != nil {
-		unix.Close(d.fd)
+		unix.Close(d.taken.FD)
 		d.w.Ended(err)
 		return
 	}
-	d.conn = c
-	if len(d.read) > 0 {
-		c.Unread(d.read)
-		d.read = nil
-	}
+	d.conn, d.taken, d.read = c, nil, nil
 }
 
 // Close implements wire.Link.

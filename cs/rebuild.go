@@ -57,7 +57,7 @@ func (s *Server) rebuild(ctx context.Context, m *msg.ChunkRebuild) (uint64, erro
 		return 0, fserr.Invalid
 	}
 	if m.SourceAddr != "" {
-		s.peers.learn([]*msg.Peer{{Server: m.Source, Addr: m.SourceAddr}})
+		s.peers.learnRepair(r.source, m.SourceAddr)
 	}
 	err := r.copy(ctx)
 	if err == nil {
@@ -91,7 +91,7 @@ func (r *rebuild) copy(ctx context.Context) (err error) {
 	if _, e, st, err := r.s.store.Table(r.chunk); err == nil && e == r.epoch && st == repl.Copied {
 		return nil // the answer that said so was lost
 	}
-	if r.conn, _, err = r.s.peers.conn(ctx, r.source, repairLane); err != nil {
+	if r.conn, _, err = r.s.peers.conn(ctx, r.source, r.s.peers.lane(r.source, r.chunk, r.class)); err != nil {
 		return err
 	}
 	for range rebuildPasses {

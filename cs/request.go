@@ -20,6 +20,7 @@ import (
 //	atMemory  memory for its data
 //	atData    its data
 //	atDisk    the ring
+//	atSync    the ring, once more: the write is to be on stable media
 //	atSend    its answer to be sent
 //	aside     a goroutine
 //
@@ -57,6 +58,7 @@ const (
 	atMemory
 	atData
 	atDisk
+	atSync
 	atSend
 	aside
 )
@@ -133,7 +135,7 @@ func (q *request) wake() {
 		q.d.woken(q)
 	case aside:
 		q.d.done(q)
-	case atDisk:
+	case atDisk, atSync:
 		q.answer()
 	}
 }
@@ -249,6 +251,22 @@ func (q *request) tryFlush() bool {
 	return true
 }
 
+// written ends the disk's part of a write, or begins to sync it.
+func (q *request) written(err error) {
+	if err != nil || q.req.Flags&wire.Durable == 0 {
+		q.finish(err)
+		return
+	}
+	q.stage = atSync
+	if !q.tryFlush() { // another flush of the chunk is under way
+		go func() {
+			s := q.d.s
+			s.stats.flushes.Add(1)
+			q.conclude(s.store.Flush(q.req.Chunk, q.frame.Epoch))
+		}()
+	}
+}
+
 // transferred is called when the ring is done.
 func (q *request) transferred(n int, err error) {
 	switch {
@@ -269,14 +287,14 @@ func (q *request) transferred(n int, err error) {
 		go q.concludeNoted(n, err)
 	case err != nil: // the store may have to use the disk, which must not be waited for here
 		go func() {
-			if q.frame.Type == wire.Write {
-				q.conclude(q.write.Finish(n, err))
+			if q.frame.Type == wire.Write && q.stage == atDisk {
+				q.conclude(q.rewritten(n, err))
 			} else {
 				q.conclude(q.flush.Finish(err))
 			}
 		}()
-	case q.frame.Type == wire.Write:
-		q.finish(q.write.Finish(n, nil))
+	case q.frame.Type == wire.Write && q.stage == atDisk:
+		q.written(q.write.Finish(n, nil))
 	default:
 		q.finish(q.flush.Finish(nil))
 	}
@@ -298,6 +316,16 @@ func (q *request) finishRead() {
 		return
 	}
 	q.delegate()
+}
+
+// rewritten ends a write that the ring could not do, on a goroutine.
+func (q *request) rewritten(n int, err error) error {
+	s := q.d.s
+	if err = q.write.Finish(n, err); err == nil && q.req.Flags&wire.Durable != 0 {
+		s.stats.flushes.Add(1)
+		err = s.store.Flush(q.req.Chunk, q.frame.Epoch)
+	}
+	return err
 }
 
 // concludeNoted ends a write that another server has forwarded and that is to be remembered.

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,6 +19,8 @@ import (
 	"varve/cs/store"
 	"varve/internal/fserr"
 	"varve/internal/id"
+	"varve/internal/netcheck"
+	"varve/internal/planes"
 	"varve/internal/waits"
 	"varve/internal/wire"
 )
@@ -32,8 +36,12 @@ type Server struct {
 	store    *store.Store
 	journal  *ssd.FS // below the store; nil: none
 	listener net.Listener
+	planes   *planes.Planes
+	addr     string      // where clients reach it
+	book     planes.Book // where all reach it
 	wire     *wire.Server
 	finder   *finder
+	member   *netcheck.Member
 	peers    *peers
 	lanes    lanes
 	scratch  scratch
@@ -53,8 +61,13 @@ type Server struct {
 	dataPath string    // how data requests are served, for people
 	rebuilds *semaphore.Weighted
 	copying  copying
-	nic      nicUse // of heartbeats alone
+	nic      nicsUse // of heartbeats alone
 	verifies *semaphore.Weighted
+
+	auth         atomic.Pointer[auth] // nil: the cluster is insecure
+	encrypt      atomic.Uint32        // what is to be with data, see encrypt.go
+	capabilities capabilities
+	leading      atomic.Pointer[wire.Conn] // to the leader, while it is registered there
 
 	identityMu sync.Mutex
 	identity   identity
@@ -89,6 +102,18 @@ func Open(o Options) (*Server, error) {
 	}
 	if o.Addr != "" {
 		d.Addr = o.Addr
+	}
+	at, err := d.takeNet(&o)
+	if err != nil {
+		return nil, fmt.Errorf("chunk server of %s: %w; correct it with --net", o.Dir, err)
+	}
+	secured, err := d.secure(&o)
+	if err != nil {
+		return nil, err
+	}
+	var aside wire.Network
+	if !at.IsZero() {
+		aside = wire.Bound(o.Network, func(wire.Class, netip.AddrPort) (netip.AddrPort, string) { return netip.AddrPort{}, "" })
 	}
 	if o.Memory != 0 {
 		d.Memory = o.Memory
@@ -129,7 +154,7 @@ func Open(o Options) (*Server, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open the chunks in %s: %w", o.Dir, err), closeJournal())
 	}
-	l, err := o.Network.Listen(context.Background(), d.Addr)
+	l, addr, told, err := listen(&o, d.Addr, at)
 	if err != nil {
 		return nil, errors.Join(err, st.Close(), closeJournal())
 	}
@@ -142,7 +167,7 @@ func Open(o Options) (*Server, error) {
 		return nil, errors.Join(err, l.Close(), st.Close(), closeJournal(), pay.close())
 	}
 	s := &Server{
-		o: o, id: d.Server, cluster: d.cluster(), name: d.Name, log: so.Logger, store: st, journal: journal, listener: l, identity: d,
+		o: o, id: d.Server, cluster: d.cluster(), name: d.Name, log: so.Logger, store: st, journal: journal, listener: l, planes: at, addr: addr, book: told, identity: d,
 		fences: newFences(), orders: new(orders), spreads: make(chan struct{}, maxSpreads), locals: locals, ended: make(chan struct{}),
 		gate: g, payload: pay,
 		rebuilds: semaphore.NewWeighted(int64(o.Rebuilds)), verifies: semaphore.NewWeighted(maxVerifies),
@@ -150,36 +175,77 @@ func Open(o Options) (*Server, error) {
 	s.waits = &waits.Table{Log: s.log}
 	s.gate.waits, s.lanes.waits, s.fences.waits = s.waits, s.waits, s.waits
 	self.Store(s)
-	s.nic = newNICUse(s.Addr())
+	s.nic = newNICsUse(s.book.Addrs())
 	s.fences.locals, s.fences.orders = locals, s.orders
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.lanes.conns = make(map[laneKey]*wire.Conn)
+	s.member = s.newMember()
 	s.peers = newPeers(s.cluster, s.id, &o)
 	s.wire = &wire.Server{Accept: s.accept, Logger: s.log, MaxConns: div.conns}
-	s.finder = &finder{cluster: s.cluster, version: o.Version, network: o.Network, logger: s.log}
+	s.finder = &finder{cluster: s.cluster, version: o.Version, network: o.Network, logger: s.log, more: o.More, aside: aside}
 	s.finder.learn(o.Metas)
 	s.finder.learn(d.Metas)
 	if err := errors.Join(locals.open(s), s.orders.open(o.FS, o.Dir, so.Boot, so.Logger), s.sweepAll()); err != nil {
 		return nil, errors.Join(err, l.Close(), st.Close(), closeJournal(), pay.close())
 	}
+	if o.Net != "" {
+		s.updateIdentity(func(x *identity) { x.Net = d.Net })
+	}
+	if err := s.openTrust(); err != nil {
+		return nil, errors.Join(err, l.Close(), st.Close(), closeJournal(), pay.close())
+	}
 	s.reactors, s.dataPath = newReactors(s)
 	s.log.Info("data requests are served", "by", s.dataPath)
+	if secured {
+		s.updateIdentity(func(*identity) {})
+	}
 	return s, nil
 }
 
 // ID returns the server's id.
 func (s *Server) ID() id.ServerID { return s.id }
 
-// Addr returns the address on which the server listens.
-func (s *Server) Addr() string { return s.listener.Addr().String() }
+// Addr returns the address at which clients reach the server.
+func (s *Server) Addr() string { return s.addr }
+
+// Book returns all addresses at which the server is reached.
+func (s *Server) Book() planes.Book { return s.book }
+
+// listen listens on the address of each plane.
+func listen(o *Options, addr string, at *planes.Planes) (l net.Listener, client string, told planes.Book, err error) {
+	want := []string{addr}
+	if !at.IsZero() {
+		want = at.Listen(planes.Client, planes.Replication, planes.Repair)
+	}
+	l, bound, err := planes.Listen(context.Background(), o.Network, want)
+	if err != nil {
+		return nil, "", "", err
+	}
+	where := func(pl planes.Plane) string {
+		if i := slices.Index(want, at.Addr(pl)); i > 0 {
+			return bound[i]
+		}
+		return bound[0]
+	}
+	return l, bound[0], book(bound[0], where(planes.Replication), where(planes.Repair)), nil
+}
 
 // Run serves until Shutdown or Kill, or until ctx ends, which shuts the server down. It returns nil after an orderly
 // end. It is called once.
 func (s *Server) Run(ctx context.Context) error {
-	s.log.Warn("serving without authentication: whoever reaches the address may read and write", "addr", s.Addr())
+	if s.o.creds() == nil {
+		s.log.Warn("serving without authentication: whoever reaches the address may read and write", "addr", s.Addr())
+		if s.o.DataTLS {
+			s.log.Warn("data is not encrypted, though that is asked for: it is where a cluster has security only", "see", "varve cluster secure")
+		}
+	}
 	failed := make(chan error, 2)
 	s.reactors.watch(failed)
 	// Both are counted before the server can end, and end with it.
+	if s.auth.Load() != nil || s.o.opening != nil {
+		s.work.Go(s.keepAuth)
+		s.work.Go(s.sweepCapabilities)
+	}
 	s.work.Add(3)
 	go func() {
 		defer s.work.Done()
@@ -197,6 +263,9 @@ func (s *Server) Run(ctx context.Context) error {
 			failed <- err
 		}
 	}()
+	if s.o.Bonds != nil {
+		s.work.Go(func() { s.peers.keepSpread(s.ctx) })
+	}
 	var err error
 	select {
 	case <-ctx.Done():

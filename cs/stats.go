@@ -10,6 +10,7 @@ import (
 	"varve/internal/fserr"
 	"varve/internal/id"
 	"varve/internal/latency"
+	"varve/internal/secure"
 )
 
 // Stats is what a server has done and holds. Counters are of this process.
@@ -28,6 +29,7 @@ type Stats struct {
 	Registered, Serving, Failed   bool       // Failed: the disk is out of service
 	Memory, Resident, Payload     int64      // bytes: what the process may take up, what it does, and payload of requests under way
 	Waiting                       int        // requests that were not let go on yet
+	Forged                        uint64     // connections that ended since what came was not what the peer had sent
 	DataPath                      string     // how data requests are served
 	Journal                       *ssd.Stats // nil: there is no write journal
 }
@@ -76,6 +78,9 @@ func (s *Server) Stats() Stats {
 	}
 	st.Memory, st.Resident, st.Payload, st.DataPath = s.o.Memory, resident(), s.payload.used(), s.dataPath
 	st.Waiting, _ = s.gate.use()
+	if n, ok := s.o.Network.(*secure.Network); ok {
+		st.Forged = n.Forged()
+	}
 	st.Total, st.Free, _ = s.store.Space()
 	if s.journal != nil {
 		j := s.journal.Stats()

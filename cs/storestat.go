@@ -7,6 +7,7 @@ import (
 	"varve/cs/store"
 	"varve/internal/fserr"
 	"varve/internal/id"
+	"varve/internal/pki"
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
 )
@@ -55,6 +56,9 @@ func (s *Server) serveScrub(p peer) func(*wire.Frame, *msg.Scrub) (wire.Message,
 		if p.role != msg.Hello_ADMIN && p.role != msg.Hello_METADATA_SERVER {
 			return nil, nil, fserr.Perm
 		}
+		if (m.SetRate || m.Begin) && p.who != nil && p.who.Role != pki.RoleAdmin {
+			return nil, nil, fserr.Denied
+		}
 		rate := int64(-1)
 		if m.SetRate {
 			if rate = int64(m.Rate); rate < 0 {
@@ -100,9 +104,7 @@ func (s *Server) addStore(h *msg.Heartbeat) {
 	for _, c := range chunks {
 		h.BadChunks = append(h.BadChunks, uint64(c))
 	}
-	if len(chunks) > 0 {
-		h.Bad = s.badOf(chunks)
-	}
+	h.Bad = s.badOf(chunks)
 	st := s.store.ScrubStat()
 	h.Scrubbed, h.ScrubPermille = unixNano(st.Passed), permille(st.Done)
 	if err := s.store.Failure(); err != nil {
@@ -110,22 +112,32 @@ func (s *Server) addStore(h *msg.Heartbeat) {
 	}
 }
 
-// badOf says which blocks of the chunks are bad, of each chunk at least one.
+// badOf says which blocks of the chunks are bad, of each chunk at least one, and which blocks of any chunk were until lately: for a few
+// heartbeats, since one may be lost, and so may the leader that was told.
 func (s *Server) badOf(chunks []id.ChunkID) (out []*msg.BadBlock) {
-	_, list := s.store.BadBlocks(maxBadListed)
-	left := badBlocksTold
-	for _, c := range chunks {
-		listed := false
-		for _, b := range list {
-			if b.Chunk == c && (left > 0 || !listed) {
-				out = append(out, &msg.BadBlock{Chunk: uint64(c), Block: b.Block, Cause: b.Cause.String(), Since: b.Since.UnixNano()})
-				listed = true
-				left--
+	tell := func(b store.BadBlock) {
+		out = append(out, &msg.BadBlock{Chunk: uint64(b.Chunk), Block: b.Block, Cause: b.Cause.String(), Since: b.Since.UnixNano()})
+	}
+	if len(chunks) > 0 {
+		_, list := s.store.BadBlocks(maxBadListed)
+		for _, c := range chunks {
+			listed := false
+			for _, b := range list {
+				if b.Chunk == c && (len(out) < badBlocksTold || !listed) {
+					tell(b)
+					listed = true
+				}
+			}
+			if !listed {
+				out = append(out, &msg.BadBlock{Chunk: uint64(c), Cause: "header"})
 			}
 		}
-		if !listed {
-			out = append(out, &msg.BadBlock{Chunk: uint64(c), Cause: "header"})
+	}
+	for _, b := range s.store.MendedBlocks() {
+		if len(out) >= badBlocksTold {
+			break
 		}
+		tell(b)
 	}
 	return out
 }

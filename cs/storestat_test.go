@@ -105,7 +105,10 @@ func TestBadBlockIsReported(t *testing.T) {
 	code, _, _ := c.do(wire.Read, 1, wire.DataRequest{Chunk: 7, Length: 4 * block}, nil)
 	c.want(code, fserr.IO, "read over the bad block")
 	c.want(c.write(7, 1, 0, pattern(2, 4*block)), fserr.OK, "write over the bad block")
-	awaitBeat(t, f, s, "no bad block", func(b *msg.Heartbeat) bool { return b.BadBlocks == 0 && len(b.BadChunks) == 0 })
+	b = awaitBeat(t, f, s, "no bad block", func(b *msg.Heartbeat) bool { return b.BadBlocks == 0 && len(b.BadChunks) == 0 })
+	if len(b.Bad) != 1 || b.Bad[0].Chunk != 7 || b.Bad[0].Block != 1 || b.Bad[0].Cause != "checksum" || b.Bad[0].Since != stat.BadBlocks[0].Since {
+		t.Errorf("a block that was written anew before anybody asked is not told of: %v", b.Bad)
+	}
 }
 
 // A directory without its chunks is not served as an empty server.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/hashicorp/raft"
@@ -11,6 +12,7 @@ import (
 	"varve/internal/fserr"
 	"varve/internal/id"
 	"varve/internal/latency"
+	"varve/internal/planes"
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
 	"varve/journal"
@@ -25,7 +27,16 @@ func (s *Server) serveAdmin(ctx context.Context, c *wire.Conn, f *wire.Frame) {
 	case wire.Status:
 		s.answer(c, f, fserr.OK, s.status())
 	case wire.Members:
-		s.answer(c, f, fserr.OK, s.members())
+		req := new(msg.Members)
+		if err := req.UnmarshalVT(f.Body); err != nil {
+			s.answer(c, f, fserr.Protocol, nil)
+			return
+		}
+		r := s.members(roleOf(c))
+		if req.Net {
+			s.addNet(r)
+		}
+		s.answer(c, f, fserr.OK, r)
 	case wire.StateDigest:
 		req := new(msg.StateDigest)
 		if err := req.UnmarshalVT(f.Body); err != nil {
@@ -54,7 +65,17 @@ func (s *Server) serveLeader(ctx context.Context, c *wire.Conn, f *wire.Frame) {
 	case wire.JoinMeta:
 		m := new(msg.JoinMeta)
 		req, run = m, func(l *leadership) error {
+			if err := l.mayReaddress(c, m); err != nil {
+				return err
+			}
+			key, err := l.keyFor(c, m)
+			if err != nil {
+				return err
+			}
 			r, err := l.joinMeta(ctx, m)
+			if err == nil {
+				r.ClusterKey = key
+			}
 			reply = r
 			return err
 		}
@@ -101,18 +122,36 @@ func (s *Server) serveLeader(ctx context.Context, c *wire.Conn, f *wire.Frame) {
 	}
 	s.log.Debug("request failed", "peer", c.RemoteAddr(), "type", f.Type, "err", err)
 	if f.Type == wire.JoinMeta {
-		reply = &msg.JoinMetaReply{Detail: err.Error(), Addrs: []string{s.leaderAddr()}}
+		reply = &msg.JoinMetaReply{Detail: err.Error(), Addrs: []string{s.leaderFor(roleOf(c))}}
 	} else {
-		reply = &msg.AdminReply{Detail: err.Error(), Leader: s.leaderAddr()}
+		reply = &msg.AdminReply{Detail: err.Error(), Leader: s.leaderFor(roleOf(c))}
 	}
 	s.answer(c, f, s.codeOf(err), reply)
 }
 
-func (s *Server) members() *msg.MembersReply {
+// roleOf is who is at the other end.
+func roleOf(c *wire.Conn) msg.Hello_Role {
+	if p, ok := c.Value.(*peer); ok {
+		return p.role
+	}
+	return msg.Hello_ADMIN
+}
+
+// members tells who the metadata servers are, at the addresses at which who asks reaches them.
+func (s *Server) members(role msg.Hello_Role) *msg.MembersReply {
 	cluster, name := s.Cluster()
-	r := &msg.MembersReply{Leader: s.leaderAddr(), Name: name, Cluster: cluster[:]}
+	r := &msg.MembersReply{Leader: s.leaderFor(role), Name: name, Cluster: cluster[:], Trust: s.trustVersion()}
+	server := role == msg.Hello_CHUNK_SERVER || role == msg.Hello_METADATA_SERVER
 	for _, m := range s.raftMembers() {
-		r.Addrs = append(r.Addrs, string(m.Address))
+		addr := s.public(string(m.Address))
+		if server {
+			r.Clients = append(r.Clients, addr)
+			addr = string(m.Address)
+		}
+		r.Addrs = append(r.Addrs, addr)
+	}
+	if slices.Equal(r.Clients, r.Addrs) {
+		r.Clients = nil
 	}
 	return r
 }
@@ -127,9 +166,9 @@ func (s *Server) status() *msg.StatusReply {
 	n := st.Counts()
 	sum := st.Sum()
 	r := &msg.StatusReply{
-		Name: name, Cluster: cluster[:], Index: uint64(st.Index()), Leader: s.leaderAddr(), Term: s.raft.CurrentTerm(),
+		Name: name, Cluster: cluster[:], Index: uint64(st.Index()), Leader: s.public(s.leaderAddr()), Term: s.raft.CurrentTerm(),
 		Inodes: uint64(n.Inodes), Chunks: uint64(n.Chunks), Degraded: uint64(n.Degraded), UnderMin: uint64(st.UnderMin()),
-		Disk: string(s.room.now()), DiskFree: s.room.free.Load(),
+		Disk: string(s.room.now()), DiskFree: s.room.free.Load(), Keyed: s.keyed(),
 		Joining: uint64(n.Joining), Garbage: uint64(n.Garbage), Answering: s.identity.Server, JournalBytes: uint64(s.journal.Bytes()), Digest: sum[:],
 	}
 	if points, err := s.journal.Checkpoints(); err == nil && len(points) > 0 {
@@ -137,7 +176,7 @@ func (s *Server) status() *msg.StatusReply {
 	}
 	l := s.lead.Load()
 	for _, m := range s.raftMembers() {
-		one := &msg.MetaServer{Addr: string(m.Address), Voter: m.Suffrage == raft.Voter, State: "follower"}
+		one := &msg.MetaServer{Addr: s.public(string(m.Address)), Voter: m.Suffrage == raft.Voter, State: "follower"}
 		if v, err := id.ParseMetaID(string(m.ID)); err == nil {
 			one.Server = uint32(v)
 		}
@@ -161,14 +200,17 @@ func (s *Server) status() *msg.StatusReply {
 				one.State = "diverged"
 			}
 		}
-		if string(m.Address) == r.Leader {
+		if string(m.Address) == s.leaderAddr() {
 			one.State = "leader"
 		}
 		r.Metas = append(r.Metas, one)
 	}
 	st.Servers(func(x *state.Server) bool {
-		one := &msg.ChunkServer{Server: uint32(x.ID), Addr: x.Addr, Host: x.Host, Tier: x.Tier, State: "unknown", HeardMs: -1}
+		one := &msg.ChunkServer{Server: uint32(x.ID), Addr: planes.Book(x.Addr).Addr(planes.Client), Host: x.Host, Tier: x.Tier, State: "unknown", HeardMs: -1}
 		one.Rack = x.Rack
+		if b := planes.Book(x.Addr); !b.Single() {
+			one.Planes = x.Addr
+		}
 		if x.Retired {
 			one.State = "retired"
 		} else if x.Mode != event.ServerMode_ACTIVE {
@@ -212,6 +254,7 @@ func (l *leadership) addSoft(r *msg.StatusReply, st *state.State) {
 		if c == nil || one.State == "retired" {
 			continue
 		}
+		one.Net = c.net
 		one.Total, one.Free, one.Chunks, one.LatencyUs = c.beat.Total, c.beat.Free, c.beat.Chunks, c.beat.LatencyUs
 		one.Allocated, one.Reserved, one.BadBlocks = c.beat.Allocated, c.beat.Reserved, c.beat.BadBlocks
 		one.Scrubbed, one.ScrubPermille, one.Reason = c.beat.Scrubbed, c.beat.ScrubPermille, c.beat.Reason

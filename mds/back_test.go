@@ -50,7 +50,7 @@ func TestBackAtOnce(t *testing.T) {
 	cs[victim].refuse[wire.ChunkRebuild] = fserr.Unavailable
 	cs[victim].mu.Unlock()
 	drop()
-	l := c.leader().lead.Load()
+	l := c.lead()
 	failed := func() (ok bool) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
@@ -90,7 +90,7 @@ func TestGoing(t *testing.T) {
 	a := newClient(c)
 	opened := a.create("f", true)
 	a.must(a.change(&msg.AllocChunk{Ino: opened.Attr.Ino, Count: 2}))
-	l := c.leader().lead.Load()
+	l := c.lead()
 	c.eventually("the heartbeats", func() bool { return l.s.status().Servers[0].Allocated == 4000 })
 	a.must(a.change(&msg.Remove{Parent: 1, Name: []byte("f")}))
 	a.must(a.change(&msg.Release{Ino: opened.Attr.Ino, Lease: opened.GetOpen().Lease}))
@@ -120,7 +120,7 @@ func TestDoubted(t *testing.T) {
 	a := newClient(c)
 	ino, chunks := a.file("f", 1)
 	victim := id.ServerID(chunks[0].Replicas[0].Server)
-	l := c.leader().lead.Load()
+	l := c.lead()
 	c.eventually("it to be there", func() bool { return l.isLive(victim) })
 	k := cs[uint32(victim)]
 	k.mu.Lock()
@@ -152,7 +152,7 @@ func TestDoubted(t *testing.T) {
 func TestSilentIsTold(t *testing.T) {
 	c := newCluster(t, 1, func(o *Options) { o.ServerTimeout = 1600 * time.Millisecond })
 	cs := c.chunkServers(4)
-	l := c.leader().lead.Load()
+	l := c.lead()
 	quiet := func(s uint32) { // it sends no heartbeats, and keeps its connection
 		cs[s].mu.Lock()
 		defer cs[s].mu.Unlock()

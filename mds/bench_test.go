@@ -16,7 +16,7 @@ func BenchmarkCreate(b *testing.B) {
 	for _, under := range []int{1, 8, 256} {
 		b.Run(fmt.Sprintf("servers=3/requests=%d", under), func(b *testing.B) {
 			c := newCluster(b, 3, nil)
-			l := c.leader().lead.Load()
+			l := c.lead()
 			var n atomic.Int64
 			b.SetParallelism(max(under/2, 1)) // times GOMAXPROCS
 			b.ReportAllocs()

@@ -9,6 +9,7 @@ import (
 
 	"varve/internal/fserr"
 	"varve/internal/id"
+	"varve/internal/planes"
 	"varve/internal/waits"
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
@@ -29,6 +30,7 @@ type chunkServer struct {
 	doubted     time.Duration // bootNow, when a client had a replica on it dropped; until it is heard from again nothing is put there
 	incarnation uint64
 	beat        *msg.Heartbeat           // the newest one, never nil
+	net         *msg.NetReport           // the newest one, nil if none came
 	stale       map[id.ChunkID]id.Epoch  // old copies
 	reported    map[id.ChunkID]chunkCopy // while its report is coming in
 	load        int                      // rebuilds to or from it
@@ -36,6 +38,13 @@ type chunkServer struct {
 	repaired    uint64                   // bytes that rebuilds had copied to it, as of its last heartbeat
 	looked      time.Duration            // bootNow, of giveUpLast
 }
+
+// Bounds of a NetReport.
+const (
+	maxNetCounts = 512
+	maxNetPeers  = 64
+	maxNetLines  = 64 // of bonds, and of warnings
+)
 
 // stateFailed in a heartbeat says that the server's disk is out of service.
 const stateFailed = "failed"
@@ -52,13 +61,22 @@ func (l *leadership) registerServer(ctx context.Context, conn *wire.Conn, p *pee
 	if len(req.Uuid) != 16 || req.Addr == "" {
 		return nil, fmt.Errorf("registration of a chunk server without uuid or address: %w", fserr.Invalid)
 	}
+	if err := planes.Book(req.Addr).Check(); err != nil {
+		return nil, fmt.Errorf("registration of a chunk server: %w: %w", err, fserr.Invalid)
+	}
 	latch := []decide.Latch{{Kind: latchServer, Name: string(req.Uuid), Exclusive: true}}
 	if err := l.latches.acquire(ctx, latch); err != nil {
 		return nil, err
 	}
 	defer l.latches.release(latch)
+	if err := l.mayBe(p, req); err != nil {
+		return nil, err
+	}
 	server, err := l.member(ctx, req)
 	if err != nil {
+		return nil, err
+	}
+	if err := l.bindServer(p, server); err != nil {
 		return nil, err
 	}
 	now := bootNow()
@@ -96,7 +114,7 @@ func (l *leadership) registerServer(ctx context.Context, conn *wire.Conn, p *pee
 	p.server.Store(uint32(server))
 	conn.Mark(wire.ClassHeartbeat)
 	reply.Fenced = l.fencedSessions()
-	reply.Peers = l.peerList()
+	reply.Peers, reply.DataTls, reply.Now = l.peerList(), l.dataTLS(), l.s.o.Wall().UnixNano()
 	l.s.log.Info("chunk server registered", "cs", server, "addr", req.Addr, "host", req.Host)
 	return reply, l.confirmRead(ctx)
 }
@@ -144,11 +162,15 @@ func (l *leadership) heartbeat(ctx context.Context, conn *wire.Conn, p *peer, re
 		Memory: req.Memory, Resident: req.Resident, DataPath: req.DataPath, Allocated: req.Allocated, Reserved: req.Reserved,
 		BadBlocks: req.BadBlocks, BadChunks: slices.Clone(req.BadChunks), Scrubbed: req.Scrubbed, ScrubPermille: req.ScrubPermille, Reason: req.Reason,
 		Journal: req.Journal, Load: req.Load, Bad: cloneBad(req.Bad)}
+	if n := req.Net; n != nil && len(n.Counts) <= maxNetCounts && len(n.Peers) <= maxNetPeers && len(n.Bonds) <= maxNetLines && len(n.Warnings) <= maxNetLines {
+		c.net = n
+	}
 	l.noteServerLoad(c, req.Load)
 	server, rate := c.id, l.rateFor(c.id)
 	l.mu.Unlock()
+	trust, opening := l.s.tellOpening(conn)
 	return &msg.HeartbeatReply{Fenced: l.fencedSessions(), Peers: l.peerList(), LeaseMs: uint32(l.s.o.ServerLease.Milliseconds()),
-		RepairRate: rate, Tier: l.tierOf(server) + 1}, nil
+		RepairRate: rate, Tier: l.tierOf(server) + 1, DataTls: l.dataTLS(), Trust: trust, Opening: opening, Now: l.s.o.Wall().UnixNano()}, nil
 }
 
 // heardAgain is called after an answer that extends a lease was sent.
@@ -165,7 +187,12 @@ func (l *leadership) peerList() []*msg.Peer {
 	l.s.fsm.view(func(st *state.State) {
 		st.Servers(func(x *state.Server) bool {
 			if !x.Retired {
-				out = append(out, &msg.Peer{Server: uint32(x.ID), Addr: x.Addr})
+				b := planes.Book(x.Addr)
+				p := &msg.Peer{Server: uint32(x.ID), Addr: b.Addr(planes.Replication), Node: nodeOf(st, x.ID)}
+				if repair := b.Addr(planes.Repair); repair != p.Addr {
+					p.RepairAddr = repair
+				}
+				out = append(out, p)
 			}
 			return true
 		})
@@ -290,7 +317,7 @@ func (l *leadership) server(st *state.State, server id.ServerID) (string, bool) 
 	if !ok {
 		return "", false
 	}
-	return x.Addr, l.isLive(server)
+	return planes.Book(x.Addr).Addr(planes.Client), l.isLive(server)
 }
 
 // views is what the planners see of the members.

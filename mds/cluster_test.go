@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	mrand "math/rand/v2"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -20,6 +18,7 @@ import (
 	"varve/internal/id"
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
+	"varve/test/ports"
 )
 
 // testCluster is a cluster of metadata servers in this process.
@@ -29,7 +28,7 @@ type testCluster struct {
 	dirs    []string
 	addrs   []string
 	mu      sync.Mutex
-	servers []*Server // nil: stopped; written under mu by the test's own goroutine
+	servers []*Server // nil: stopped; written under mu by the test's own goroutine, or by serve's: then read under mu, too
 	tune    func(*Options)
 }
 
@@ -38,19 +37,6 @@ func testLogger() *slog.Logger {
 		return slog.New(slog.NewTextHandler(io.Discard, nil))
 	}
 	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
-}
-
-func freeAddr(t testing.TB) string {
-	t.Helper()
-	for range 100 { // below the ports of outgoing connections, one of which could take it before it is used
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 12000+mrand.IntN(20000)))
-		if err == nil {
-			defer l.Close()
-			return l.Addr().String()
-		}
-	}
-	t.Fatal("no free port")
-	return ""
 }
 
 func (c *testCluster) options(i int) Options {
@@ -78,7 +64,7 @@ func newCluster(t testing.TB, n int, tune func(*Options)) *testCluster {
 	})
 	for i := range n {
 		c.dirs = append(c.dirs, filepath.Join(root, fmt.Sprint("mds", i+1)))
-		c.addrs = append(c.addrs, freeAddr(t))
+		c.addrs = append(c.addrs, ports.Hold(t))
 		c.servers = append(c.servers, nil)
 		o := c.options(i)
 		o.Addr = c.addrs[i]
@@ -142,7 +128,7 @@ func (c *testCluster) kill(i int) {
 
 func (c *testCluster) eventually(what string, fn func() bool) {
 	c.t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for !fn() {
 		if time.Now().After(deadline) {
 			c.t.Fatalf("waited in vain for %s", what)
@@ -161,14 +147,27 @@ func (c *testCluster) leader() *Server {
 	return found
 }
 
-func (c *testCluster) leaderIndex() int {
-	l := c.leader()
-	for i, s := range c.servers {
-		if s == l {
-			return i
+func (c *testCluster) leaderIndex() (i int) {
+	c.t.Helper()
+	c.eventually("a leader", func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		i = slices.IndexFunc(c.servers, func(s *Server) bool { return s != nil && s.Leads() })
+		return i >= 0
+	})
+	return i
+}
+
+// lead returns the leadership of the server that leads.
+func (c *testCluster) lead() (l *leadership) {
+	c.t.Helper()
+	c.eventually("a leader", func() bool {
+		if s := c.leading(); s != nil {
+			l = s.lead.Load()
 		}
-	}
-	return -1
+		return l != nil
+	})
+	return l
 }
 
 // testClient is a client that speaks the wire protocol and answers callbacks with fn.
@@ -204,8 +203,8 @@ func (k *testClient) Serve(_ context.Context, c *wire.Conn, f *wire.Frame) {
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
-	r := &msg.CallbackReply{Keep: msg.Want_WANT_WRITE}
-	if fn != nil {
+	r := &msg.CallbackReply{Keep: msg.Want_WANT_WRITE, Over: cb.Kind == msg.Callback_OVER}
+	if fn != nil && !r.Over {
 		r = fn(cb)
 	}
 	if r == nil {
@@ -230,9 +229,14 @@ func (k *testClient) calls(kind msg.Callback_Kind) int {
 func newClient(c *testCluster) *testClient { return newMount(c, "") }
 
 func newMount(c *testCluster, mount string) *testClient {
+	nonce := make([]byte, 16)
+	rand.Read(nonce)
+	return newWith(c, mount, nonce)
+}
+
+func newWith(c *testCluster, mount string, nonce []byte) *testClient {
 	c.t.Helper()
-	k := &testClient{c: c, mount: mount, nonce: make([]byte, 16), stop: make(chan struct{})}
-	rand.Read(k.nonce)
+	k := &testClient{c: c, mount: mount, nonce: nonce, stop: make(chan struct{})}
 	c.t.Cleanup(k.close)
 	k.open()
 	go func() {
@@ -408,6 +412,8 @@ type testChunks struct {
 	uuid []byte
 	stop chan struct{}
 
+	beaten chan struct{} // closed after the last heartbeat
+
 	mu       sync.Mutex
 	id       id.ServerID
 	conn     *wire.Conn
@@ -440,8 +446,9 @@ func (k *testChunks) isReady() bool {
 }
 
 func (k *testChunks) run() {
-	k.stop = make(chan struct{})
-	go func(stop chan struct{}) {
+	k.stop, k.beaten = make(chan struct{}), make(chan struct{})
+	go func(stop, beaten chan struct{}) {
+		defer close(beaten)
 		for {
 			k.beat()
 			select {
@@ -450,18 +457,24 @@ func (k *testChunks) run() {
 			case <-time.After(50 * time.Millisecond):
 			}
 		}
-	}(k.stop)
+	}(k.stop, k.beaten)
 }
 
-// halt stops the server without a word.
+// halt stops the server without a word. Afterwards it has no connection: one that it was making at that moment would speak for a server that is gone.
 func (k *testChunks) halt() {
 	k.mu.Lock()
-	defer k.mu.Unlock()
 	select {
 	case <-k.stop:
 	default:
 		close(k.stop)
 	}
+	if k.conn != nil {
+		k.conn.Close()
+	}
+	k.mu.Unlock()
+	<-k.beaten
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	if k.conn != nil {
 		k.conn.Close()
 	}
@@ -549,8 +562,14 @@ func (k *testChunks) Serve(_ context.Context, c *wire.Conn, f *wire.Frame) {
 	case wire.ChunkDelete:
 		r := new(msg.ChunkDelete)
 		r.UnmarshalVT(f.Body)
-		for _, c := range r.Chunks {
-			delete(k.chunks, c)
+		for n, c := range r.Chunks {
+			upTo := uint64(0)
+			if len(r.Epochs) > 0 {
+				upTo = r.Epochs[n]
+			}
+			if i := k.chunks[c]; i != nil && (upTo == 0 || i.Epoch <= upTo) {
+				delete(k.chunks, c)
+			}
 		}
 	case wire.ChunkJoin:
 		r := new(msg.ChunkJoin)

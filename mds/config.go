@@ -49,8 +49,10 @@ func (l *leadership) getConfig(ctx context.Context) (*msg.GetConfigReply, error)
 			r.Settings = append(r.Settings, &msg.Setting{Key: s.Key, Value: st.Config(s.Key), Unset: s.Default, Help: s.Help})
 		}
 		st.Settings(func(c state.Setting) bool {
-			if _, ok := settings.Find(c.Key); !ok {
+			if s, ok := settings.Find(c.Key); !ok {
 				r.Settings = append(r.Settings, &msg.Setting{Key: c.Key, Value: c.Value, Help: "not known to this version"})
+			} else if settings.NodeSetting(c.Key) {
+				r.Settings = append(r.Settings, &msg.Setting{Key: c.Key, Value: c.Value, Help: s.Help})
 			}
 			return true
 		})

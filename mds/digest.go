@@ -149,7 +149,7 @@ func (s *Server) narrowed(d divergence) error {
 	low := max(oldest, agreed+1)
 	d.agreed = agreed
 	for _, addr := range s.otherAddrs() {
-		c, _, err := wire.Dial(ctx, addr, s.peerHello(), nil, wire.Options{Network: s.o.Network})
+		c, _, err := wire.Dial(ctx, addr, s.peerHello(), nil, wire.Options{Class: wire.ClassMeta, Network: s.o.Network})
 		if err != nil {
 			continue
 		}

@@ -15,6 +15,7 @@ import (
 	"varve/internal/wire/msg"
 	"varve/mds/decide"
 	"varve/mds/event"
+	"varve/mds/plan"
 	"varve/mds/settings"
 	"varve/mds/state"
 )
@@ -177,8 +178,8 @@ func (l *leadership) fits(leaving []id.ServerID) error {
 		takers = append(takers, x.ID)
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		if c := l.servers[x.ID]; c != nil && c.beat.Free > repairReserve {
-			room += c.beat.Free - repairReserve
+		if c := l.servers[x.ID]; c != nil {
+			room += c.beat.Free - min(c.beat.Free, plan.KeepsFree(c.beat.Total, repairReserve))
 		}
 		return true
 	})

@@ -107,8 +107,15 @@ func TestDrainAndRemove(t *testing.T) {
 	}
 	other := victim%4 + 1
 	for what, req := range map[wire.Type]wire.Message{wire.RemoveServer: &msg.RemoveServer{Server: other}, wire.SetServerMode: setModeMsg(event.ServerMode_DRAINING, other)} {
-		code, why := c.adminAsk(what, req)
-		if code != fserr.Busy || !strings.Contains(why, "only 2 chunk servers would take data") || !strings.Contains(why, "3 replicas") {
+		refused := func() (code fserr.Code, why string, all bool) {
+			code, why = c.adminAsk(what, req)
+			return code, why, strings.Contains(why, "only 2 chunk servers would take data") && strings.Contains(why, "3 replicas")
+		}
+		code, why, all := refused()
+		for end := time.Now().Add(time.Minute); code == fserr.Busy && !all && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+			code, why, all = refused() // on a busy machine a server may not have been heard just now, which is told too
+		}
+		if code != fserr.Busy || !all {
 			t.Errorf("type %d: %v, %s", what, code, why)
 		}
 	}
@@ -119,7 +126,7 @@ func TestDrainAndRemove(t *testing.T) {
 		x, _ := st.Server(id.ServerID(victim))
 		return x.Retired
 	})
-	if r, err := c.leader().lead.Load().removeServer(t.Context(), &msg.RemoveServer{Server: victim}); err != nil || !r.Retired {
+	if r, err := c.lead().removeServer(t.Context(), &msg.RemoveServer{Server: victim}); err != nil || !r.Retired {
 		t.Errorf("removed again: %v, %v", r, err)
 	}
 	for _, req := range []*msg.SetServerMode{setModeMsg(event.ServerMode_ACTIVE, victim), setModeMsg(event.ServerMode_STANDBY, 99), setModeMsg(event.ServerMode_REMOVING, other)} {
@@ -145,12 +152,12 @@ func TestRemoveByForce(t *testing.T) {
 		t.Fatalf("%v, %s", code, why)
 	}
 	cs[holder].halt()
-	c.eventually("the server to be away", func() bool { return !c.leader().lead.Load().isLive(id.ServerID(holder)) })
+	c.eventually("the server to be away", func() bool { return !c.lead().isLive(id.ServerID(holder)) })
 	code, why = c.adminAsk(wire.RemoveServer, &msg.RemoveServer{Server: holder, Force: true})
 	if code != fserr.Busy || !strings.Contains(why, "/single") || !strings.Contains(why, "--lose-data") {
 		t.Fatalf("%v, %s", code, why)
 	}
-	reply, err := c.leader().lead.Load().removeServer(t.Context(), &msg.RemoveServer{Server: holder, Force: true, Lose: true})
+	reply, err := c.lead().removeServer(t.Context(), &msg.RemoveServer{Server: holder, Force: true, Lose: true})
 	if err != nil || !reply.Retired || reply.Lost != 1 || string(reply.LostPaths[0]) != "/single" {
 		t.Fatalf("%+v, %v", reply, err)
 	}
@@ -178,7 +185,7 @@ func TestStandbyIsNotLost(t *testing.T) {
 		t.Fatal(code, why)
 	}
 	cs[victim].halt()
-	l := c.leader().lead.Load()
+	l := c.lead()
 	c.eventually("the server to be away", func() bool { return !l.isLive(id.ServerID(victim)) })
 	time.Sleep(time.Second)
 	l.s.fsm.view(func(st *state.State) {
@@ -209,7 +216,7 @@ func TestStandbyEnds(t *testing.T) {
 		}
 	}
 	standby(time.Hour)
-	l := c.leader().lead.Load()
+	l := c.lead()
 	for _, s := range l.s.status().Servers {
 		if on := s.Server == gone || s.Server == there; on != (s.Mode == "standby" && s.ModeSince > 0 && s.ModeUntil > s.ModeSince+int64(59*time.Minute)) {
 			t.Errorf("cs%d is %q since %d until %d", s.Server, s.Mode, s.ModeSince, s.ModeUntil)
@@ -247,7 +254,7 @@ func TestMoreAwayThanThere(t *testing.T) {
 	for s := range uint32(3) {
 		cs[s+1].halt()
 	}
-	l := c.leader().lead.Load()
+	l := c.lead()
 	c.eventually("it to be said", func() bool {
 		for _, w := range l.s.status().GetRepair().GetWarnings() {
 			if strings.Contains(w, "3 of 5 chunk servers are away") {
@@ -305,7 +312,7 @@ func TestSlowServer(t *testing.T) {
 	a := newClient(c)
 	_, chunks := a.file("f", 3)
 	victim := chunks[0].Replicas[0].Server
-	l := c.leader().lead.Load()
+	l := c.lead()
 	report := &msg.LoadReport{}
 	for s := range uint32(4) {
 		us := uint32(1000)
@@ -365,7 +372,7 @@ func TestSetTier(t *testing.T) {
 		x, _ := st.Server(1)
 		return x.Tier == 2
 	})
-	if got := fmt.Sprint(c.leader().lead.Load().tierOf(1)); got != "2" {
+	if got := fmt.Sprint(c.lead().tierOf(1)); got != "2" {
 		t.Errorf("tier %s", got)
 	}
 }

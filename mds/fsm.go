@@ -53,13 +53,14 @@ type fsm struct {
 	quit    <-chan struct{}       // closed when the server stops
 
 	persisted func(time.Duration) // told how long each checkpoint took
+	security  chan struct{}       // holds one if who may speak may have changed
 	sums      sums                // guarded by mu
 }
 
 var _ raft.FSM = (*fsm)(nil)
 
 func newFSM(j *journal.Journal, log *slog.Logger, fatal func(error)) *fsm {
-	return &fsm{journal: j, log: log, fatal: fatal, state: state.New(), change: make(chan struct{})}
+	return &fsm{journal: j, log: log, fatal: fatal, state: state.New(), change: make(chan struct{}), security: make(chan struct{}, 1)}
 }
 
 // view runs fn with the state, which does not change meanwhile. fn must not wait for anything.
@@ -74,6 +75,16 @@ func (f *fsm) clone() *state.State {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.state.Clone()
+}
+
+// openAsOf returns the index of an event as of which the session is open; 0 if it is not.
+func (f *fsm) openAsOf(session id.SessionID) (index id.Index) {
+	f.view(func(st *state.State) {
+		if x, ok := st.Session(session); ok && !x.Fenced {
+			index = st.Index()
+		}
+	})
+	return index
 }
 
 func (f *fsm) index() id.Index {
@@ -144,8 +155,19 @@ func (f *fsm) applyAll(events []*event.Event) error {
 			_ = f.state.Try(ev) // one that does not fit twice is not noticed
 		}
 		f.sums.note(f.state.Index(), f.state.Sum(), ev)
+		if ev.GetSecuritySet() != nil || ev.GetCertRevoke() != nil || ev.GetConfigSet().GetKey() == securityStage {
+			f.securityChanged()
+		}
 	}
 	return nil
+}
+
+// securityChanged does not wait.
+func (f *fsm) securityChanged() {
+	select {
+	case f.security <- struct{}{}:
+	default:
+	}
 }
 
 // halt has nothing applied any more.
@@ -382,6 +404,7 @@ func (f *fsm) Restore(rc io.ReadCloser) error {
 	defer f.mu.Unlock()
 	f.state, f.raft = s, at.Raft
 	f.sums.reset()
+	f.securityChanged()
 	close(f.change)
 	f.change = make(chan struct{})
 	return nil

@@ -81,10 +81,10 @@ func (c *testCluster) at(i int) *Server {
 }
 
 func (c *testCluster) disk(i int) diskState {
-	if s := c.at(i); s != nil {
+	if s := c.at(i); s != nil && s.ctx.Err() == nil {
 		return s.room.now()
 	}
-	return diskFull // it waits for room to start in
+	return diskFull // it waits for room to start in, also where it was the journal that found none
 }
 
 // well reports whether a server runs, has room and has caught up.

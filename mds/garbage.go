@@ -12,30 +12,45 @@ import (
 
 // collectGarbage has live servers delete what the state says is garbage, what it has not known for a while, and old
 // copies of chunks that are whole again.
+//
+// What is decided here is carried out later, by a server that takes its time. So it is told up to which epoch a copy goes: one that joins again meanwhile has a
+// higher one. A chunk that the state does not know may be one that is just being made: numbers from the lowest on that an allocation under way may have given
+// out are left alone.
 func (l *leadership) collectGarbage() {
 	now := bootNow()
+	floor := l.unsettled() // before the state is looked at: what is allocated by then is in it
 	st := l.s.fsm.clone()
 	type work struct {
 		server            id.ServerID
-		garbage, leftover []id.ChunkID
+		garbage, leftover []doomed
+	}
+	upTo := func(k id.ChunkID) doomed {
+		if x, ok := st.ChunkByID(k); ok {
+			return doomed{k, x.Epoch()}
+		}
+		return doomed{chunk: k}
 	}
 	var all []work
 	l.mu.Lock()
-	next := id.ChunkID(l.nextChunk.Load())
 	for _, c := range l.servers {
 		if !l.live(c) {
 			continue
 		}
-		w := work{server: c.id, garbage: st.Garbage(c.id, garbageBatch)}
+		w := work{server: c.id}
+		for _, k := range st.Garbage(c.id, garbageBatch) {
+			w.garbage = append(w.garbage, upTo(k))
+		}
 		for k := range c.stale {
 			x, ok := st.ChunkByID(k)
 			if _, busy := l.busy[k]; busy || len(w.leftover) >= garbageBatch {
 				continue
 			}
 			if !ok {
-				w.leftover = append(w.leftover, k)
+				if k < floor { // else it is one that st does not know yet, and may join again before the server gets to it
+					w.leftover = append(w.leftover, doomed{chunk: k})
+				}
 			} else if _, member := x.Find(c.id); !member && !x.Degraded() {
-				w.leftover = append(w.leftover, k)
+				w.leftover = append(w.leftover, upTo(k))
 			}
 		}
 		all = append(all, w)
@@ -56,12 +71,12 @@ func (l *leadership) collectGarbage() {
 			}
 		case st.IsGarbage(key.server, key.chunk):
 			delete(l.unknown, key)
-		case key.chunk >= next:
-			// An allocation made the file that came to nothing, under an earlier leader. The number will be given out again, perhaps to this very
-			// server: so it is looked at anew when that is long over.
+		case key.chunk >= floor:
+			// An allocation made the file that came to nothing, under an earlier leader. The number will be given out again, or just was, perhaps to this
+			// very server: so it is looked at anew when that is long over.
 			l.unknown[key] = now
 		case i >= 0 && len(all[i].leftover) < garbageBatch:
-			all[i].leftover = append(all[i].leftover, key.chunk)
+			all[i].leftover = append(all[i].leftover, doomed{chunk: key.chunk})
 		}
 	}
 	l.mu.Unlock()
@@ -72,16 +87,22 @@ func (l *leadership) collectGarbage() {
 	})
 }
 
+// doomed is a copy of a chunk that is to be deleted if its epoch is not above upTo, 0: whatever it is.
+type doomed struct {
+	chunk id.ChunkID
+	upTo  id.Epoch
+}
+
 // deleteOn has the server delete chunks and forgets them: listed ones by an event.
-func (l *leadership) deleteOn(server id.ServerID, chunks []id.ChunkID, listed bool) {
+func (l *leadership) deleteOn(server id.ServerID, chunks []doomed, listed bool) {
 	if len(chunks) == 0 {
 		return
 	}
-	raw := make([]uint64, len(chunks))
+	raw, epochs := make([]uint64, len(chunks)), make([]uint64, len(chunks))
 	for i, k := range chunks {
-		raw[i] = uint64(k)
+		raw[i], epochs[i] = uint64(k.chunk), uint64(k.upTo)
 	}
-	if err := l.askServer(l.ctx, server, garbageTimeout, wire.ChunkDelete, &msg.ChunkDelete{Chunks: raw}, nil); err != nil {
+	if err := l.askServer(l.ctx, server, garbageTimeout, wire.ChunkDelete, &msg.ChunkDelete{Chunks: raw, Epochs: epochs}, nil); err != nil {
 		if l.ctx.Err() == nil {
 			l.s.log.Warn("garbage not deleted", "cs", server, "chunks", len(chunks), "err", err)
 		}
@@ -91,9 +112,9 @@ func (l *leadership) deleteOn(server id.ServerID, chunks []id.ChunkID, listed bo
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		for _, k := range chunks {
-			delete(l.unknown, copyKey{server, k})
+			delete(l.unknown, copyKey{server, k.chunk})
 			if c := l.servers[server]; c != nil {
-				delete(c.stale, k)
+				delete(c.stale, k.chunk)
 			}
 		}
 		l.s.log.Info("leftover chunks deleted", "cs", server, "chunks", len(chunks))

@@ -8,6 +8,8 @@ import (
 
 	"github.com/hashicorp/raft"
 	"golang.org/x/sys/unix"
+
+	"varve/internal/wire"
 )
 
 const (
@@ -56,7 +58,7 @@ func (s *Server) refused(addr string) bool {
 	ctx, cancel := context.WithTimeout(s.ctx, goneDial)
 	defer cancel()
 	for {
-		c, err := s.o.Network.Dial(ctx, addr)
+		c, err := s.o.Network.Dial(ctx, addr, wire.ClassHeartbeat)
 		if err != nil {
 			return errors.Is(err, unix.ECONNREFUSED)
 		}

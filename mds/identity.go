@@ -1,6 +1,7 @@
 package mds
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
@@ -12,6 +13,8 @@ import (
 
 	"varve/internal/disk"
 	"varve/internal/id"
+	"varve/internal/planes"
+	"varve/internal/wire"
 )
 
 const (
@@ -28,12 +31,24 @@ type identity struct {
 	Name    string `json:"name"`    // of the cluster
 	Server  uint32 `json:"server"`  // id.MetaID
 	UUID    string `json:"uuid"`    // of the server, 32 hexadecimal digits
-	Addr    string `json:"addr"`
+	Addr    string `json:"addr"`    // at which other servers reach it
+	// Client is where clients reach it, "" for Addr. Base and Net are what a person said, of which these two were made; "" if it was Addr alone.
+	Client string `json:"client,omitempty"`
+	Base   string `json:"base,omitempty"`
+	Net    string `json:"net,omitempty"`
 	// First: the server that made the cluster. It starts Raft alone and makes the first event.
 	First    bool   `json:"first,omitempty"`
 	Replicas string `json:"replicas,omitempty"` // with First: the cluster's first setting
 	// Peers are where other members were when the server joined: whom it asks while its own log does not say.
 	Peers []string `json:"peers,omitempty"`
+	// ClusterDir is the cluster's directory on this node, where the server's credentials are.
+	ClusterDir string `json:"cluster_dir,omitempty"`
+	// Secured: the server has run with credentials, and never runs without them again.
+	Secured bool `json:"secured,omitempty"`
+	// Key: the directory has the cluster key.
+	Key bool `json:"key,omitempty"`
+	// Opening: the key came while a cluster that was made without security was being secured; what the log says up to this index does not take it back.
+	Opening uint64 `json:"opening,omitempty"`
 }
 
 func (d *identity) cluster() id.Cluster {
@@ -77,20 +92,65 @@ func (d *identity) check() error {
 	return errors.Join(errs...)
 }
 
-// moveTo writes down the address that o gives the server, if it is another one. Once it runs there it has the leader change it for the others.
-func (d *identity) moveTo(o Options) error {
-	if o.Addr == "" || o.Addr == d.Addr {
+// book is all addresses of the server, as the state has them.
+func (d *identity) book() planes.Book {
+	return planes.NewBook(d.Addr, map[planes.Plane]string{planes.Client: d.Client})
+}
+
+// locate finds the server's addresses on this host: at base, but for what net says. It has o's connections leave from there.
+func (d *identity) locate(o *Options, base, net string) error {
+	spec, err := planes.Parse(net)
+	if err != nil {
+		return err
+	}
+	d.Addr, d.Client, d.Base, d.Net = base, "", "", ""
+	if spec.IsZero() {
 		return nil
 	}
-	if err := checkAddr(o.Addr); err != nil {
+	host, err := planes.Host()
+	if err != nil {
+		return err
+	}
+	at, err := spec.Resolve(base, host)
+	if err != nil {
+		return err
+	}
+	d.Base, d.Net = base, spec.String()
+	if d.Addr = at.Addr(planes.Heartbeat); at.Addr(planes.Client) != d.Addr {
+		d.Client = at.Addr(planes.Client)
+	}
+	o.Network = wire.Bound(o.Network, at.Bind)
+	return nil
+}
+
+// listenAddrs returns where the server listens.
+func (d *identity) listenAddrs() []string {
+	if d.Client != "" {
+		return []string{d.Addr, d.Client}
+	}
+	return []string{d.Addr}
+}
+
+// moveTo finds the server's addresses, and writes them down if they are others than they were. Once it runs there it has the leader change them for
+// the others.
+func (d *identity) moveTo(o *Options) error {
+	base, net := cmp.Or(o.Addr, d.Base, d.Addr), cmp.Or(o.Net, d.Net)
+	if err := checkAddr(base); err != nil {
 		return err
 	}
 	moved := *d
-	moved.Addr = o.Addr
+	if err := moved.locate(o, base, net); err != nil {
+		return fmt.Errorf("metadata server of %s: %w; correct it with -a or --net", o.Dir, err)
+	}
+	if moved.Addr == d.Addr && moved.Client == d.Client && moved.Base == d.Base && moved.Net == d.Net {
+		return nil
+	}
 	if err := replaceIdentity(o.FS, o.Dir, &moved); err != nil {
 		return err
 	}
-	o.Logger.Info("metadata server moves to another address", "from", d.Addr, "to", o.Addr)
+	if moved.book() != d.book() {
+		o.Logger.Info("metadata server moves to another address", "from", d.book(), "to", moved.book())
+	}
 	*d = moved
 	return nil
 }
@@ -103,25 +163,35 @@ func newUUID() [16]byte {
 	return b
 }
 
-// Init makes the directory of the first metadata server of a new cluster and returns the cluster's UUID.
+// Init makes the directory of the first metadata server of a new cluster without security (InitSecure) and returns the cluster's UUID.
 func Init(o Options) (id.Cluster, error) {
 	o = o.withDefaults()
-	errs := []error{o.validate(true), checkName(o.Name)}
-	if _, _, err := parseReplicas(o.Replicas); err != nil {
-		errs = append(errs, err)
-	}
-	if err := errors.Join(errs...); err != nil {
+	cluster := id.Cluster(newUUID())
+	d, err := initIdentity(&o, cluster)
+	if err != nil {
 		return id.Cluster{}, err
-	}
-	cluster, uuid := id.Cluster(newUUID()), newUUID()
-	d := &identity{
-		Version: identityVersion, Cluster: cluster.String(), Name: o.Name, Server: 1,
-		UUID: hex.EncodeToString(uuid[:]), Addr: o.Addr, First: true, Replicas: o.Replicas,
 	}
 	if err := writeIdentity(o.FS, o.Dir, d); err != nil {
 		return id.Cluster{}, err
 	}
 	return cluster, nil
+}
+
+// initIdentity returns the identity of the first server of a new cluster.
+func initIdentity(o *Options, cluster id.Cluster) (*identity, error) {
+	errs := []error{o.validate(true), checkName(o.Name)}
+	if _, _, err := parseReplicas(o.Replicas); err != nil {
+		errs = append(errs, err)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	uuid := newUUID()
+	d := &identity{
+		Version: identityVersion, Cluster: cluster.String(), Name: o.Name, Server: 1,
+		UUID: hex.EncodeToString(uuid[:]), Addr: o.Addr, First: true, Replicas: o.Replicas, ClusterDir: o.ClusterDir,
+	}
+	return d, d.locate(o, o.Addr, o.Net)
 }
 
 // checkFresh refuses a directory that holds anything but what was set aside.
@@ -138,7 +208,7 @@ func checkFresh(fsys disk.FS, dir string) error {
 		switch name := e.Name(); {
 		case name == identityFile:
 			return fmt.Errorf("%s already is the directory of a metadata server; choose an empty one with -r: %w", dir, fs.ErrExist)
-		case name != "lock" && name != identityFile+".new" && !strings.HasPrefix(name, asidePrefix):
+		case name != "lock" && name != identityFile+".new" && name != keyFile && name != keyFile+".new" && name != foundingFile && !strings.HasPrefix(name, asidePrefix):
 			foreign = true
 		}
 	}

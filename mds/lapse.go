@@ -126,12 +126,13 @@ func (l *leadership) oustHolders(ino id.Ino, why string) {
 	}
 }
 
-// oustBefore ends lapsed sessions of the same mount, whose place the session has taken.
-func (l *leadership) oustBefore(session id.SessionID, host, mount string) {
+// oustBefore ends lapsed sessions of the same mount, whose place the session has taken. Hosts and mounts have the names that clients say: where these are
+// known, they are of the same one.
+func (l *leadership) oustBefore(session id.SessionID, req *msg.OpenSession) {
 	var old []id.SessionID
 	l.s.fsm.view(func(st *state.State) {
 		st.Sessions(func(x *state.Session) bool {
-			if x.ID != session && !x.Fenced && x.Host == host && x.Mount == mount && mount != "" {
+			if x.ID != session && !x.Fenced && x.Host == req.Host && x.Mount == req.Mount && req.Mount != "" && ownerOf(x) == string(req.Nonce[nonceBytes:]) {
 				old = append(old, x.ID)
 			}
 			return true

@@ -20,10 +20,7 @@ func (c *testCluster) lapses(clients ...*testClient) {
 	}
 	for _, k := range clients {
 		c.eventually("a session to lapse", func() bool {
-			l := c.leader().lead.Load()
-			if l == nil {
-				return false
-			}
+			l := c.lead()
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			x := l.sessions[k.session]

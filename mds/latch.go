@@ -21,6 +21,7 @@ const (
 	latchNonce                                    // the opening of one session; Name is the nonce
 	latchServer                                   // the registration of one chunk server; Name is its UUID
 	latchMeta                                     // the members of Raft
+	latchSecurity                                 // who may speak
 )
 
 func grantLatch(ino id.Ino) []decide.Latch {

@@ -228,14 +228,16 @@ func (l *leadership) alloc(ctx context.Context, req *msg.MetaRequest) (decide.Ou
 	}
 	defer l.latches.release(freeze)
 	l.awaitServers(ctx, id.Ino(req.GetAllocChunk().Ino))
-	tries := 0
-	return l.commitWith(ctx, req, func(ctx context.Context, ev *event.Event) ([]id.ServerID, error) {
+	settle := l.allocating()
+	tries, proposed := 0, false
+	out, err := l.commitWith(ctx, req, func(ctx context.Context, ev *event.Event) ([]id.ServerID, error) {
 		a := ev.GetChunkAlloc()
 		if a == nil {
 			return nil, nil
 		}
 		failed := l.createChunks(ctx, a)
 		if len(failed) == 0 {
+			proposed = true
 			return nil, nil
 		}
 		l.deleteChunks(a)
@@ -244,6 +246,36 @@ func (l *leadership) alloc(ctx context.Context, req *msg.MetaRequest) (decide.Ou
 		}
 		return failed, nil
 	})
+	if err == nil || !proposed { // else it may be in the log yet
+		settle()
+	}
+	return out, err
+}
+
+// allocating notes that numbers of chunks are given out from here on of which the state does not know yet. Call settle when it does, or never will.
+func (l *leadership) allocating() (settle func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	from := id.ChunkID(l.nextChunk.Load())
+	l.given[from]++
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.given[from]--; l.given[from] == 0 {
+			delete(l.given, from)
+		}
+	}
+}
+
+// unsettled returns the lowest number of a chunk that an allocation under way may have given out, or the next one will.
+func (l *leadership) unsettled() id.ChunkID {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	least := id.ChunkID(l.nextChunk.Load())
+	for from := range l.given {
+		least = min(least, from)
+	}
+	return least
 }
 
 // createChunks returns the servers that failed.

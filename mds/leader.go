@@ -48,6 +48,7 @@ type leadership struct {
 	sessions map[id.SessionID]*session
 	fences   map[id.SessionID]*fence
 	servers  map[id.ServerID]*chunkServer
+	given    map[id.ChunkID]int           // numbers of chunks from which on allocations under way give some out, and how many do from there
 	unknown  map[copyKey]time.Duration    // reported chunks that the state does not know, since when
 	unclean  map[id.ChunkID]*uncleanChunk // chunks with unclean in-sync replicas
 	badTold  map[badBlock]struct{}        // bad blocks that there are events about
@@ -88,7 +89,7 @@ func newLeadership(s *Server) (*leadership, error) {
 	l := &leadership{
 		s: s, term: s.raft.CurrentTerm(), since: bootNow(),
 		inflight: make(map[requestKey]chan struct{}), sessions: make(map[id.SessionID]*session), fences: make(map[id.SessionID]*fence),
-		servers: make(map[id.ServerID]*chunkServer), unknown: make(map[copyKey]time.Duration),
+		servers: make(map[id.ServerID]*chunkServer), unknown: make(map[copyKey]time.Duration), given: make(map[id.ChunkID]int),
 		unclean: make(map[id.ChunkID]*uncleanChunk), mended: make(map[copyKey]time.Duration), badTold: make(map[badBlock]struct{}), busy: make(map[id.ChunkID]struct{}), retry: make(map[id.ChunkID]backoff),
 		short: make(map[id.ChunkID]time.Duration), jobs: make(map[id.ChunkID]*job), warnings: make(map[string]time.Duration), pacing: newPacing(),
 		leftMost: make(map[id.ServerID]uint64),
@@ -103,6 +104,10 @@ func newLeadership(s *Server) (*leadership, error) {
 			l.close()
 			return nil, err
 		}
+	}
+	if err := l.foundSecurity(); err != nil {
+		l.close()
+		return nil, err
 	}
 	now := bootNow()
 	s.fsm.view(func(st *state.State) {
@@ -141,7 +146,7 @@ func (l *leadership) found() error {
 	uuid := d.uuid()
 	for _, ev := range []*event.Event{
 		{Body: &event.Event_ClusterInit{ClusterInit: &event.ClusterInit{Uuid: cluster[:], Name: d.Name, Perm: 0o755}}},
-		{Body: &event.Event_MetaAdd{MetaAdd: &event.MetaAdd{Id: d.Server, Uuid: uuid, Addr: d.Addr}}},
+		{Body: &event.Event_MetaAdd{MetaAdd: &event.MetaAdd{Id: d.Server, Uuid: uuid, Addr: string(d.book())}}},
 		{Body: &event.Event_ConfigSet{ConfigSet: &event.ConfigSet{Key: state.ConfigReplicas, Value: d.Replicas}}},
 	} {
 		if err := l.propose(ev, "the cluster is made"); err != nil {
@@ -168,6 +173,8 @@ func (l *leadership) run() {
 	l.every(l.s.o.RepairInterval, l.settleAll)
 	l.every(min(l.s.o.RepairInterval, l.s.o.DigestInterval), l.compareDigests)
 	l.every(l.s.o.ElectionTimeout, l.tendMembers)
+	l.spawn(l.endOrphans)
+	l.every(tendSecurityEvery, l.tendSecurity)
 }
 
 // spawn runs fn on a goroutine that close waits for; not at all if the leadership is over.

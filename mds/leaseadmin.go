@@ -37,8 +37,8 @@ func (s *Server) serveLeases(ctx context.Context, c *wire.Conn, p *peer, f *wire
 		s.answer(c, f, fserr.Perm, nil)
 		return
 	}
-	// To fence takes as long as the lease of a chunk server that is silent.
-	limit := s.o.RequestTimeout + s.o.ServerLease + fenceTimeout
+	// To fence takes as long as the lease of a client that does not answer, and then of a chunk server that does not.
+	limit := s.o.RequestTimeout + s.o.SessionLease + s.o.ServerLease + fenceTimeout
 	var req interface{ UnmarshalVT([]byte) error }
 	var handle func(context.Context) (wire.Message, error)
 	switch f.Type {
@@ -86,17 +86,29 @@ func because(words string) string {
 // fenceByHand closes a session and returns when no chunk server takes anything from it any more. One that is fenced already
 // is waited for.
 func (l *leadership) fenceByHand(ctx context.Context, session id.SessionID, reason string) (*msg.FenceSessionReply, error) {
+	f, err := l.endUnclean(ctx, session, event.SessionClose_FENCED, reason, false, false)
+	if err != nil {
+		return nil, err
+	}
+	return l.fenced(ctx, session, f)
+}
+
+// endUnclean closes a session, unless it is fenced already, and returns its fence. dead and forgot: see session.
+func (l *leadership) endUnclean(ctx context.Context, session id.SessionID, kind event.SessionClose_Kind, reason string, dead, forgot bool) (*fence, error) {
 	for {
 		l.mu.Lock()
 		x, f := l.sessions[session], l.fences[session]
+		if x != nil {
+			x.dead, x.forgot = x.dead || dead, x.forgot || forgot
+		}
 		if x != nil && f == nil && !x.closing {
 			why := reason + "; " + l.lastHeard(x, bootNow())
-			l.spawnLocked(func() { l.endSession(x, event.SessionClose_FENCED, why) })
+			l.spawnLocked(func() { l.endSession(x, kind, why) })
 		}
 		l.mu.Unlock()
 		switch {
 		case f != nil:
-			return l.fenced(ctx, session, f)
+			return f, nil
 		case x == nil:
 			if err := l.confirmRead(ctx); err != nil {
 				return nil, err

@@ -12,6 +12,9 @@ import (
 
 	"varve/internal/fserr"
 	"varve/internal/id"
+	"varve/internal/pki"
+	"varve/internal/planes"
+	"varve/internal/secure"
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
 	"varve/mds/decide"
@@ -39,6 +42,15 @@ func Join(ctx context.Context, o Options, addrs []string) (id.Cluster, error) {
 	if len(addrs) == 0 {
 		return id.Cluster{}, fmt.Errorf("no address of a metadata server of the cluster given: %w", fserr.Invalid)
 	}
+	var self identity
+	bound := o // not used here: what is known of the members may be their addresses for clients
+	if err := self.locate(&bound, o.Addr, o.Net); err != nil {
+		return id.Cluster{}, err
+	}
+	o.Network = secure.Of(secure.Options{Under: o.Network, Credentials: o.Credentials, Logger: o.Logger})
+	if o.Credentials != nil && o.Cluster.IsZero() {
+		o.Cluster = o.Credentials.Identity().Cluster
+	}
 	uuid := newUUID()
 	var last error
 	for next := slices.Clone(addrs); ; {
@@ -50,19 +62,30 @@ func Join(ctx context.Context, o Options, addrs []string) (id.Cluster, error) {
 		}
 		addr := withPort(next[0])
 		next = next[1:]
-		reply, err := askJoin(ctx, addr, &o, &msg.JoinMeta{Addr: o.Addr, Uuid: uuid[:]})
+		reply, err := askJoin(ctx, addr, &o, nil, &msg.JoinMeta{Addr: string(self.book()), Uuid: uuid[:]})
 		switch {
 		case err == nil:
 			cluster := id.Cluster(reply.Cluster)
-			return cluster, writeIdentity(o.FS, o.Dir, &identity{
-				Version: identityVersion, Cluster: cluster.String(), Name: reply.Name, Server: reply.Server,
-				UUID: hex.EncodeToString(uuid[:]), Addr: o.Addr, Peers: without(reply.Addrs, o.Addr),
-			})
+			self.Version, self.Cluster, self.Name, self.Server = identityVersion, cluster.String(), reply.Name, reply.Server
+			self.UUID, self.Peers = hex.EncodeToString(uuid[:]), without(reply.Addrs, self.Addr)
+			self.ClusterDir, self.Secured = o.ClusterDir, o.Credentials != nil && !secure.IsOpening(o.ClusterDir)
+			if len(reply.ClusterKey) > 0 && !self.Secured { // see identity.Opening
+				told, kerr := askKey(ctx, o.Network, o.Credentials, addr, cluster)
+				if kerr != nil {
+					last = kerr
+					continue
+				}
+				self.Opening = max(told.Version-1, 1)
+			}
+			if err := self.takeKey(&o, reply.ClusterKey); err != nil {
+				return id.Cluster{}, err
+			}
+			return cluster, writeIdentity(o.FS, o.Dir, &self)
 		case errors.Is(err, fserr.NotLeader):
 			if reply != nil && len(reply.Addrs) > 0 && reply.Addrs[0] != "" && reply.Addrs[0] != addr && !slices.Contains(next, reply.Addrs[0]) {
 				next = append([]string{reply.Addrs[0]}, next...)
 			}
-		case errors.Is(err, fserr.Invalid), errors.Is(err, fserr.Exist), errors.Is(err, fserr.WrongCluster):
+		case errors.Is(err, fserr.Invalid), errors.Is(err, fserr.Exist), errors.Is(err, fserr.WrongCluster), errors.Is(err, fserr.Access):
 			return id.Cluster{}, err
 		}
 		last = err
@@ -73,16 +96,27 @@ func Join(ctx context.Context, o Options, addrs []string) (id.Cluster, error) {
 }
 
 // askJoin asks one server, unless it is of another cluster than o says.
-func askJoin(ctx context.Context, addr string, o *Options, req *msg.JoinMeta) (*msg.JoinMetaReply, error) {
+func askJoin(ctx context.Context, addr string, o *Options, key *pki.ClusterKey, req *msg.JoinMeta) (*msg.JoinMetaReply, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*memberTimeout)
 	defer cancel()
-	c, hello, err := wire.Dial(ctx, addr, &msg.Hello{Role: msg.Hello_ADMIN, Version: version}, nil, wire.Options{Network: o.Network})
+	ask := &msg.Hello{Role: msg.Hello_ADMIN, Version: version}
+	if !o.Cluster.IsZero() {
+		ask.Cluster = o.Cluster[:]
+	}
+	c, hello, err := wire.Dial(ctx, addr, ask, nil, wire.Options{Class: wire.ClassMeta, Network: o.Network})
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
 	if o.Name != "" && o.Name != hello.Name || !o.Cluster.IsZero() && string(hello.Cluster) != string(o.Cluster[:]) {
 		return nil, fmt.Errorf("%s is of another cluster, named %q (%x); correct the list of metadata servers: %w", addr, hello.Name, hello.Cluster, fserr.WrongCluster)
+	}
+	if _, shown := c.Peer(); shown && key != nil && req.Server != 0 {
+		material, err := c.Export(proofExport)
+		if err != nil {
+			return nil, err
+		}
+		req.Proof = proofBy(key, material, proofMove)
 	}
 	reply := new(msg.JoinMetaReply)
 	code, err := c.CallMessage(ctx, wire.JoinMeta, wire.ClassMeta, req, reply)
@@ -115,8 +149,14 @@ func (l *leadership) joinMeta(ctx context.Context, req *msg.JoinMeta) (*msg.Join
 	if len(req.Uuid) != 16 {
 		return nil, fmt.Errorf("uuid of %d bytes, want 16: %w", len(req.Uuid), fserr.Invalid)
 	}
-	if err := checkAddr(req.Addr); err != nil {
+	book := planes.Book(req.Addr)
+	if err := book.Check(); err != nil {
 		return nil, fmt.Errorf("%w: %w", fserr.Invalid, err)
+	}
+	for _, addr := range book.Addrs() {
+		if err := checkAddr(addr); err != nil {
+			return nil, fmt.Errorf("%w: %w", fserr.Invalid, err)
+		}
 	}
 	release, err := l.latchMembers(ctx)
 	if err != nil {
@@ -130,7 +170,7 @@ func (l *leadership) joinMeta(ctx context.Context, req *msg.JoinMeta) (*msg.Join
 			n++
 			if m.UUID == string(req.Uuid) {
 				known = m
-			} else if m.Addr == req.Addr {
+			} else if raftAddrOf(m) == raft.ServerAddress(book.Addr(planes.Heartbeat)) {
 				taken = m
 			}
 			return true
@@ -160,15 +200,45 @@ func (l *leadership) joinMeta(ctx context.Context, req *msg.JoinMeta) (*msg.Join
 		}
 	}
 	if _, ok := l.raftMember(known.ID); !ok {
-		if err := l.s.await(l.s.raft.AddNonvoter(raftID(known.ID), raft.ServerAddress(known.Addr), 0, memberTimeout)); err != nil {
+		if err := l.s.await(l.s.raft.AddNonvoter(raftID(known.ID), raftAddrOf(known), 0, memberTimeout)); err != nil {
 			return nil, fmt.Errorf("add %v as a learner: %w: %w", known.ID, fserr.Unavailable, err)
 		}
 		l.s.log.Info("metadata server joins as a learner", "server", known.ID, "addr", known.Addr)
 	}
 	cluster, name := l.s.Cluster()
 	reply := &msg.JoinMetaReply{Server: uint32(known.ID), Name: name, Cluster: cluster[:]}
-	reply.Addrs = l.s.members().Addrs
+	reply.Addrs = l.s.members(msg.Hello_METADATA_SERVER).Addrs
 	return reply, nil
+}
+
+// raftAddrOf is where Raft reaches a member.
+func raftAddrOf(m *state.Meta) raft.ServerAddress {
+	return raft.ServerAddress(planes.Book(m.Addr).Addr(planes.Heartbeat))
+}
+
+// public returns where clients reach the metadata server that Raft has at an address, which is the same where the state knows of no other.
+func (s *Server) public(addr string) (out string) {
+	out = addr
+	s.fsm.view(func(st *state.State) {
+		st.Metas(func(m *state.Meta) bool {
+			b := planes.Book(m.Addr)
+			if b.Addr(planes.Heartbeat) != addr {
+				return true
+			}
+			out = b.Addr(planes.Client)
+			return false
+		})
+	})
+	return out
+}
+
+// leaderFor returns where who asks reaches the leader, "" if that is not known.
+func (s *Server) leaderFor(role msg.Hello_Role) string {
+	if addr := s.leaderAddr(); role != msg.Hello_CHUNK_SERVER && role != msg.Hello_METADATA_SERVER {
+		return s.public(addr)
+	} else {
+		return addr
+	}
 }
 
 // latchMembers keeps every other change of Raft's members back until release.
@@ -183,12 +253,13 @@ func (l *leadership) latchMembers(ctx context.Context) (release func(), _ error)
 // moveMeta gives a member another address: in Raft first, where it keeps its vote, then in the state. If it breaks off in between, the
 // member asks again.
 func (l *leadership) moveMeta(m *state.Meta, addr string) (*state.Meta, error) {
-	if old, ok := l.raftMember(m.ID); ok && string(old.Address) != addr {
+	at := raft.ServerAddress(planes.Book(addr).Addr(planes.Heartbeat))
+	if old, ok := l.raftMember(m.ID); ok && old.Address != at {
 		change := l.s.raft.AddNonvoter
 		if old.Suffrage == raft.Voter {
 			change = l.s.raft.AddVoter
 		}
-		if err := l.s.await(change(old.ID, raft.ServerAddress(addr), 0, memberTimeout)); err != nil {
+		if err := l.s.await(change(old.ID, at, 0, memberTimeout)); err != nil {
 			return nil, fmt.Errorf("move %v to %s: %w: %w", m.ID, addr, fserr.Unavailable, err)
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
 	"varve/journal"
+	"varve/test/ports"
 )
 
 // join adds a server and returns its place. It runs.
@@ -33,7 +34,7 @@ func (c *testCluster) make() int {
 	defer cancel()
 	i := len(c.dirs)
 	c.dirs = append(c.dirs, filepath.Join(filepath.Dir(c.dirs[0]), fmt.Sprint("mds", i+1)))
-	c.addrs = append(c.addrs, freeAddr(c.t))
+	c.addrs = append(c.addrs, ports.Hold(c.t))
 	c.mu.Lock()
 	c.servers = append(c.servers, nil)
 	c.mu.Unlock()
@@ -229,7 +230,7 @@ func TestRemoveIsRefusedAndRepeated(t *testing.T) {
 	c.remove(i)
 	c.voters(2)
 	// A join that broke off before Raft knew of it, and one whose address is used again.
-	l := c.leader().lead.Load()
+	l := c.lead()
 	c.make()
 	o := c.options(len(c.dirs) - 1)
 	o.Addr = c.addrs[len(c.addrs)-1]
@@ -275,7 +276,7 @@ func TestServerMoves(t *testing.T) {
 			k.create("a", false)
 			for i := range n { // one after the other, the leader too
 				c.kill(i)
-				c.addrs[i] = freeAddr(t)
+				c.addrs[i] = ports.Hold(t)
 				o := c.options(i)
 				o.Addr = c.addrs[i]
 				s, err := Open(o)
@@ -408,7 +409,7 @@ func TestConfigIsChecked(t *testing.T) {
 			t.Errorf("%s=%s: %v %q, want %v %q", tc.key, tc.value, code, detail, tc.code, tc.want)
 		}
 	}
-	r, err := c.leader().lead.Load().getConfig(t.Context())
+	r, err := c.lead().getConfig(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

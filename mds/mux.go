@@ -2,20 +2,21 @@ package mds
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"sync"
-	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"varve/internal/fserr"
 	"varve/internal/id"
+	"varve/internal/pki"
 	"varve/internal/wire"
 )
 
-// Raft connections begin with raftMagic, or appendMagic, and the cluster's UUID; all others with wire.Preface.
+// Raft connections begin with raftMagic, or appendMagic, the cluster's UUID and, if there is a cluster key, a proof that they have it, which is answered with another; all others
+// with wire.Preface.
 const raftMagic = "VRFT"
 
 const muxTimeout = 5 * time.Second // for a connection's first bytes
@@ -24,12 +25,14 @@ const muxTimeout = 5 * time.Second // for a connection's first bytes
 type mux struct {
 	l       net.Listener
 	cluster id.Cluster
+	keys    *keyHolder // nil: the cluster has no security
 	log     *slog.Logger
 	raft    *chanListener
 	appends *chanListener
 	wire    *chanListener
 	slots   chan struct{}
 	wg      sync.WaitGroup
+	refused pki.Refusals
 
 	mu      sync.Mutex
 	peeking map[net.Conn]struct{}
@@ -53,7 +56,7 @@ func (m *mux) run() error {
 			if errors.Is(err, net.ErrClosed) {
 				return nil
 			}
-			if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ECONNABORTED) {
+			if wire.Passes(err) {
 				m.log.Warn("accept failed, going on", "err", err)
 				time.Sleep(50 * time.Millisecond)
 				continue
@@ -89,7 +92,11 @@ func (m *mux) sort(c net.Conn) {
 	m.mu.Unlock()
 	if err != nil {
 		if !errors.Is(err, io.EOF) {
-			m.log.Debug("connection refused", "peer", c.RemoteAddr().String(), "err", err)
+			level := slog.LevelDebug
+			if errors.Is(err, fserr.Denied) {
+				level = slog.LevelWarn
+			}
+			m.refused.Log(m.log, level, "connection refused", c.RemoteAddr().String(), "err", err)
 		}
 		c.Close()
 		return
@@ -100,7 +107,7 @@ func (m *mux) sort(c net.Conn) {
 var errPreface = errors.New("unknown protocol or another cluster")
 
 func (m *mux) peek(c net.Conn) (*chanListener, net.Conn, error) {
-	if err := c.SetReadDeadline(time.Now().Add(muxTimeout)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(muxTimeout)); err != nil {
 		return nil, nil, err
 	}
 	var first [4]byte
@@ -108,7 +115,10 @@ func (m *mux) peek(c net.Conn) (*chanListener, net.Conn, error) {
 		return nil, nil, err
 	}
 	if first == wire.Preface() {
-		return m.wire, &peekedConn{Conn: c, head: first[:]}, c.SetReadDeadline(time.Time{})
+		return m.wire, &peekedConn{Conn: c, head: first[:]}, c.SetDeadline(time.Time{})
+	}
+	if who, ok := wire.PeerOf(c); ok && who.Role != pki.RoleNode {
+		return nil, nil, fmt.Errorf("%v wants to speak as a metadata server: %w", who, fserr.Denied)
 	}
 	to, class := m.raft, wire.ClassHeartbeat
 	switch string(first[:]) {
@@ -125,8 +135,18 @@ func (m *mux) peek(c net.Conn) (*chanListener, net.Conn, error) {
 	if cluster != m.cluster {
 		return nil, nil, errPreface
 	}
+	if err := readProof(m.keys.of(c), c, proofRaft); err != nil {
+		return nil, nil, err
+	}
+	own, err := proof(m.keys.of(c), c, proofServes)
+	if err == nil && own != nil {
+		_, err = c.Write(own)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
 	wire.Mark(c, class)
-	return to, c, c.SetReadDeadline(time.Time{})
+	return to, c, c.SetDeadline(time.Time{})
 }
 
 // close ends the listener and what hangs on it.
@@ -150,13 +170,8 @@ type peekedConn struct {
 	head []byte
 }
 
-// SyscallConn lets the socket be marked; what was peeked at is not to be read around.
-func (p *peekedConn) SyscallConn() (syscall.RawConn, error) {
-	if sc, ok := p.Conn.(syscall.Conn); ok {
-		return sc.SyscallConn()
-	}
-	return nil, syscall.ENOTSOCK
-}
+// NetConn lets the socket be marked, and its peer be known; what was peeked at is not to be read around.
+func (p *peekedConn) NetConn() net.Conn { return p.Conn }
 
 func (p *peekedConn) Read(b []byte) (int, error) {
 	if len(p.head) > 0 {
@@ -188,6 +203,11 @@ func (l *chanListener) give(c net.Conn) {
 	}
 	select {
 	case l.conns <- c:
+		select {
+		case <-l.done: // Close may have looked before it was there
+			l.drain()
+		default:
+		}
 	case <-l.done:
 		c.Close()
 	}
@@ -206,12 +226,17 @@ func (l *chanListener) Accept() (net.Conn, error) {
 // Close implements net.Listener.
 func (l *chanListener) Close() error {
 	l.once.Do(func() { close(l.done) })
+	l.drain()
+	return nil
+}
+
+func (l *chanListener) drain() {
 	for {
 		select {
 		case c := <-l.conns:
 			c.Close()
 		default:
-			return nil
+			return
 		}
 	}
 }

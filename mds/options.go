@@ -12,7 +12,11 @@ import (
 
 	"varve/internal/disk"
 	"varve/internal/id"
+	"varve/internal/pki"
+	"varve/internal/planes"
+	"varve/internal/secure"
 	"varve/internal/wire"
+	"varve/internal/wire/msg"
 )
 
 // DefaultPort is the port of a metadata server whose address names none.
@@ -47,13 +51,29 @@ const (
 
 // Options of a metadata server. Dir and, for Init and Join, Addr must be given; the rest has defaults.
 type Options struct {
-	Dir    string       // directory of the server
-	Addr   string       // IP[:PORT] that others reach it at; Open: default that of the directory, another one moves the server
+	Dir  string // directory of the server
+	Addr string // IP[:PORT] that others reach it at; Open: default that of the directory, another one moves the server
+	// Net says by which other addresses or interfaces of this host clients (client=) and servers (heartbeat=) reach the server, as planes.Parse
+	// reads it; the others of its planes are of no meaning here. Default for Open: as recorded; "none": all by Addr.
+	Net    string
 	FS     disk.FS      // default disk.OS
 	Logger *slog.Logger // default slog.Default()
 
-	// Network makes the connections; default wire.TCP.
+	// Told, if set, is called once a second with who the servers are and what is set of the network. It must not block.
+	Told func(*msg.MembersReply)
+	// Serving, if set, is called with the addresses of the server each time it has begun to listen. It must not block.
+	Serving func(planes.Book)
+	// Network makes the connections, or the sockets under them if the cluster is secured; default wire.TCP.
 	Network wire.Network
+	// Credentials are what this server shows and trusts. Default: those in the directory of the cluster, if it is secured.
+	Credentials *pki.Credentials
+	opening     *secure.Opening // of a server that has no security for good yet
+	// ClusterDir is the directory of the cluster on this node, where credentials are. Init and Join note it; Open: default what they noted.
+	ClusterDir string
+	// More, if set, names metadata servers to ask as well, where those that are known do not answer. It must not block.
+	More func() []string
+	// Members, if set, is told now and then where clients reach the metadata servers. It must not block for long.
+	Members func(addrs []string)
 
 	// Wall is the wall clock. It is recorded in events and attributes, and nothing is ordered or ended by it; default time.Now.
 	Wall func() time.Time
@@ -143,11 +163,11 @@ func (o Options) withDefaults() Options {
 	if o.FS == nil {
 		o.FS = disk.OS{}
 	}
-	if o.Network == nil {
-		o.Network = wire.TCP{}
-	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()
+	}
+	if o.Network == nil {
+		o.Network = wire.TCP{}
 	}
 	if o.Wall == nil {
 		o.Wall = time.Now
@@ -179,6 +199,9 @@ func (o *Options) validate(fresh bool) error {
 		if err := checkAddr(o.Addr); err != nil {
 			errs = append(errs, err)
 		}
+	}
+	if _, err := planes.Parse(o.Net); err != nil {
+		errs = append(errs, err)
 	}
 	for _, d := range []struct {
 		name string

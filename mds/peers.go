@@ -33,6 +33,7 @@ type peerState struct {
 	index uint64
 	ok    bool          // the last look succeeded
 	heard time.Duration // bootNow of the last look that succeeded
+	keyed bool          // it has the cluster key and a certificate
 	disk  diskState
 	free  uint64 // bytes of its disk
 }
@@ -117,7 +118,7 @@ func (s *Server) lookAt(addr string) {
 	s.peers.mu.Unlock()
 	var err error
 	if conn == nil || conn.Err() != nil {
-		conn, _, err = wire.Dial(ctx, addr, s.peerHello(), nil, wire.Options{Network: s.o.Network})
+		conn, _, err = wire.Dial(ctx, addr, s.peerHello(), nil, wire.Options{Class: wire.ClassMeta, Network: s.o.Network})
 	}
 	reply := new(msg.StatusReply)
 	var code fserr.Code
@@ -126,8 +127,12 @@ func (s *Server) lookAt(addr string) {
 			conn.Close()
 		}
 	}
+	keyed := reply.Keyed
 	if err != nil {
 		conn = nil // after a cut a new connection answers long before TCP sends on the old one again
+	} else if _, shown := conn.Peer(); keyed && !shown && s.creds() != nil { // that they know each other by certificates, a connection with these shows
+		conn.Close()
+		conn, keyed = nil, false
 	}
 	s.peers.mu.Lock()
 	defer s.peers.mu.Unlock()
@@ -137,7 +142,7 @@ func (s *Server) lookAt(addr string) {
 	x.conn = conn
 	x.ok = err == nil && code == fserr.OK
 	if x.ok {
-		x.index, x.heard, x.disk, x.free = reply.Index, bootNow(), diskState(reply.Disk), reply.DiskFree
+		x.index, x.heard, x.disk, x.free, x.keyed = reply.Index, bootNow(), diskState(reply.Disk), reply.DiskFree, keyed
 	}
 }
 
@@ -190,7 +195,7 @@ func (s *Server) knownPeers() []string {
 	s.fsm.view(func(st *state.State) {
 		st.Metas(func(m *state.Meta) bool {
 			if m.ID != s.identity.server() {
-				add(m.Addr)
+				add(string(raftAddrOf(m)))
 			}
 			return true
 		})
@@ -206,7 +211,7 @@ func (s *Server) wasRemoved(addrs []string, timeout time.Duration) bool {
 	ctx, cancel := context.WithTimeout(s.ctx, timeout)
 	defer cancel()
 	return errors.Is(together(addrs, func(addr string) error {
-		c, _, err := wire.Dial(ctx, addr, s.peerHello(), nil, wire.Options{Network: s.o.Network})
+		c, _, err := wire.Dial(ctx, addr, s.peerHello(), nil, wire.Options{Class: wire.ClassMeta, Network: s.o.Network})
 		if errors.Is(err, fserr.Retired) {
 			cancel() // one is enough
 			return err
@@ -227,11 +232,20 @@ func (s *Server) retire() {
 	s.fatal(errors.Join(fmt.Errorf("%v was %s: %w: %w", s.identity.server(), reason, ErrStopped, fserr.Retired), err))
 }
 
-// moved reports whether Raft has the server at another address than it now has.
+// moved reports whether Raft, or the state, has the server at other addresses than it now has.
 func (s *Server) moved() bool {
 	for _, m := range s.raftMembers() {
 		if m.ID == s.raftID {
-			return string(m.Address) != s.identity.Addr
+			if string(m.Address) != s.identity.Addr {
+				return true
+			}
+			known := ""
+			s.fsm.view(func(st *state.State) {
+				if x, ok := st.Meta(s.identity.server()); ok {
+					known = x.Addr
+				}
+			})
+			return known != "" && known != string(s.identity.book())
 		}
 	}
 	return false
@@ -239,7 +253,7 @@ func (s *Server) moved() bool {
 
 // announceMove has the leader change the address of this server.
 func (s *Server) announceMove() {
-	req := &msg.JoinMeta{Addr: s.identity.Addr, Uuid: s.identity.uuid(), Server: s.identity.Server}
+	req := &msg.JoinMeta{Addr: string(s.identity.book()), Uuid: s.identity.uuid(), Server: s.identity.Server}
 	if l := s.lead.Load(); l != nil {
 		if _, err := l.joinMeta(l.ctx, req); err != nil {
 			s.log.Warn("own move not noted yet", "addr", s.identity.Addr, "err", err)
@@ -247,11 +261,15 @@ func (s *Server) announceMove() {
 		return
 	}
 	o := &Options{Name: s.identity.Name, Cluster: s.identity.cluster(), Network: s.o.Network}
-	for _, addr := range s.knownPeers() {
+	peers := s.knownPeers()
+	if s.o.More != nil { // all may have moved
+		peers = append(peers, s.o.More()...)
+	}
+	for _, addr := range peers {
 		if s.ctx.Err() != nil {
 			return
 		}
-		if _, err := askJoin(s.ctx, addr, o, req); err == nil {
+		if _, err := askJoin(s.ctx, addr, o, s.keys.key.Load(), req); err == nil {
 			return
 		} else if !errors.Is(err, fserr.NotLeader) {
 			s.log.Warn("move not announced yet", "to", addr, "addr", s.identity.Addr, "err", err)

@@ -1,6 +1,7 @@
 package mds
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -21,6 +22,7 @@ type Resident struct {
 	Cluster id.Cluster
 	Name    string // of the cluster
 	Addr    string
+	Net     string // see Options.Net
 	// Aside: the contents were set aside already, by an attempt to make it anew that broke off.
 	Aside bool
 }
@@ -42,7 +44,7 @@ func readResident(fsys disk.FS, dir string) (Resident, error) {
 	if err != nil {
 		return Resident{}, err
 	}
-	return Resident{Server: d.server(), Cluster: d.cluster(), Name: d.Name, Addr: d.Addr, Aside: aside}, nil
+	return Resident{Server: d.server(), Cluster: d.cluster(), Name: d.Name, Addr: cmp.Or(d.Base, d.Addr), Net: d.Net, Aside: aside}, nil
 }
 
 // asides lists the directories that SetAside made, oldest server first.

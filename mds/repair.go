@@ -13,6 +13,7 @@ import (
 	"varve/internal/chunk"
 	"varve/internal/fserr"
 	"varve/internal/id"
+	"varve/internal/planes"
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
 	"varve/mds/decide"
@@ -27,7 +28,7 @@ const (
 	urgentShare      = 4                     // the part, 1 in so many, of the grace of a chunk that has one replica left
 	replanPause      = 20 * time.Millisecond // after a step that has ended
 	replanSweep      = 4096                  // chunks that lack nothing looked at then
-	repairReserve    = 4 * chunk.Size        // bytes that stay free on a target
+	repairReserve    = 4 * chunk.Size        // bytes that stay free on a target, but on a small disk (plan.KeepsFree)
 	joinTimeout      = 5 * time.Second       // a server's answer to ChunkJoin, ChunkAdopt, ChunkPromote, ChunkAccept
 	rebuildTimeout   = 30 * time.Minute      // one chunk
 	backoffFirst     = time.Second           // after a rebuild that failed
@@ -397,7 +398,7 @@ func (l *leadership) rebuild(a plan.Action) error {
 	var addr string
 	l.s.fsm.view(func(st *state.State) {
 		if x, ok := st.Server(a.Source); ok {
-			addr = x.Addr
+			addr = planes.Book(x.Addr).Addr(planes.Repair)
 		}
 	})
 	reply := new(msg.ChunkRebuildReply)

@@ -100,7 +100,7 @@ func TestRetentionByBytes(t *testing.T) {
 	})
 	k := newClient(c)
 	// Below what an administrator may ask for, so that the test is short.
-	err := c.leader().lead.Load().propose(&event.Event{Body: &event.Event_ConfigSet{ConfigSet: &event.ConfigSet{
+	err := c.lead().propose(&event.Event{Body: &event.Event_ConfigSet{ConfigSet: &event.ConfigSet{
 		Key: settings.JournalBytes, Value: fmt.Sprint(limit)}}}, "test")
 	if err != nil {
 		t.Fatal(err)

@@ -11,6 +11,7 @@ import (
 
 	"varve/internal/disk"
 	"varve/internal/fserr"
+	"varve/internal/planes"
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
 )
@@ -75,7 +76,11 @@ func waitFull(ctx context.Context, o Options) bool {
 	}
 	sctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	if l, err := o.Network.Listen(sctx, d.Addr); err == nil {
+	if err := d.secure(&o); err != nil {
+		o.Logger.Warn("not answering while full", "err", err)
+		return sleep(ctx, fullPause)
+	}
+	if l, err := listen(sctx, &o, d); err == nil {
 		w := &wire.Server{Accept: (&fullServer{o: o, d: d}).accept, Logger: o.Logger}
 		done := make(chan struct{})
 		go func() {
@@ -124,7 +129,7 @@ func (s *fullServer) Serve(_ context.Context, c *wire.Conn, f *wire.Frame) {
 		err = c.ReplyMessage(f, fserr.OK, &msg.StatusReply{Name: s.d.Name, Cluster: cluster[:], Answering: s.d.Server, Disk: string(diskFull), DiskFree: sp.Free,
 			Metas: []*msg.MetaServer{{Server: s.d.Server, Addr: s.d.Addr, State: "follower", Voter: true, Disk: string(diskFull), DiskFree: sp.Free}}})
 	case wire.Members:
-		err = c.ReplyMessage(f, fserr.OK, &msg.MembersReply{Name: s.d.Name, Cluster: cluster[:], Addrs: append([]string{s.d.Addr}, s.d.Peers...)})
+		err = c.ReplyMessage(f, fserr.OK, &msg.MembersReply{Name: s.d.Name, Cluster: cluster[:], Addrs: append([]string{s.d.book().Addr(planes.Client)}, s.d.Peers...)})
 	default:
 		err = c.ReplyMessage(f, fserr.NotLeader, nil)
 	}

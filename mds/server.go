@@ -15,6 +15,8 @@ import (
 
 	"varve/internal/fserr"
 	"varve/internal/id"
+	"varve/internal/netcheck"
+	"varve/internal/planes"
 	"varve/internal/waits"
 	"varve/internal/wire"
 	"varve/journal"
@@ -36,6 +38,7 @@ type Server struct {
 	identity *identity
 	log      *slog.Logger
 	waits    *waits.Table // what requests wait for
+	member   *netcheck.Member
 	raftID   raft.ServerID
 	unlock   func() error
 
@@ -54,6 +57,9 @@ type Server struct {
 	lead    atomic.Pointer[leadership] // nil while another leads, or nobody
 	clients clients
 	pieces  checkpointPieces
+	guard   *guard
+	keys    keyHolder
+	relays  chan struct{} // holds one for each question to a client that is under way
 	whatIf  chan struct{} // holds one: whose forecast is being made
 	peers   peerStates
 
@@ -95,7 +101,7 @@ func Open(o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("stop the metadata server that uses the directory first: %w", err)
 	}
-	if err := d.moveTo(o); err != nil {
+	if err := errors.Join(d.moveTo(&o), d.secure(&o)); err != nil {
 		return nil, errors.Join(err, unlock())
 	}
 	o.Addr = d.Addr
@@ -103,9 +109,10 @@ func Open(o Options) (*Server, error) {
 	s := &Server{
 		o: o, identity: d, log: o.Logger.With("mds", d.server().String()), raftID: raftID(d.server()), unlock: unlock,
 		ctx: ctx, cancel: cancel, ended: make(chan struct{}), raftEnded: make(chan struct{}), begun: make(chan struct{}),
-		whatIf: make(chan struct{}, 1),
+		whatIf: make(chan struct{}, 1), relays: make(chan struct{}, maxRelays),
 	}
 	s.waits = &waits.Table{Log: s.log}
+	s.member = s.newMember()
 	s.clients.conns = make(map[id.SessionID]*wire.Conn)
 	if err := s.start(); err != nil {
 		s.closeAll()
@@ -139,12 +146,19 @@ func (s *Server) start() error {
 	if err != nil {
 		return err
 	}
-	l, err := s.o.Network.Listen(s.ctx, s.identity.Addr)
+	l, err := listen(s.ctx, &s.o, s.identity)
 	if err != nil {
 		return err
 	}
 	s.mux = newMux(l, s.identity.cluster(), s.log)
-	layer := &streamLayer{chanListener: s.mux.raft, cluster: s.identity.cluster(), addr: raft.ServerAddress(s.identity.Addr), network: s.o.Network}
+	key, err := readKey(s.o.FS, s.o.Dir, s.identity)
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	s.keys.opening = s.o.opening
+	s.keys.key.Store(key)
+	s.mux.keys = &s.keys
+	layer := &streamLayer{chanListener: s.mux.raft, cluster: s.identity.cluster(), addr: raft.ServerAddress(s.identity.Addr), network: s.o.Network, keys: &s.keys}
 	s.transport = newTransport(layer, s.mux.appends, s.log, rlog, s.raftLog.Stable, s.streamEnded)
 	s.fsm = newFSM(s.journal, s.log, s.fail)
 	s.fsm.quit, s.fsm.persisted = s.ctx.Done(), s.spreadCheckpoints
@@ -167,19 +181,34 @@ func (s *Server) start() error {
 	if err != nil {
 		return fmt.Errorf("start raft: %w", err)
 	}
+	if s.guard, err = newGuard(s); err != nil {
+		return err
+	}
 	close(s.begun)
 	s.running.Store(s.raft)
 	s.wire = &wire.Server{Accept: s.accept, Started: s.started, Logger: s.log, Options: wire.Options{InFlight: maxConnRequests}}
-	s.log.Info("metadata server started", "cluster", s.identity.Name, "addr", s.identity.Addr, "index", s.fsm.index())
-	s.log.Warn("the server answers anyone who reaches its port: there is no authentication")
+	s.log.Info("metadata server started", "cluster", s.identity.Name, "addr", s.identity.book(), "index", s.fsm.index())
+	if s.creds() == nil {
+		s.log.Warn("the server answers anyone who reaches its port: the cluster is insecure")
+	}
 	s.spawn(func() { s.check(s.mux.run()) })
 	s.spawn(func() { s.check(s.wire.Serve(s.mux.wire)) })
 	s.spawn(s.watchLeadership)
+	s.spawn(s.guard.watch)
+	s.spawn(s.guard.tendOpening)
 	s.spawn(s.watchPeers)
 	s.spawn(s.watchMembership)
 	s.spawn(s.syncJournal)
 	s.spawn(s.retainJournal)
+	s.spawn(s.tellMembers)
+	s.spawn(s.announce)
 	s.spawn(s.watchRoom)
+	if s.o.Serving != nil {
+		s.o.Serving(s.identity.book())
+	}
+	if s.o.Told != nil {
+		s.spawn(s.tell)
+	}
 	return nil
 }
 
@@ -269,7 +298,12 @@ func (s *Server) Run() error {
 	return s.err
 }
 
-// Addr returns the address of the server.
+func listen(ctx context.Context, o *Options, d *identity) (net.Listener, error) {
+	l, _, err := planes.Listen(ctx, o.Network, d.listenAddrs())
+	return l, err
+}
+
+// Addr returns the address at which other servers reach this one.
 func (s *Server) Addr() string { return s.identity.Addr }
 
 // Cluster returns the UUID and name of the cluster.

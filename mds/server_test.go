@@ -15,6 +15,7 @@ import (
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
 	"varve/journal"
+	"varve/test/ports"
 )
 
 func TestSingleServerNamespace(t *testing.T) {
@@ -313,7 +314,7 @@ func TestDirectoryIsRefused(t *testing.T) {
 		{"other cluster", "belongs to cluster", func() error { o := c.options(0); o.Name = "other"; _, err := Open(o); return err }},
 		{"not empty", "choose an empty", func() error {
 			o := c.options(0)
-			o.Addr, o.Name = freeAddr(t), "x"
+			o.Addr, o.Name = ports.Hold(t), "x"
 			_, err := Init(o)
 			return err
 		}},

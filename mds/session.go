@@ -29,6 +29,9 @@ type session struct {
 	ctx      context.Context // ends when the session is closing
 	cancel   context.CancelFunc
 	closing  bool
+	revoked  bool          // its node is: whatever its client says is not believed
+	dead     bool          // its process is no more
+	forgot   bool          // and no kernel keeps what it was granted
 	hung     time.Duration // bootNow, when its process closed the connection and made no other; 0: it did not
 	lapsed   bool          // see lapse.go
 	lapse    chan struct{} // closed while it is lapsed
@@ -120,6 +123,7 @@ func (c *clients) closeAll() {
 	}
 }
 
+// get returns the connection of a session, nil if it has none.
 func (c *clients) get(session id.SessionID) *wire.Conn {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -128,8 +132,8 @@ func (c *clients) get(session id.SessionID) *wire.Conn {
 
 // openSession makes a session, or finds the one that an earlier try with the same nonce made.
 func (l *leadership) openSession(ctx context.Context, req *msg.OpenSession) (id.SessionID, error) {
-	if len(req.Nonce) != 16 {
-		return 0, fmt.Errorf("nonce of %d bytes, want 16: %w", len(req.Nonce), fserr.Invalid)
+	if len(req.Nonce) < nonceBytes || len(req.Nonce) > nonceBytes+maxOwner {
+		return 0, fmt.Errorf("nonce of %d bytes, want %d: %w", len(req.Nonce), nonceBytes, fserr.Invalid)
 	}
 	latch := []decide.Latch{{Kind: latchNonce, Name: string(req.Nonce), Exclusive: true}}
 	if err := l.latches.acquire(ctx, latch); err != nil {
@@ -154,6 +158,9 @@ func (l *leadership) openSession(ctx context.Context, req *msg.OpenSession) (id.
 	if n >= maxSessions {
 		return 0, fmt.Errorf("%d sessions are open already: %w", n, fserr.Unavailable)
 	}
+	if err := l.mayOpen(string(req.Nonce[nonceBytes:])); err != nil {
+		return 0, err
+	}
 	session := id.SessionID(l.nextSession.Add(1) - 1)
 	err := l.propose(&event.Event{Body: &event.Event_SessionOpen{SessionOpen: &event.SessionOpen{
 		Id: uint64(session), Host: req.Host, Pid: req.Pid, Mount: req.Mount, Nonce: req.Nonce}}}, "client connects")
@@ -165,7 +172,7 @@ func (l *leadership) openSession(ctx context.Context, req *msg.OpenSession) (id.
 	l.mu.Lock()
 	l.sessions[session] = x
 	l.mu.Unlock()
-	l.oustBefore(x.id, req.Host, req.Mount)
+	l.oustBefore(x.id, req)
 	l.s.log.Info("session opened", "session", session, "host", req.Host, "mount", req.Mount)
 	return session, nil
 }
@@ -237,6 +244,7 @@ func (l *leadership) endSession(x *session, kind event.SessionClose_Kind, reason
 		return
 	}
 	x.closing = true
+	revoked := x.revoked
 	if x.active == 0 {
 		close(x.idle)
 	}
@@ -244,6 +252,9 @@ func (l *leadership) endSession(x *session, kind event.SessionClose_Kind, reason
 	x.cancel()
 	if !l.waitIdle(x) {
 		return
+	}
+	if kind == event.SessionClose_FENCED && !revoked {
+		l.untilOver(x)
 	}
 	held, index, err := l.closeSession(x.id, kind, reason)
 	if err != nil {
@@ -257,6 +268,7 @@ func (l *leadership) endSession(x *session, kind event.SessionClose_Kind, reason
 	}
 	l.mu.Lock()
 	delete(l.sessions, x.id)
+	forgot := x.forgot
 	if kind != event.SessionClose_CLEAN {
 		f := newFence(bootNow())
 		f.index = index
@@ -265,7 +277,7 @@ func (l *leadership) endSession(x *session, kind event.SessionClose_Kind, reason
 	}
 	l.mu.Unlock()
 	close(x.gone)
-	l.forgetGrants(x.id, kind == event.SessionClose_CLEAN)
+	l.forgetGrants(x.id, kind == event.SessionClose_CLEAN || forgot)
 	l.s.log.Info("session closed", "session", x.id, "kind", kind.String(), "cause", reason, "files", len(held))
 	for _, ino := range held {
 		l.wakeLocks(ino)

@@ -23,6 +23,7 @@ type streamLayer struct {
 	cluster id.Cluster
 	addr    raft.ServerAddress
 	network wire.Network
+	keys    *keyHolder // nil: the cluster has no security
 }
 
 var _ raft.StreamLayer = (*streamLayer)(nil)
@@ -43,24 +44,39 @@ func (s *streamLayer) Dial(addr raft.ServerAddress, timeout time.Duration) (net.
 func (s *streamLayer) dial(magic string, addr raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	c, err := s.network.Dial(ctx, string(addr))
-	if err != nil {
-		return nil, err
-	}
-	if err := c.SetWriteDeadline(time.Now().Add(timeout)); err != nil {
-		c.Close()
-		return nil, err
-	}
-	if _, err := c.Write(append([]byte(magic), s.cluster[:]...)); err != nil {
-		c.Close()
-		return nil, err
-	}
 	class := wire.ClassHeartbeat // Raft's own messages are few and short, but for snapshots
 	if magic == appendMagic {
 		class = wire.ClassMeta
 	}
+	c, err := s.network.Dial(ctx, string(addr), class)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.greet(c, magic, timeout); err != nil {
+		c.Close()
+		return nil, err
+	}
 	wire.Mark(c, class)
-	return c, c.SetWriteDeadline(time.Time{})
+	return c, nil
+}
+
+// greet says what the connection is for, and that both ends are metadata servers.
+func (s *streamLayer) greet(c net.Conn, magic string, timeout time.Duration) error {
+	key := s.keys.of(c)
+	shown, err := proof(key, c, proofRaft)
+	if err != nil {
+		return err
+	}
+	if err := c.SetDeadline(time.Now().Add(timeout)); err != nil {
+		return err
+	}
+	if _, err := c.Write(slices.Concat([]byte(magic), s.cluster[:], shown)); err != nil {
+		return err
+	}
+	if err := readProof(key, c, proofServes); err != nil {
+		return err
+	}
+	return c.SetDeadline(time.Time{})
 }
 
 // transport is Raft's way to the other servers: its own messages for what is rare, and a stream of log entries of ours (appendstream.go).

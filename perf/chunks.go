@@ -37,14 +37,8 @@ type chunks struct {
 func makeChunks(ctx context.Context, addr string, job int, o *Options) (*chunks, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	hello := &msg.Hello{Role: msg.Hello_ADMIN}
-	conn, reply, err := wire.Dial(ctx, addr, hello, nil, wire.Options{}) // asks what cluster the server belongs to
+	conn, err := dialChunkServer(ctx, addr, o.Cluster)
 	if err != nil {
-		return nil, err
-	}
-	conn.Close()
-	hello.Cluster = reply.Cluster
-	if conn, _, err = wire.Dial(ctx, addr, hello, nil, wire.Options{}); err != nil {
 		return nil, err
 	}
 	c := &chunks{conn: conn, ids: make([]id.ChunkID, (o.Size+chunk.Size-1)/chunk.Size)}
@@ -65,6 +59,31 @@ func makeChunks(ctx context.Context, addr string, job int, o *Options) (*chunks,
 		}
 	}
 	return c, nil
+}
+
+// dialChunkServer connects to a chunk server of the cluster that known names, "": of whichever it is.
+func dialChunkServer(ctx context.Context, addr, known string) (*wire.Conn, error) {
+	hello := &msg.Hello{Role: msg.Hello_ADMIN}
+	wo := wire.Options{Class: wire.ClassGuest}
+	if known == "" {
+		conn, reply, err := wire.Dial(ctx, addr, hello, nil, wo) // asks what cluster the server belongs to
+		if err != nil {
+			return nil, fmt.Errorf("%w; if its cluster is secured, name it with -c", err)
+		}
+		conn.Close()
+		hello.Cluster = reply.Cluster
+	} else {
+		w, err := parseWhere(known)
+		if err != nil {
+			return nil, err
+		}
+		hello.Cluster = w.cluster[:]
+		if wo.Network, err = w.network(); err != nil {
+			return nil, err
+		}
+	}
+	conn, _, err := wire.Dial(ctx, addr, hello, nil, wo)
+	return conn, err
 }
 
 // remove has the server remove the chunks and ends the connection. A server that is gone needs no telling.

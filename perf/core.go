@@ -5,11 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 
 	"varve/internal/client"
-	"varve/internal/fserr"
-	"varve/internal/id"
 	"varve/internal/wire/msg"
 )
 
@@ -36,12 +33,11 @@ func openCore(ctx context.Context, where, path, name string, change ...func(*cli
 
 // dialCluster connects a job to the cluster that where names.
 func dialCluster(ctx context.Context, where string, change ...func(*client.Options)) (*client.Client, error) {
-	uuid, addrs, ok := strings.Cut(where, "@")
-	cluster, err := id.ParseCluster(uuid)
-	if err != nil || !ok || addrs == "" {
-		return nil, fmt.Errorf("cluster %q: want UUID@ADDR[,ADDR...]: %w", where, errors.Join(err, fserr.Invalid))
+	w, err := parseWhere(where)
+	if err != nil {
+		return nil, err
 	}
-	return dialClient(ctx, cluster, strings.Split(addrs, ","), true, change...)
+	return dialClient(ctx, w, true, change...)
 }
 
 func makeFile(ctx context.Context, c *client.Client, path, name string) (*client.File, error) {

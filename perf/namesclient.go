@@ -28,11 +28,14 @@ type clientDir struct {
 var _ directory = (*clientDir)(nil)
 
 // dialClient connects a job to a cluster. change, if there is one, changes the client's options.
-func dialClient(ctx context.Context, cluster id.Cluster, addrs []string, cached bool, change ...func(*client.Options)) (*client.Client, error) {
+func dialClient(ctx context.Context, w where, cached bool, change ...func(*client.Options)) (*client.Client, error) {
 	host, _ := os.Hostname()
 	o := client.Options{
-		Cluster: cluster, Addrs: addrs, Host: host, Mount: "varve perf", Logger: slog.New(slog.DiscardHandler),
+		Cluster: w.cluster, Addrs: w.addrs, Host: host, Mount: "varve perf", Logger: slog.New(slog.DiscardHandler),
 		StartTimeout: callTimeout, Timeout: settleTime, NoCache: !cached,
+	}
+	if err := w.secure(&o); err != nil {
+		return nil, err
 	}
 	for _, f := range change {
 		f(&o)
@@ -41,9 +44,21 @@ func dialClient(ctx context.Context, cluster id.Cluster, addrs []string, cached 
 }
 
 // dialMDS connects a job to the cluster that metadata servers belong to, one of which must answer, without a cache: each operation is a request to the leader.
-func dialMDS(ctx context.Context, list string) (*client.Client, error) {
-	addrs := strings.Split(list, ",")
-	a, err := client.DialAdmin(ctx, id.Cluster{}, addrs)
+// known, unless it is "", says which cluster that is: servers of a secured one do not tell it.
+func dialMDS(ctx context.Context, list, known string) (*client.Client, error) {
+	var w where
+	if known != "" {
+		var err error
+		if w, err = parseWhere(known); err != nil {
+			return nil, err
+		}
+	}
+	w.addrs = strings.Split(list, ",")
+	network, err := w.network()
+	if err != nil {
+		return nil, err
+	}
+	a, err := client.DialAdmin(ctx, network, w.cluster, w.addrs)
 	if err != nil {
 		return nil, err
 	}
@@ -51,7 +66,8 @@ func dialMDS(ctx context.Context, list string) (*client.Client, error) {
 	if _, err := a.Members(ctx); err != nil { // a chunk server refuses
 		return nil, fmt.Errorf("%s: %w; is it a metadata server?", a.Addr(), err)
 	}
-	return dialClient(ctx, a.Cluster, addrs, false)
+	w.cluster = a.Cluster
+	return dialClient(ctx, w, false)
 }
 
 // openClientDir opens or makes a directory below another.

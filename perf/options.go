@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"varve/internal/bond"
 	"varve/internal/chunk"
 	"varve/internal/wire"
 )
@@ -61,10 +62,14 @@ type Options struct {
 	// Target is mount:DIR, file:PATH (a file or block device), cluster:NAME/PATH (a directory of a cluster, without a mount), cs:ADDR (a
 	// chunk server), mds:ADDR[,ADDR...][/PATH] (the metadata servers), nbd:URI (an export of an NBD server), or null, which does nothing; default null.
 	Target string `json:"target"`
-	// Cluster says where the cluster of such a target is: UUID@ADDR[,ADDR...], the addresses of metadata servers.
+	// Cluster says where the cluster of such a target is: UUID@ADDR[,ADDR...][#DIR], the addresses of metadata servers and, if it is secured, its
+	// directory on the hosts that make the load, where credentials are. Targets cs and mds need it for a secured cluster only.
 	Cluster string `json:"cluster,omitempty"`
 	// NoLocal has the client of such a target read over the network also from chunk servers on this host.
 	NoLocal bool `json:"no_local,omitempty"`
+	// Network makes the connections of such a client, and Bonds has them spread over the links of bonds; default wire.TCP, and none.
+	Network wire.Network `json:"-"`
+	Bonds   *bond.Bonds  `json:"-"`
 	// Label is part of the names of the files below mount:DIR, so that several runs at once have their own: letters, digits and "-".
 	Label string `json:"label,omitempty"`
 	// Metadata makes the load one of operations on names instead of data: each job has a directory of its own, varve-perf-names.N, in which it does

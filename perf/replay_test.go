@@ -329,3 +329,45 @@ func BenchmarkReplay(b *testing.B) {
 		b.ReportMetric(float64(res.Done)/res.Elapsed.Seconds(), "ops/s")
 	}
 }
+
+// TestReplayOfHandles: an open, or a close after which its number is another handle's, that is recorded to have ended after the next operation on the handle
+// had begun, comes before that all the same.
+func TestReplayOfHandles(t *testing.T) {
+	us := func(n int) time.Duration { return time.Duration(n) * time.Microsecond }
+	tr := &trace.Trace{Timed: true, Files: []capture.File{{Inode: 7, Path: "f", Size: 1 << 20}}}
+	add := func(kind capture.Kind, begin, took int) {
+		x := capture.Record{Kind: kind, Inode: 7, Handle: 5, Begin: us(begin), Took: us(took), Offset: int64(len(tr.Ops)) * 4096}
+		if kind == capture.Read {
+			x.Size, x.Done = 4096, 4096
+		}
+		tr.Ops = append(tr.Ops, x)
+	}
+	add(capture.Release, 0, 300)
+	add(capture.Open, 100, 300)
+	for n := range 20 {
+		add(capture.Read, 200+n, 10)
+	}
+	add(capture.Release, 1000, 300)
+	rename, err := renamer(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := newPlan(tr, true, rename)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if close, open := &p.steps[0], &p.steps[1]; close.rank != 0 || open.rank != 1 || open.needs != 1 {
+		t.Errorf("close %+v, open %+v", close, open)
+	}
+	for i := 2; i < len(p.steps); i++ {
+		if s := &p.steps[i]; s.needs < 2 {
+			t.Errorf("step %d needs %d others, want the close and the open at least", i, s.needs)
+		}
+	}
+	for range 20 {
+		w := &watched{spans: map[int64][2]int{}}
+		if res, stuck := replayOn(t, t.Context(), tr, w, 0, graceTime); stuck || !res.OK() || res.Done != int64(len(tr.Ops)) {
+			t.Fatalf("stuck %v, %d done: %+v", stuck, res.Done, res.Replayed)
+		}
+	}
+}

@@ -220,7 +220,17 @@ func (p *plan) order(timed bool) {
 		}
 		// Where one ends when the other begins, the order in which they began decides: so none waits for itself or for one after it.
 		ends := slices.Clone(steps)
-		end := func(i int) time.Duration { return p.steps[i].at + p.steps[i].x.Took }
+		until := make(map[int]time.Duration, len(steps))
+		for n, i := range steps {
+			s := &p.steps[i]
+			until[i] = s.at + s.x.Took
+			// What comes next on a handle knows it from its open, or has the number that a close has given back: they had ended by then, though
+			// it may be recorded a little later that they had.
+			if (s.kind == opOpen || s.kind == opClose) && n+1 < len(steps) {
+				until[i] = min(until[i], p.steps[steps[n+1]].at)
+			}
+		}
+		end := func(i int) time.Duration { return until[i] }
 		slices.SortFunc(ends, func(a, b int) int { return cmp.Or(cmp.Compare(end(a), end(b)), cmp.Compare(a, b)) })
 		for n, i := range ends {
 			p.steps[i].rank = n

@@ -100,16 +100,34 @@ func TestDurationAndPercentiles(t *testing.T) {
 	})
 }
 
+// tries measures until nothing is wrong, but not for ever: a machine that stands still by itself is in what is measured.
+func tries(t *testing.T, measure func() error) {
+	t.Helper()
+	for try := 1; ; try++ {
+		err := measure()
+		if err == nil {
+			return
+		}
+		if try == 6 {
+			t.Fatal(err)
+		}
+		t.Logf("try %d: %v", try, err)
+	}
+}
+
 // TestOpenLoopRate is a target that keeps up.
 func TestOpenLoopRate(t *testing.T) {
 	engines(t, func(t *testing.T, e Engine) {
-		res := mustRun(t, Options{Engine: e, QD: 4, Jobs: 2, Rate: 400, Duration: 500 * time.Millisecond})
-		if res.Total.Count < 150 || res.Total.Count > 200 || res.Total.Count+res.Missed != 200 {
-			t.Errorf("%d operations and %d missed, want 200", res.Total.Count, res.Missed)
-		}
-		if res.StartLag == nil || res.StartLag.P50 > 50*time.Millisecond {
-			t.Errorf("%+v", res.StartLag)
-		}
+		tries(t, func() error {
+			res := mustRun(t, Options{Engine: e, QD: 4, Jobs: 2, Rate: 400, Duration: 500 * time.Millisecond})
+			if res.Total.Count < 150 || res.Total.Count > 200 || res.Total.Count+res.Missed != 200 {
+				return fmt.Errorf("%d operations and %d missed, want 200", res.Total.Count, res.Missed)
+			}
+			if res.StartLag == nil || res.StartLag.P50 > 50*time.Millisecond {
+				return fmt.Errorf("%+v", res.StartLag)
+			}
+			return nil
+		})
 	})
 }
 
@@ -130,15 +148,20 @@ func TestCancel(t *testing.T) {
 			"open loop":      {Duration: time.Hour, Rate: 50},
 			"open loop idle": {Duration: time.Hour, Rate: 0.001, Jobs: 2, RW: Write},
 		} {
-			ctx, cancel := context.WithTimeout(t.Context(), 150*time.Millisecond)
 			o.Engine, o.QD = e, 4
-			begin := time.Now()
-			res, err := Run(ctx, o)
-			cancel()
-			if err != nil {
-				t.Fatal(err)
+			var res *Result
+			var begin time.Time
+			for span := 150 * time.Millisecond; res == nil || res.Total.Count == 0 && span < 10*time.Second; span *= 2 { // a busy machine has hardly begun by then
+				ctx, cancel := context.WithTimeout(t.Context(), span)
+				begin = time.Now().Add(span)
+				var err error
+				res, err = Run(ctx, o)
+				cancel()
+				if err != nil {
+					t.Fatal(err)
+				}
 			}
-			if res.Stopped != cancelled || !res.OK() || time.Since(begin) > 4*time.Second || res.Total.Count == 0 {
+			if res.Stopped != cancelled || !res.OK() || time.Since(begin) > 20*time.Second || res.Total.Count == 0 {
 				t.Errorf("%s: %d operations, %q after %v", name, res.Total.Count, res.Stopped, time.Since(begin))
 			}
 			if o.Verify && res.Verify.ReadBack != cancelled {

@@ -52,7 +52,15 @@ func TestSearch(t *testing.T) {
 // TestSearchReal searches on the null target, which holds what the generator can do.
 func TestSearchReal(t *testing.T) {
 	var told int
-	f, err := Search(t.Context(), Options{Duration: 60 * time.Millisecond, Rate: 5000, QD: 16}, Budget{50, 50 * time.Millisecond}, func(Step) { told++ })
+	var f *Found
+	var err error
+	for range 10 { // a machine that stands still may hold no rate at all
+		told = 0
+		f, err = Search(t.Context(), Options{Duration: 60 * time.Millisecond, Rate: 5000, QD: 16}, Budget{50, 50 * time.Millisecond}, func(Step) { told++ })
+		if err != nil || f.Rate > 0 {
+			break
+		}
+	}
 	if err != nil || f.Rate <= 0 || told != len(f.Steps) || f.Best == nil || f.Best.Total.Count == 0 { // a busy machine may hold less than the first rate
 		t.Fatalf("%v: %+v", err, f)
 	}

@@ -89,7 +89,7 @@ func (t target) open(ctx context.Context, job int, o *Options, first *file) (*fi
 		return &file{fd: -1, chunks: c, path: t.path}, err
 	case t.core():
 		_, dir, _ := strings.Cut(t.path, "/")
-		c, err := openCore(ctx, o.Cluster, dir, o.fileName(job), func(c *client.Options) { c.NoLocal = o.NoLocal })
+		c, err := openCore(ctx, o.Cluster, dir, o.fileName(job), func(c *client.Options) { c.NoLocal, c.Network, c.Bonds = o.NoLocal, o.Network, o.Bonds })
 		return &file{fd: -1, core: c, path: "/" + filepath.Join(dir, o.fileName(job))}, err
 	}
 	if t.nbd() {
@@ -139,7 +139,7 @@ func (t target) openNames(ctx context.Context, job int, o *Options) (*file, erro
 			_, dir, _ = strings.Cut(t.path, "/")
 			c, err = dialCluster(ctx, o.Cluster)
 		} else {
-			c, err = dialMDS(ctx, t.path)
+			c, err = dialMDS(ctx, t.path, o.Cluster)
 		}
 		if err != nil {
 			return nil, err

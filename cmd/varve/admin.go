@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"varve/internal/fserr"
+	"varve/internal/pki"
+	"varve/internal/secure"
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
 )
@@ -22,18 +24,61 @@ type admin struct {
 	conn *wire.Conn
 }
 
+// dial connects to any server.
 func (d *clusterDir) dial(ctx context.Context, addr string) (*admin, error) {
+	network, err := d.network()
+	if err != nil {
+		return nil, err
+	}
+	return d.dialOn(ctx, addr, network, nil)
+}
+
+// dialMeta connects to a metadata server, which shows that it is one if d.prove was called.
+func (d *clusterDir) dialMeta(ctx context.Context, addr string) (*admin, error) {
+	network, err := d.network()
+	if err != nil {
+		return nil, err
+	}
+	return d.dialOn(ctx, addr, network, d.meta)
+}
+
+// prove has metadata servers show from now on that they are such, if the cluster is secured: they are to be told what is not for every node. In a cluster that is
+// being secured strict has nobody be spoken to but by certificates.
+func (d *clusterDir) prove(strict bool) error {
+	network, err := d.network()
+	if err != nil {
+		return err
+	}
+	n, ok := network.(*secure.Network)
+	if !ok || d.meta != nil || n.Credentials() == nil || n.Opening() != nil && !strict {
+		return nil
+	}
+	if n.Opening() != nil {
+		d.net = secure.New(secure.Options{Credentials: n.Credentials()})
+	}
+	d.meta, err = pki.OpenTrust(n.Credentials().Apart())
+	return err
+}
+
+// dialAs connects with other credentials than an administrator's.
+func (d *clusterDir) dialAs(ctx context.Context, addr string, creds *pki.Credentials) (*admin, error) {
+	return d.dialOn(ctx, addr, secure.Of(secure.Options{Credentials: creds}), nil)
+}
+
+func (d *clusterDir) dialOn(ctx context.Context, addr string, network wire.Network, meta *pki.Trust) (*admin, error) {
 	ctx, cancel := context.WithTimeout(ctx, adminTimeout/2)
 	defer cancel()
 	hello := &msg.Hello{Cluster: d.uuid[:], Role: msg.Hello_ADMIN, Version: version}
-	conn, _, err := wire.Dial(ctx, addr, hello, nil, wire.Options{})
-	if errors.Is(err, fserr.WrongCluster) {
+	conn, _, err := wire.DialMeta(ctx, addr, hello, nil, meta, wire.Options{Class: wire.ClassMeta, Network: network})
+	if errors.Is(err, fserr.WrongCluster) && !pki.Secured(d.path) { // else it says what it is that was refused
 		return nil, fmt.Errorf("%s belongs to another cluster than %s says; correct its %s", addr, d.path, bootstrapFile)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return &admin{dir: d, addr: addr, conn: conn}, nil
+	m := &admin{dir: d, addr: addr, conn: conn}
+	d.settleOpening(ctx, m)
+	return m, nil
 }
 
 func (m *admin) close() { _ = m.conn.Close() }
@@ -52,26 +97,48 @@ func (m *admin) ask(ctx context.Context, t wire.Type, req, reply wire.Message) e
 	return nil
 }
 
-// dialAny connects to the first metadata server that answers, and refreshes bs.list.
+// dialAny connects to the first metadata server that answers, and refreshes bs.list. If none does that is known, the cluster is looked for.
 func (d *clusterDir) dialAny(ctx context.Context) (*admin, error) {
-	var last error
+	if _, err := d.network(); err != nil {
+		return nil, err
+	}
+	failed := map[string]error{}
+	if m := d.dialKnown(ctx, failed); m != nil {
+		return m, nil
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	known := d.mds
+	if err := d.find(ctx, failed); err != nil {
+		return nil, fmt.Errorf("cluster %s: none of its %d metadata servers answers (%s): %w", d.name, len(known), strings.Join(known, ", "), err)
+	}
+	if m := d.dialKnown(ctx, failed); m != nil {
+		return m, nil
+	}
+	return nil, unreachablef("cluster %s: %s answered a moment ago and does not now; see varve -c %s discover", d.name, strings.Join(d.mds, ", "), d.name)
+}
+
+// dialKnown connects to the first of those that are known. It notes why the others do not count.
+func (d *clusterDir) dialKnown(ctx context.Context, failed map[string]error) *admin {
 	for _, addr := range d.mds {
-		m, err := d.dial(ctx, addr)
+		m, err := d.dialMeta(ctx, addr)
 		if err != nil {
-			last = err
+			failed[addr] = err
 			continue
 		}
 		members := new(msg.MembersReply)
 		if err := m.ask(ctx, wire.Members, &msg.Members{}, members); err != nil {
 			m.close()
-			last = err
+			failed[addr] = err
 			continue
 		}
-		d.refresh(members.Addrs)
-		return m, nil
+		if members.Leader != "" { // one that knows of no leader may be one that was removed
+			d.refresh(members.Addrs)
+		}
+		return m
 	}
-	return nil, unreachablef("cluster %s: none of its %d metadata servers answers (%s); start them, or, if others have taken their place, "+
-		"correct %s (copy it from another node): %w", d.name, len(d.mds), strings.Join(d.mds, ", "), d.path+"/"+bootstrapFile, last)
+	return nil
 }
 
 // status asks for the cluster's status: the leader if there is one, else whoever answers.
@@ -88,7 +155,7 @@ func (d *clusterDir) status(ctx context.Context) (*msg.StatusReply, error) {
 	if st.Leader == "" || st.Leader == m.addr {
 		return st, nil
 	}
-	l, err := d.dial(ctx, st.Leader)
+	l, err := d.dialMeta(ctx, st.Leader)
 	if err != nil {
 		return st, nil // what the follower knows is better than nothing
 	}

@@ -85,6 +85,9 @@ func findMounted(path string) (*mounted, error) {
 
 // dialLeader connects to the leader.
 func (d *clusterDir) dialLeader(ctx context.Context) (*admin, error) {
+	if err := d.prove(false); err != nil {
+		return nil, err
+	}
 	m, err := d.dialAny(ctx)
 	if err != nil {
 		return nil, err
@@ -101,7 +104,7 @@ func (d *clusterDir) dialLeader(ctx context.Context) (*admin, error) {
 	if members.Leader == "" {
 		return nil, unreachablef("cluster %s has no leader at the moment; see varve -c %s stat, and try again", d.name, shellQuote(d.path))
 	}
-	return d.dial(ctx, members.Leader)
+	return d.dialMeta(ctx, members.Leader)
 }
 
 // meta asks the leader for one operation, as an administrator, without a session.

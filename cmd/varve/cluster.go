@@ -1,40 +1,40 @@
 package main
 
 import (
-	"bufio"
-	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 
+	"varve/internal/discover"
 	"varve/internal/id"
+	"varve/internal/pki"
+	"varve/internal/wire"
 )
 
 // A cluster directory is how a node knows a cluster: /etc/varve/clusters/NAME, or any directory given to -c. It holds
 //
-//	bs.list       host:port of a metadata server a line; blank lines and what follows a # are ignored
+//	bs.list       host:port of a metadata server a line; blank lines and what follows a # are ignored (package discover)
 //	cluster.json  name and UUID of the cluster
+//	ca.crt        certificates of the authority, if the cluster has security, and then one or more of
+//	ROLE.crt, ROLE.key  what this node shows as ROLE: node, admin or reader; the keys have mode 0600
+//	trust.json    what was known last of revoked certificates and keys of capabilities; public, and signed by the authority
 //
-// make-mds -I writes both; every command that reaches the cluster refreshes bs.list from its members.
+// make-mds -I writes both; every command that reaches the cluster, and every server and mount that runs, refreshes bs.list from its members. Where nobody on
+// it answers, or it is not there, the cluster is looked for by DNS and by multicast (discover.go).
 const (
 	clustersDir    = "/etc/varve/clusters"
 	bootstrapFile  = "bs.list"
 	clusterFile    = "cluster.json"
-	defaultPort    = "2510"
+	defaultPort    = discover.DefaultPort
 	maxClusterFile = 64 << 10 // bytes of either file
-	maxBootstrap   = 64       // servers in bs.list
 )
-
-// hostName is what a host's name or address is made of, an IPv6 zone included.
-var hostName = regexp.MustCompile(`^[A-Za-z0-9._:%-]+$`)
 
 var clusterName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
 
@@ -43,7 +43,12 @@ type clusterDir struct {
 	path string
 	name string
 	uuid id.Cluster
-	mds  []string // host:port
+	mds  []string     // host:port
+	net  wire.Network // of administrators; nil until it is needed
+	// meta, if set, has metadata servers show that they are such (wire.DialMeta), before they are told what is not for every node.
+	meta *pki.Trust
+	// fingerprint is that of the authority, if the cluster was just made.
+	fingerprint string
 }
 
 // clusterPath returns the directory that -c means: a path if it has a slash or is a relative directory name such as
@@ -74,10 +79,25 @@ func (a *app) readCluster() (*clusterDir, error) {
 }
 
 func readClusterDir(path string) (*clusterDir, error) {
+	d, err := readClusterName(path)
+	if err != nil {
+		return nil, err
+	}
+	if d.mds, err = discover.ReadList(d.list()); err != nil {
+		// What else is known of the cluster is enough to find it.
+		if err := d.find(context.Background(), nil); err != nil {
+			return nil, err
+		}
+	}
+	return d, nil
+}
+
+// readClusterName reads who the cluster is, and not where.
+func readClusterName(path string) (*clusterDir, error) {
 	d := &clusterDir{path: path}
 	b, err := readSmall(filepath.Join(path, clusterFile))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s is not a cluster directory (no %s); make the cluster with make-mds -I, or copy the directory from another node", path, clusterFile)
+		return nil, fmt.Errorf("%s is not a cluster directory (no %s); make the cluster with make-mds -I, or join it with auth-node --mds IP[:PORT]: %w", path, clusterFile, fs.ErrNotExist)
 	}
 	if err != nil {
 		return nil, err
@@ -90,16 +110,6 @@ func readClusterDir(path string) (*clusterDir, error) {
 		return nil, fmt.Errorf("%s: %w; copy it from another node", filepath.Join(path, clusterFile), err)
 	}
 	d.name = c.Name
-	list := filepath.Join(path, bootstrapFile)
-	if b, err = readSmall(list); err != nil {
-		return nil, fmt.Errorf("%w; write the address of a metadata server, host:port, into it", err)
-	}
-	if d.mds, err = parseBootstrap(b); err != nil {
-		return nil, fmt.Errorf("%s: %w", list, err)
-	}
-	if len(d.mds) == 0 {
-		return nil, fmt.Errorf("%s names no metadata server; write host:port of one into it", list)
-	}
 	return d, nil
 }
 
@@ -123,64 +133,24 @@ func (d *clusterDir) write() error {
 	return d.writeBootstrap()
 }
 
+func (d *clusterDir) list() string { return filepath.Join(d.path, bootstrapFile) }
+
 func (d *clusterDir) writeBootstrap() error {
-	var b bytes.Buffer
-	fmt.Fprintf(&b, "# Metadata servers of the cluster %s, host:port a line. Refreshed by varve.\n", d.name)
-	for _, addr := range d.mds {
-		fmt.Fprintln(&b, addr)
-	}
-	return replaceFile(filepath.Join(d.path, bootstrapFile), b.Bytes())
+	return replaceFile(d.list(), discover.FormatList(d.name, d.mds))
 }
 
 // refresh takes over the members that the cluster named. It is a courtesy to the next command: a directory that
-// cannot be written stays as it is.
+// cannot be written stays as it is, and so does a list when the cluster names nobody.
 func (d *clusterDir) refresh(addrs []string) {
-	if len(addrs) == 0 || len(addrs) > maxBootstrap || slices.Equal(addrs, d.mds) {
+	if len(addrs) == 0 || len(addrs) > discover.MaxServers {
 		return
 	}
 	d.mds = slices.Clone(addrs)
-	_ = d.writeBootstrap()
-}
-
-// parseBootstrap reads bs.list.
-func parseBootstrap(b []byte) ([]string, error) {
-	var addrs []string
-	sc := bufio.NewScanner(bytes.NewReader(b))
-	for n := 1; sc.Scan(); n++ {
-		line, _, _ := strings.Cut(sc.Text(), "#")
-		line = strings.TrimSpace(line)
-		if line == "" {
-			continue
-		}
-		addr, err := hostPort(line)
-		if err != nil {
-			return nil, fmt.Errorf("line %d: %w", n, err)
-		}
-		if len(addrs) == maxBootstrap {
-			return nil, fmt.Errorf("line %d: more than %d servers", n, maxBootstrap)
-		}
-		if !slices.Contains(addrs, addr) {
-			addrs = append(addrs, addr)
-		}
-	}
-	return addrs, sc.Err()
+	_, _ = discover.UpdateList(d.list(), d.name, addrs)
 }
 
 // hostPort returns s with the default port if it has none.
-func hostPort(s string) (string, error) {
-	host, port, err := net.SplitHostPort(s)
-	if err != nil {
-		host, port = strings.Trim(s, "[]"), defaultPort
-		if strings.Contains(host, ":") && net.ParseIP(host) == nil {
-			return "", fmt.Errorf("address %q: want HOST[:PORT], such as 10.0.0.1 or 10.0.0.1:%s", s, defaultPort)
-		}
-	}
-	n, err := strconv.ParseUint(port, 10, 16)
-	if err != nil || n == 0 || !hostName.MatchString(host) {
-		return "", fmt.Errorf("address %q: want HOST[:PORT], such as 10.0.0.1 or 10.0.0.1:%s", s, defaultPort)
-	}
-	return net.JoinHostPort(host, port), nil
-}
+func hostPort(s string) (string, error) { return discover.HostPort(s) }
 
 // readSmall reads a file that a person may have written.
 func readSmall(path string) ([]byte, error) {

@@ -58,6 +58,7 @@ func (a *app) devUpCommand() *cobra.Command {
 	fl.StringVar(&f.replicas, "replicas", "", "NORM:MIN replicas of a new cluster (default 3:2, less with fewer chunk servers)")
 	fl.BoolVar(&f.procs, "procs", false, "each server and mount in a process of its own, started again when it dies")
 	fl.StringVar(&f.transport, "transport", "auto", "how the kernel is talked to: auto, dev or uring")
+	fl.BoolVar(&f.insecure, "insecure", false, "a new cluster without certificates, in which whoever reaches a port may do anything")
 	fl.BoolVarP(&f.detach, "detach", "d", false, "return when ready")
 	fl.BoolVar(&f.noRestart, "no-restart", false, "with --procs: leave a process that died dead")
 	fl.StringVar(&f.cache, "cache", "", "directory on a fast disk for the read caches of the mounts, one below it for each")
@@ -99,6 +100,7 @@ func (a *app) devUp(ctx context.Context, f *devFlags) (err error) {
 	if err := c.leftovers(); err != nil {
 		return err
 	}
+	defer c.holdPorts()()
 	if err := c.write(); err != nil {
 		return err
 	}
@@ -167,7 +169,7 @@ func (p *parts) up(ctx context.Context) error {
 		if d, err = readClusterDir(c.clusterDir()); err != nil {
 			return err
 		}
-	} else if d, err = initCluster(c.clusterDir(), devName, c.path("mds1"), c.MDS[0], c.Replicas); err != nil {
+	} else if d, err = c.found(); err != nil {
 		return err
 	}
 	var fresh []int
@@ -185,7 +187,7 @@ func (p *parts) up(ctx context.Context) error {
 		return err
 	}
 	for _, i := range fresh {
-		if err := joinMDS(ctx, d, c.path(numbered("mds", i)), c.MDS[i]); err != nil {
+		if err := joinMDS(ctx, d, c.path(numbered("mds", i)), c.MDS[i], ""); err != nil {
 			return err
 		}
 		if err := p.start(p.server("mds", i)); err != nil {
@@ -334,7 +336,9 @@ func (p *parts) mount(i int) *part {
 	}
 	return &part{
 		name: name, args: []string{"-c", spec.cluster, "mount", "-f", "-o", options, "--pid-file", string(p.c.pid(name)), "--", dir}, mount: dir,
-		serve: func(ctx context.Context, log *slog.Logger) error { return runMount(ctx, spec, log, func(string) {}) },
+		serve: func(ctx context.Context, log *slog.Logger) error {
+			return runMount(ctx, spec, log, func(string) {}, nil)
+		},
 	}
 }
 

@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math/rand/v2"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,6 +13,7 @@ import (
 	"strings"
 
 	"varve/internal/disk"
+	"varve/internal/pki"
 
 	"golang.org/x/sys/unix"
 )
@@ -48,7 +47,9 @@ type devConfig struct {
 	Cache     string `json:"cache,omitempty"`
 	CacheSize int    `json:"cachesize,omitempty"`
 
-	dir string // absolute
+	dir      string         // absolute
+	insecure bool           // if it is made now
+	held     map[string]int // sockets that hold the ports of servers, by address
 }
 
 func (c *devConfig) transport() string {
@@ -70,6 +71,7 @@ type devFlags struct {
 	cachesize int
 	detach    bool
 	noRestart bool
+	insecure  bool
 	changed   func(flag string) bool
 }
 
@@ -184,7 +186,7 @@ func newDevConfig(f *devFlags) (*devConfig, error) {
 	}
 	c := &devConfig{
 		Version: 1, Replicas: f.replicas, MDS: make([]string, f.mds), CS: make([]string, f.cs), Mounts: f.mounts, Procs: f.procs,
-		Restart: !f.noRestart, Transport: f.transport, dir: dir,
+		Restart: !f.noRestart, Transport: f.transport, dir: dir, insecure: f.insecure,
 	}
 	if err := c.setCache(f); err != nil {
 		return nil, err
@@ -197,6 +199,9 @@ func newDevConfig(f *devFlags) (*devConfig, error) {
 
 // adapt takes over what flags say about an existing cluster. It may grow, not shrink.
 func (c *devConfig) adapt(f *devFlags) error {
+	if f.changed("insecure") && f.insecure == pki.Secured(c.clusterDir()) {
+		return refusedf("the cluster in %s was made otherwise, which varve dev does not change: leave --insecure out, or use another --dir", c.dir)
+	}
 	if f.changed("replicas") && f.replicas != c.Replicas {
 		return usagef("the cluster in %s was made with --replicas %s; change that with varve set-attr MOUNT replicas=%s", c.dir, c.Replicas, f.replicas)
 	}
@@ -242,42 +247,6 @@ func (c *devConfig) setCache(f *devFlags) (err error) {
 		c.Cache, err = filepath.Abs(f.cache)
 	}
 	return err
-}
-
-// choosePorts gives each server without an address a loopback port that is free now.
-func (c *devConfig) choosePorts() error {
-	var open []net.Listener // all at once, so that they differ
-	defer func() {
-		for _, l := range open {
-			l.Close()
-		}
-	}()
-	for _, addrs := range [][]string{c.MDS, c.CS} {
-		for i, a := range addrs {
-			if a != "" {
-				continue
-			}
-			l, err := listenLow()
-			if err != nil {
-				return fmt.Errorf("choose a port: %w", err)
-			}
-			open = append(open, l)
-			addrs[i] = l.Addr().String()
-		}
-	}
-	return nil
-}
-
-// listenLow listens on a free loopback port below those that the kernel gives to outgoing connections (32768 and up, by default), so that none of
-// these takes it while its server is away.
-func listenLow() (net.Listener, error) {
-	const low, high, tries = 12000, 32000, 100
-	for range tries {
-		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", low+rand.IntN(high-low))); err == nil {
-			return l, nil
-		}
-	}
-	return net.Listen("tcp", "127.0.0.1:0")
 }
 
 func (c *devConfig) write() error {

@@ -32,9 +32,10 @@ func (a *app) fenceCommand() *cobra.Command {
 	var reason string
 	cmd := &cobra.Command{
 		Use: "fence SESSION [--reason TEXT]", Short: "End a client's session at once: no chunk server takes anything from it any more",
-		Long: `Ends a session, which varve stat lists, as if its lease had run out. When the command returns, every chunk server
-refuses what the client still sends; one that does not answer is waited for until its own lease has run out, so
-that it serves nobody. Files that the client has open there fail for good; its mount goes on under a new session.
+		Long: `Ends a session, which varve stat lists, as if its lease had run out. The client is told; one that does not
+answer is waited for until its lease is over, so that it serves nothing of what it keeps. When the command returns,
+every chunk server refuses what the client still sends; one that does not answer is waited for until its own lease
+has run out, so that it serves nobody. Files that the client has open there fail for good; its mount goes on under a new session.
 To fence a session that is fenced already changes nothing. The event in the journal says who did it and why.`,
 		Args: exactArgs("SESSION"),
 		RunE: func(cmd *cobra.Command, args []string) error {

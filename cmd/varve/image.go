@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"path"
 	"strings"
 	"sync"
@@ -33,8 +32,8 @@ type imageFile struct {
 }
 
 var (
-	_ block.Image    = image{}
-	_ block.OpenFile = (*imageFile)(nil)
+	_ block.Image   = image{}
+	_ block.Guarded = (*imageFile)(nil)
 )
 
 // Inherit implements block.OpenFile.
@@ -42,6 +41,17 @@ func (f *imageFile) Inherit(old block.OpenFile) {
 	if o, ok := old.(*imageFile); ok {
 		f.File.Inherit(o.File)
 	}
+}
+
+// Taken implements block.Guarded.
+func (f *imageFile) Taken(lost []block.OpenFile) bool {
+	var all []*client.File
+	for _, old := range lost {
+		if o, ok := old.(*imageFile); ok {
+			all = append(all, o.File)
+		}
+	}
+	return f.File.Taken(all)
 }
 
 // Fsync implements block.File.
@@ -121,20 +131,4 @@ func (m image) Open(ctx context.Context, readOnly bool) (block.OpenFile, int64, 
 func hostOf(c any) hot.Host {
 	h, _ := c.(hot.Host)
 	return h
-}
-
-// dialImages opens a session for serving images; where is said to people who ask who holds them.
-func (a *app) dialImages(ctx context.Context, where string, log *slog.Logger) (*client.Client, error) {
-	slackenGC(heapSlack)
-	d, err := a.readCluster()
-	if err != nil {
-		return nil, err
-	}
-	c, err := client.Dial(ctx, client.Options{
-		Cluster: d.uuid, Name: d.name, Addrs: d.mds, Mount: where, Version: version, Logger: log, StartTimeout: retryFor, Members: d.refresh,
-	})
-	if err != nil {
-		return nil, unreached(d, err)
-	}
-	return c, nil
 }

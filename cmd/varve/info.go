@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"time"
 
 	"varve/fuse"
@@ -36,6 +37,7 @@ var (
 	_ fuse.Backend        = (*info)(nil)
 	_ fuse.NotifierSetter = (*info)(nil)
 	_ fuse.Keeper         = (*info)(nil)
+	_ fuse.Restorer       = (*info)(nil)
 )
 
 func newInfo(b backend, cache *mountCache, transport func() string) *info {
@@ -54,11 +56,13 @@ type mountStatJSON struct {
 	Local     client.LocalStats `json:"local_reads"`
 	Ahead     client.AheadStats `json:"read_ahead"`
 	Hot       client.HotStats   `json:"reactors"`
+	Inherited int64             `json:"inherited,omitempty"` // sessions of dead processes of this host that it has ended
+	Stalls    []client.Stall    `json:"stalls,omitempty"`    // what operations wait for, the longest first
 	ReadCache any               `json:"read_cache,omitempty"`
 }
 
 func mountStat(c *client.Client, cache *mountCache, transport string) []byte {
-	v := mountStatJSON{Session: uint64(c.Session()), Transport: transport, Local: c.LocalStats(), Ahead: c.AheadStats(), Hot: c.HotStats()}
+	v := mountStatJSON{Session: uint64(c.Session()), Transport: transport, Local: c.LocalStats(), Ahead: c.AheadStats(), Hot: c.HotStats(), Inherited: c.Inherited(), Stalls: c.Stalls()}
 	if cache != nil {
 		v.ReadCache = cache.c.Stats()
 	}
@@ -137,6 +141,29 @@ func (b *info) Open(ctx context.Context, cred *msg.Cred, ino id.Ino, write, trun
 		return nil, fserr.IsDir
 	}
 	return infoHandle(b.files[ino-infoIno-1].text()), nil
+}
+
+// SaveHandle implements fuse.Restorer.
+func (b *info) SaveHandle(h fuse.Handle) ([]byte, error) {
+	switch h := h.(type) {
+	case infoHandle:
+		return h, nil
+	case *client.File:
+		return h.Save(), nil
+	}
+	return nil, fmt.Errorf("an open file of type %T: %w", h, fserr.NotSupported)
+}
+
+// RestoreHandle implements fuse.Restorer.
+func (b *info) RestoreHandle(ino id.Ino, write bool, saved []byte) (fuse.Handle, error) {
+	if b.mine(ino) {
+		return infoHandle(saved), nil
+	}
+	f, err := b.Client.RestoreFile(ino, write, saved)
+	if err != nil {
+		return nil, err
+	}
+	return f, nil
 }
 
 // What would change the directory is refused, and what it has not got.

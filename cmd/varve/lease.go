@@ -11,6 +11,7 @@ import (
 
 	"varve/internal/fserr"
 	"varve/internal/id"
+	"varve/internal/ledger"
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
 
@@ -157,7 +158,8 @@ func (a *app) leaseTakeCommand() *cobra.Command {
 is open, or the client does not answer, the command is refused (exit code 4) and names host and mount.
 
 With --force such clients are fenced: all their files fail there with an error, what they have not flushed is lost, and no
-chunk server takes anything from them any more before anybody else is given the file.
+chunk server takes anything from them any more before anybody else is given the file. Those whose process has died on this
+host are, with and without it, and need not be waited for.
 
 ` + leasePath + " A path on a mount whose host or process\nstands still does not answer: give one of the other two.",
 		Args: exactArgs("PATH"),
@@ -185,6 +187,10 @@ func (a *app) takeLease(ctx context.Context, d *clusterDir, path string, req *ms
 	if err != nil {
 		return err
 	}
+	dead, err := d.endDead(ctx)
+	if err != nil {
+		fmt.Fprintf(a.err, "varve: sessions of processes that have died on this host may have to be waited for: %v\n", err)
+	}
 	reply := new(msg.LeaseTakeReply)
 	limit := fenceTimeout + time.Duration(req.WaitMs)*time.Millisecond
 	err = d.askLeader(ctx, limit, wire.LeaseTake, req, reply)
@@ -195,6 +201,11 @@ func (a *app) takeLease(ctx context.Context, d *clusterDir, path string, req *ms
 		return fmt.Errorf("take %s: %w", path, err)
 	}
 	out := takeJSON{Ino: req.Ino, Released: append([]uint64{}, reply.Released...), Fenced: append([]uint64{}, reply.Fenced...), Refused: []leaseJSON{}}
+	for _, h := range before.Holders {
+		if slices.Contains(dead, h.Session) && !slices.Contains(out.Fenced, h.Session) {
+			out.Fenced = append(out.Fenced, h.Session)
+		}
+	}
 	var who []string
 	for _, session := range reply.Refused {
 		one := leaseJSON{Ino: req.Ino, Session: session}
@@ -216,6 +227,25 @@ func (a *app) takeLease(ctx context.Context, d *clusterDir, path string, req *ms
 			"its files fail and what it has not flushed is lost", path, strings.Join(who, "; "))
 	}
 	return nil
+}
+
+// endDead ends the sessions of processes that have died on this host, and returns them when no chunk server takes anything from them any more.
+func (d *clusterDir) endDead(ctx context.Context) (ended []uint64, err error) {
+	dead, errs := ledger.Dead(estatesDir(), d.uuid)
+	for _, one := range dead {
+		reply := new(msg.CloseSessionReply)
+		err := d.askLeader(ctx, fenceTimeout, wire.CloseSession, &msg.CloseSession{Secret: one.SecretBytes(), Mounted: one.Mounted}, reply)
+		if err != nil {
+			one.Release()
+			errs = append(errs, fmt.Errorf("process %d, %s: %w", one.PID, one.Mount, err))
+			continue
+		}
+		one.Remove()
+		if reply.Session != 0 {
+			ended = append(ended, reply.Session)
+		}
+	}
+	return ended, errors.Join(errs...)
 }
 
 // findFile finds what the user means: a path on a varve mount or, if -c says which cluster, a path from its root or an inode

@@ -140,10 +140,13 @@ func (a *app) root() *cobra.Command {
 		a.devCommand(),
 		a.makeMDSCommand(), a.rmMDSCommand(), a.makeCSCommand(), a.rmCSCommand(), a.mdsCommand(), a.csCommand(),
 		a.mountCommand(), a.umountCommand(), a.cacheCommand(), a.nbdCommand(), a.vhostCommand(), a.systemdCommand(),
-		a.statCommand(), a.listServicesCommand(), a.getConfigCommand(), a.setConfigCommand(), a.getAttrCommand(), a.setAttrCommand(),
+		a.statCommand(), a.netCommand(), a.checkNetCommand(), a.listServicesCommand(), a.discoverCommand(),
+		a.getConfigCommand(), a.setConfigCommand(), a.getAttrCommand(), a.setAttrCommand(),
 		a.leaseCommand(), a.fenceCommand(), a.whatIfCommand(),
+		a.authNodeCommand(), a.listNodesCommand(), a.revokeCommand(), a.clusterCommand(),
 		a.journalCommand(), a.explainCommand(), a.perfCommand(), a.versionCommand(),
 	)
+	root.AddCommand(a.restartCommand(), a.pokeCommand())
 	root.AddCommand(a.modeCommands()...)
 	return root
 }

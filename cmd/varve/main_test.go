@@ -89,18 +89,28 @@ func TestExitCodes(t *testing.T) {
 		{"stat -c bad!name", 2, "bad!name"},
 		{"stat -c " + gone, 3, "none of its 1 metadata servers answers"},
 		{"list-services -c " + gone, 3, "127.0.0.1:1"},
+		{"check-net -c " + gone, 3, "none of its 1 metadata servers answers"},
+		{"check-net -c " + gone + " --for 1m", 2, "want 10ms to 10s"},
+		{"check-net -c " + gone + " --class scrub", 2, "want guest, replication or repair"},
+		{"check-net -c " + gone + " --pairs -1", 2, "--pairs -1"},
+		{"discover -c bad!name", 2, "bad!name"},
 		{"journal", 2, "one of the commands above"},
 		{"journal cat", 2, "-r DIR"},
 		{"journal cat -c " + gone, 3, "unavailable"},
 		{"journal cat -r " + dir, 1, "holds no journal"},
 		{"journal replay --to yesterday -r .", 2, "no index and no time"},
-		{"make-mds -I -c c/new -a 127.0.0.1:7 -r m -p", 2, "no authentication yet"},
-		{"make-mds -I -c c/new -a 127.0.0.1:7 -r m --password-fd 0", 2, "no authentication yet"},
+		{"make-mds -I -c c/new -a 127.0.0.1:7 -r m", 2, "--insecure"},
+		{"make-mds -I -c c/new -a 127.0.0.1:7 -r m --password-fd 9999", 2, "--password-fd 9999"},
+		{"make-mds -I -c c/new -a 127.0.0.1:7 -r m --password-fd 0 --insecure", 2, "has no password"},
+		{"make-mds -c c/new -a 127.0.0.1:7 -r m --insecure", 2, "a new cluster (-I)"},
+		{"auth-node -c " + gone + " --role boss --password-fd 0", 2, "node, admin or reader"},
+		{"auth-node -c no/such --password-fd 0", 3, "--mds"},
+		{"revoke", 2, "NODE|SERIAL is missing"},
 		{"make-mds -I -c c/new -a 127.0.0.1:7", 2, "-r DIR"},
-		{"make-mds -I -c c/new -a 0.0.0.0 -r m", 1, "IP that the other servers reach"},
-		{"make-mds -I -c c/new -a 127.0.0.1:7 -r full", 4, "not empty"},
-		{"make-mds -I -c " + gone + " -a 127.0.0.1:7 -r m", 4, "no longer find it"},
-		{"make-mds -I -c c/made -a 127.0.0.1:7 -r m", 0, "varve mds -r m"},
+		{"make-mds -I --insecure -c c/new -a 0.0.0.0 -r m", 1, "IP that the other servers reach"},
+		{"make-mds -I --insecure -c c/new -a 127.0.0.1:7 -r full", 4, "not empty"},
+		{"make-mds -I --insecure -c " + gone + " -a 127.0.0.1:7 -r m", 4, "no longer find it"},
+		{"make-mds -I --insecure -c c/made -a 127.0.0.1:7 -r m", 0, "varve mds -r m"},
 		{"make-cs -c " + gone + " -r cs", 2, "-t TIER"},
 		{"make-cs -c " + gone + " -r cs -t 4", 2, "0 to 3"},
 		{"mds", 2, "-r DIR"},
@@ -149,7 +159,7 @@ func TestExitCodes(t *testing.T) {
 func TestHelpNamesOnlyWhatWorks(t *testing.T) {
 	for _, args := range [][]string{{"--help"}, {"dev", "up", "--help"}, {"mount", "--help"}, {"make-mds", "--help"}} {
 		out := must(t, t.TempDir(), args...)
-		for _, later := range []string{"auth-node", "snapshot", "password", "completion"} {
+		for _, later := range []string{"snapshot", "completion"} {
 			if strings.Contains(out, later) {
 				t.Errorf("varve %q names %s:\n%s", args, later, out)
 			}

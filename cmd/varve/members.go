@@ -30,6 +30,9 @@ type adminReply interface {
 // atLeader has the leader do something, whoever that is, and asks again when leadership moves meanwhile: what is asked for may be done twice.
 // into, if not nil, takes an answer of OK. A refusal for safety (Busy) gets its exit code.
 func (d *clusterDir) atLeader(ctx context.Context, t wire.Type, req, into wire.Message) error {
+	if err := d.prove(false); err != nil {
+		return err
+	}
 	whole := ctx
 	ctx, cancel := context.WithTimeout(ctx, leaderTimeout)
 	defer cancel()
@@ -41,6 +44,7 @@ func (d *clusterDir) atLeader(ctx context.Context, t wire.Type, req, into wire.M
 			queue = slices.Insert(queue, 0, hint)
 		}
 		hint = ""
+		refused := 0
 		for _, addr := range queue {
 			if !slices.Contains(tried, addr) {
 				tried = append(tried, addr)
@@ -49,7 +53,9 @@ func (d *clusterDir) atLeader(ctx context.Context, t wire.Type, req, into wire.M
 			code, err := d.askOnce(ctx, addr, t, req, into, detail)
 			switch {
 			case err != nil:
-				last = err
+				if last = err; errors.Is(err, fserr.WrongCluster) {
+					refused++
+				}
 				continue
 			case code == fserr.OK:
 				return nil
@@ -61,10 +67,9 @@ func (d *clusterDir) atLeader(ctx context.Context, t wire.Type, req, into wire.M
 				continue
 			}
 			text := detail.Detail
-			if text == "" {
+			if text = strings.TrimSuffix(text, ": "+code.Error()); text == "" {
 				text = addr + " refused: " + code.Error()
 			}
-			text = strings.TrimSuffix(text, ": "+code.Error())
 			switch code {
 			case fserr.Busy:
 				return refusedf("%s", text)
@@ -72,6 +77,9 @@ func (d *clusterDir) atLeader(ctx context.Context, t wire.Type, req, into wire.M
 				return usagef("%s", text)
 			}
 			return &exitError{exitFailed, errors.New(text)}
+		}
+		if refused == len(queue) && refused > 0 { // that does not change by waiting
+			return unreachablef("cluster %s: %w; get another certificate with varve -c %s auth-node --force [--role ROLE]", d.name, last, d.name)
 		}
 		select {
 		case <-ctx.Done():
@@ -95,7 +103,7 @@ func (d *clusterDir) learn(ctx context.Context) {
 
 // askOnce asks one server. An outcome other than OK comes with detail.
 func (d *clusterDir) askOnce(ctx context.Context, addr string, t wire.Type, req, into wire.Message, detail adminReply) (fserr.Code, error) {
-	m, err := d.dial(ctx, addr)
+	m, err := d.dialMeta(ctx, addr)
 	if err != nil {
 		return 0, err
 	}

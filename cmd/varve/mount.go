@@ -15,6 +15,8 @@ import (
 	"varve/fuse"
 	"varve/internal/client"
 	"varve/internal/fserr"
+	"varve/internal/pki"
+	"varve/internal/wire"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -34,41 +36,53 @@ type mountSpec struct {
 
 func (a *app) mountCommand() *cobra.Command {
 	var options []string
-	var foreground bool
+	var foreground, onTrial bool
 	var logFile string
 	var pid pidFile
 	cmd := &cobra.Command{
 		Use: "mount DIR", Short: "Mount the cluster on a directory", Args: exactArgs("DIR"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			o, err := parseMountOptions(options)
+			from, err := receiveHandover()
 			if err != nil {
 				return err
 			}
-			d, err := a.readCluster()
-			if err != nil {
-				return err
-			}
-			dir, err := filepath.Abs(args[0])
-			if err != nil {
-				return err
-			}
-			spec := mountSpec{cluster: d.path, dir: dir, mountOptions: o}
-			if !foreground {
+			spec, err := a.mountSpec(args[0], options)
+			switch {
+			case err != nil:
+				return from.goBack(err)
+			case !foreground:
 				return a.mountInBackground(cmd.Context(), spec, options, logFile)
+			case onTrial:
+				return trial(cmd.Context(), spec, os.Stdout)
 			}
 			if err := pid.write(); err != nil {
-				return err
+				return from.goBack(err)
 			}
 			defer pid.remove()
-			return runMount(cmd.Context(), spec, slog.Default(), signalReady)
+			return runMount(cmd.Context(), spec, slog.Default(), signalReady, newMountLife(spec, from))
 		},
 	}
 	f := cmd.Flags()
-	f.StringArrayVarP(&options, "options", "o", nil, "ro, cache=DIR,cachesize=MB (a read cache on a fast disk of this host), transport=auto|dev|uring (how the kernel's requests come: by /dev/fuse or by FUSE over io_uring), local=on|off (off: read over the network also from chunk servers on this host), relay=auto|on|off (whether large writes go through one replica, which sends them on), readahead=MB (memory for what is read before it is asked for; 64, 0 for none), writeback=MB (memory for buffered writes that return before they are on the servers; a crash of the mount loses those of the last second; none by default), retry=SECONDS (how long the cluster is looked for; 10), bg (go on looking in the background then, and mount when it is there), guard (make the empty mount point immutable, so that nothing is put there while nothing is mounted), errors=wait[:SECONDS]|fail[:SECONDS] (what reads and writes do when the cluster does not answer: wait, for ever by default, or fail, and others at once then); those of fstab that mean nothing here are accepted")
+	f.StringArrayVarP(&options, "options", "o", nil, "ro, cache=DIR,cachesize=MB (a read cache on a fast disk of this host), transport=auto|dev|uring (how the kernel's requests come: by /dev/fuse or by FUSE over io_uring), local=on|off (off: read over the network also from chunk servers on this host), relay=auto|on|off (whether large writes go through one replica, which sends them on), data-tls=on|off (on: data is encrypted on the way, whatever the setting net.data.tls says), net=IP|INTERFACE (by which of this host's addresses or interfaces the cluster is reached), classify=auto|on|off (instead of the setting net.classify, on this host), readahead=MB (memory for what is read before it is asked for; 64, 0 for none), writeback=MB (memory for buffered writes that return before they are on the servers; a crash of the mount loses those of the last second; none by default), retry=SECONDS (how long the cluster is looked for; 10), bg (go on looking in the background then, and mount when it is there), guard (make the empty mount point immutable, so that nothing is put there while nothing is mounted), errors=wait[:SECONDS]|fail[:SECONDS] (what reads and writes do when the cluster does not answer: wait, for ever by default, or fail, and others at once then); those of fstab that mean nothing here are accepted")
 	f.BoolVarP(&foreground, "foreground", "f", false, "serve in this process until it is told to stop")
 	f.StringVarP(&logFile, "log", "l", "", "log of the process in the background (default "+logDir+"/mount-DIR.log)")
+	f.BoolVar(&onTrial, "trial", false, "with -f: find out whether this program can serve the mount, and mount nothing")
+	_ = f.MarkHidden("trial")
 	pid.flag(cmd)
 	return cmd
+}
+
+func (a *app) mountSpec(dir string, options []string) (spec mountSpec, err error) {
+	if spec.mountOptions, err = parseMountOptions(options); err != nil {
+		return spec, err
+	}
+	d, err := a.readCluster()
+	if err != nil {
+		return spec, err
+	}
+	spec.cluster = d.path
+	spec.dir, err = filepath.Abs(dir)
+	return spec, err
 }
 
 // mountInBackground starts a process that serves the mount, and returns when it is mounted.
@@ -97,8 +111,17 @@ func (a *app) mountInBackground(ctx context.Context, spec mountSpec, options []s
 }
 
 // runMount mounts and serves until ctx ends or someone unmounts it. ready is called when it is mounted, or goes on in the background, which it
-// is told of then.
-func runMount(ctx context.Context, spec mountSpec, log *slog.Logger, ready func(string)) error {
+// is told of then. With life the process serves nothing else, and can go on in another program, as it may have from another one.
+func runMount(ctx context.Context, spec mountSpec, log *slog.Logger, ready func(string), life *mountLife) error {
+	err := serveMount(ctx, spec, log, ready, life)
+	if err != nil {
+		return life.before().goBack(err)
+	}
+	return nil
+}
+
+// serveMount is runMount; as long as life has something before, it has not taken that mount over.
+func serveMount(ctx context.Context, spec mountSpec, log *slog.Logger, ready func(string), life *mountLife) error {
 	slackenGC(heapSlack)
 	d, err := readClusterDir(spec.cluster)
 	if err != nil {
@@ -107,21 +130,48 @@ func runMount(ctx context.Context, spec mountSpec, log *slog.Logger, ready func(
 	if spec.retry == 0 {
 		spec.retry = retryFor
 	}
-	if err := checkPlace(spec.dir); err != nil {
+	before := life.before()
+	if before == nil {
+		err = checkPlace(spec.dir)
+	}
+	if err != nil {
 		return err
 	}
-	if spec.guard {
+	if spec.guard && before == nil {
 		if err := guardPlace(spec.dir); err != nil {
 			return err
 		}
 	}
+	bonds, tcp := watchBonds(log)
+	defer bonds.Close()
+	network, err := dialFrom(spec.net, tcp)
+	if err != nil {
+		return err
+	}
+	creds, err := d.filesCredentials()
+	if err != nil {
+		return noAccess(err)
+	}
+	seat := newSeat(spec.classify, log)
+	defer seat.leave()
+	seat.joinClient("mount of "+spec.dir, spec.net, d.mds)
+	if creds != nil && creds.Identity().Role == pki.RoleReader {
+		spec.readOnly = true // the servers refuse changes; the kernel says so sooner
+	}
 	cache := openCache(&spec, d.uuid, log)
 	defer cache.close()
-	c, err := reach(ctx, spec, client.Options{
-		Cluster: d.uuid, Name: d.name, Addrs: d.mds, Mount: spec.dir, Version: version, Logger: log, StartTimeout: spec.retry,
-		Members: d.refresh, NoLocal: spec.noLocal, Relay: spec.relay, ReadAhead: spec.readAhead, WriteBehind: spec.behind,
-		Timeout: spec.wait, FailFast: spec.failFast, ReadCache: cache.cache(),
-	}, log, ready)
+	e := newElsewhere(d.name, d.uuid, d.list(), log)
+	defer e.Close()
+	o := client.Options{
+		Bonds:   bonds,
+		Cluster: d.uuid, Name: d.name, Addrs: d.mds, Mount: spec.dir, Network: network, Credentials: creds, ClusterDir: d.path, DataTLS: spec.dataTLS, Version: version, Logger: log, StartTimeout: spec.retry,
+		Members: e.members, More: e.More, Told: seat.told, NoLocal: spec.noLocal, Relay: spec.relay, ReadAhead: spec.readAhead, WriteBehind: spec.behind,
+		Timeout: spec.wait, FailFast: spec.failFast, ReadCache: cache.cache(), Estates: estatesDir(), Mounted: true,
+	}
+	if before != nil {
+		o.Resume = before.Client
+	}
+	c, err := reach(ctx, spec, o, log, ready)
 	if err != nil {
 		return unreached(d, err)
 	}
@@ -133,26 +183,43 @@ func runMount(ctx context.Context, spec mountSpec, log *slog.Logger, ready func(
 		}
 		return spec.transport
 	}
-	s, err := fuse.Mount(ctx, fuse.Options{
+	fo := fuse.Options{
 		Logger: log, MountPoint: spec.dir, FSName: mountSource(spec.cluster), AllowOther: os.Geteuid() == 0, ReadOnly: spec.readOnly,
 		Transport: fuse.Transport(spec.transport), Flags: spec.flags,
-	}, newInfo(backend{c}, cache, transport))
-	if err != nil {
-		return errors.Join(mountPointHint(spec.dir, err), c.Close())
+	}
+	var s *fuse.Session
+	if tree := newInfo(backend{c}, cache, transport); before == nil {
+		s, err = fuse.Mount(ctx, fo, tree)
+		if err != nil {
+			return errors.Join(mountPointHint(spec.dir, err), c.Close())
+		}
+	} else {
+		if s, err = fuse.Resume(fo, tree, before.Mount); err != nil {
+			return err // the session is not this program's to close
+		}
+		c.Restored()
 	}
 	mounted.Store(s)
 	cache.serve(spec.dir)
+	life.serve(log)
+	defer life.close()
 	go func() {
 		if err := c.Know(ctx); err != nil && ctx.Err() == nil {
 			log.Warn("the space of the cluster is not known yet", "err", err)
 		}
 	}()
 	ready("")
-	select {
-	case <-s.Done():
-		err = s.Wait()
-	case <-ctx.Done():
-		err = s.Unmount(unmountTimeout)
+	for on := true; on; {
+		select {
+		case <-s.Done():
+			err, on = s.Wait(), false
+		case <-ctx.Done():
+			err, on = s.Unmount(unmountTimeout), false
+		case ask := <-life.asked():
+			err := life.restart(ctx, ask.program, s, c, cache)
+			log.Error("the mount does not go on in the other program, but in this one", "program", ask.program, "cause", err)
+			ask.answer <- err
+		}
 	}
 	if cerr := c.Close(); cerr != nil {
 		log.Warn("session not closed in order; the cluster ends it when its lease is over", "err", cerr)
@@ -162,6 +229,9 @@ func runMount(ctx context.Context, spec mountSpec, log *slog.Logger, ready func(
 
 // unreached says where the addresses came from that led to no cluster, or to another one.
 func unreached(d *clusterDir, err error) error {
+	if errors.Is(err, wire.ErrNeedsCertificate) {
+		return refusedf("cluster %s is secured by now, and this node has no certificate; get one with: varve -c %s auth-node", d.name, d.name)
+	}
 	list := filepath.Join(d.path, bootstrapFile)
 	switch code := fserr.Of(err); code {
 	case fserr.WrongCluster:

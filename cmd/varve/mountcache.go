@@ -39,7 +39,7 @@ func openCache(spec *mountSpec, cluster id.Cluster, log *slog.Logger) *mountCach
 	}
 	c, err := readcache.Open(readcache.Options{Dir: spec.cache, Bytes: spec.cacheSize, Cluster: cluster, Logger: log})
 	if err != nil {
-		log.Error("mounted without the read cache", "err", err)
+		log.Error("going on without the read cache", "err", err)
 		return nil
 	}
 	return &mountCache{c: c, log: log}
@@ -213,6 +213,16 @@ func (m *mountCache) close() {
 	st := m.c.Stats()
 	m.log.Info("read cache", "hits", st.Hits, "misses", st.Misses, "percent", fmt.Sprintf("%.1f", readcache.Ratio(st.Hits, st.Misses)),
 		"filled", st.Filled, "damaged", st.Damaged)
+	if err := m.c.Close(); err != nil {
+		m.log.Warn("the read cache was not closed in order", "err", err)
+	}
+}
+
+// rest closes the cache as close does, for the next program to find it in order. This one goes on without it, should it have to.
+func (m *mountCache) rest() {
+	if m == nil {
+		return
+	}
 	if err := m.c.Close(); err != nil {
 		m.log.Warn("the read cache was not closed in order", "err", err)
 	}

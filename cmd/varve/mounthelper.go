@@ -61,16 +61,35 @@ func helperArgs(args []string) (out []string, fake bool, err error) {
 		}
 	}
 	if options = splitOptions(options); sloppy {
-		options = slices.DeleteFunc(options, func(o string) bool { _, err := parseMountOptions([]string{o}); return err != nil })
+		options = slices.DeleteFunc(options, func(o string) bool {
+			_, err := parseMountOptions([]string{o})
+			return err != nil && o != "remount"
+		})
+	}
+	again := slices.Contains(options, "remount")
+	options = slices.DeleteFunc(options, func(o string) bool { return o == "remount" })
+	if again && slices.ContainsFunc(options, ofKernel) {
+		options = append(slices.DeleteFunc(options, ofKernel), shownOption)
 	}
 	if _, err := parseMountOptions(options); err != nil {
 		return nil, false, err
+	}
+	if again { // also what systemctl reload of a mount's unit comes to
+		return []string{"restart", "--options", strings.Join(append([]string{"defaults"}, options...), ","), "--", places[1]}, fake, nil
 	}
 	out = []string{"-c", cluster, "mount"}
 	if len(options) > 0 {
 		out = append(out, "-o", strings.Join(options, ","))
 	}
 	return append(out, "--", places[1]), fake, nil
+}
+
+// shownOption stands for those that the kernel's table of mounts shows, which mount(8) gives when it finds no line in fstab: whatever the table does not show is as it is.
+const shownOption = "x-varve.shown"
+
+func ofKernel(option string) bool {
+	name, _, _ := strings.Cut(option, "=")
+	return slices.Contains([]string{"user_id", "group_id", "max_read", "rootmode", "fd", "blksize"}, name)
 }
 
 // isHelper reports whether the program was called by the name of a mount helper, and not by itself.

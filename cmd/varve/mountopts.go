@@ -19,6 +19,7 @@ type mountOptions struct {
 	readOnly  bool
 	transport string        // auto, dev or uring
 	noLocal   bool          // read from chunk servers on this host over the network too
+	dataTLS   bool          // whether data is encrypted on the way, whatever the cluster's setting says
 	relay     client.Relay  // whether large writes may go through one replica
 	readAhead int64         // bytes of memory for it; 0: as much as the client likes, less: none
 	wait      time.Duration // for the cluster, before an operation fails; 0: for ever
@@ -27,6 +28,8 @@ type mountOptions struct {
 	cacheSize int64         // bytes
 	behind    int64         // bytes of memory for writes that return before they are carried out
 
+	classify   string        // instead of the setting net.classify; "": as set
+	net        string        // address or interface of this host by which the cluster is reached; "": any
 	retry      time.Duration // how long the cluster is looked for; 0: retryFor
 	background bool          // if it is not found by then, go on in the background
 	guard      bool          // make the mount point immutable first
@@ -71,6 +74,11 @@ func parseMountOptions(args []string) (mountOptions, error) {
 				return o, usagef("mount option %q: want local=on or local=off", word)
 			}
 			o.noLocal = value == "off"
+		case name == "data-tls":
+			if value != "on" && value != "off" {
+				return o, usagef("mount option %q: want data-tls=on or data-tls=off", word)
+			}
+			o.dataTLS = value == "on"
 		case name == "relay":
 			relay, ok := map[string]client.Relay{"auto": client.RelayAuto, "off": client.RelayNever, "on": client.RelayAlways}[value]
 			if !ok {
@@ -109,6 +117,16 @@ func parseMountOptions(args []string) (mountOptions, error) {
 				return o, err
 			}
 			o.wait, o.failFast = wait, failFast
+		case name == "classify":
+			if value != "auto" && value != "on" && value != "off" {
+				return o, usagef("mount option %q: want classify=auto, classify=on or classify=off", word)
+			}
+			o.classify = value
+		case name == "net":
+			if value == "" {
+				return o, usagef("mount option %q: want net=IP or net=INTERFACE of this host", word)
+			}
+			o.net = value
 		case name == "bg" && !hasValue:
 			o.background = true
 		case name == "guard" && !hasValue:
@@ -119,14 +137,14 @@ func parseMountOptions(args []string) (mountOptions, error) {
 				return o, usagef("mount option %q: want retry=SECONDS, 1 to %d", word, int(maxRetryFor.Seconds()))
 			}
 		case name == "remount":
-			return o, usagef("mount option remount: a varve mount keeps the options that it was made with; unmount it and mount it again")
+			return o, usagef("mount option remount: only for mount(8), where it means varve restart; a mount keeps the options that it was made with")
 		case mountFlags[name] != 0 && !hasValue:
 			o.flags |= mountFlags[name]
 		case mountLater[name] != "":
 			return o, usagef("mount option %q: %s comes with a later release; leave it out", name, mountLater[name])
 		case !hasValue && slices.Contains(mountIgnored, name), strings.HasPrefix(name, "x-"), name == "comment":
 		default:
-			return o, usagef("mount option %q is unknown: want ro, cache=DIR, cachesize=MB, transport=auto|dev|uring, local=on|off, relay=auto|on|off, readahead=MB, writeback=MB, errors=wait[:SECONDS]|fail[:SECONDS], retry=SECONDS, bg, guard, x-..., or one of %s %s",
+			return o, usagef("mount option %q is unknown: want ro, cache=DIR, cachesize=MB, transport=auto|dev|uring, local=on|off, relay=auto|on|off, data-tls=on|off, net=IP|INTERFACE, classify=auto|on|off, readahead=MB, writeback=MB, errors=wait[:SECONDS]|fail[:SECONDS], retry=SECONDS, bg, guard, x-..., or one of %s %s",
 				word, strings.Join(slices.Sorted(maps.Keys(mountFlags)), " "), strings.Join(mountIgnored, " "))
 		}
 	}

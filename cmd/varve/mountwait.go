@@ -27,6 +27,9 @@ func waitDir() string {
 	return filepath.Join(os.TempDir(), fmt.Sprintf("varve-%d", os.Geteuid()))
 }
 
+// estatesDir is where processes of this host note their sessions, see internal/ledger.
+func estatesDir() string { return filepath.Join(waitDir(), "sessions") }
+
 func waitFile(dir string) string {
 	return filepath.Join(waitDir(), "waiting-"+strings.ReplaceAll(strings.Trim(filepath.Clean(dir), "/"), "/", "-"))
 }

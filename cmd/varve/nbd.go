@@ -27,7 +27,8 @@ const blockStopTimeout = 20 * time.Second
 // nbdFlags are the command line of `varve nbd`.
 type nbdFlags struct {
 	socket, listen, mode string
-	exports              []string
+	creds                string
+	exports, options     []string
 	readOnly, insecure   bool
 	threads, connections int
 	memory               int
@@ -45,16 +46,19 @@ flush of one covers them all. An image is held while a client uses it. The first
   varve -c main nbd --socket /run/vm.sock images/vm.img
   qemu-system-x86_64 -drive file=nbd+unix:///images/vm.img?socket=/run/vm.sock,format=raw,if=virtio,cache=none ...
 
-There is no authentication: the socket's mode says who may connect, and an address that is not of this host's loopback wants --insecure.`,
+Who may connect to the socket is what its mode says. An address that is not of this host's loopback wants --tls-creds DIR, with ca-cert.pem, server-cert.pem
+and server-key.pem as qemu-nbd has them: clients must then begin TLS and show a certificate of that authority. The files are read again for each client.`,
 		RunE: func(cmd *cobra.Command, args []string) error { return a.runNBD(cmd.Context(), &f, args) },
 	}
 	fl := cmd.Flags()
 	fl.StringVar(&f.socket, "socket", "", "listen on a UNIX socket there")
 	fl.StringVar(&f.mode, "socket-mode", "0600", "permissions of the socket")
 	fl.StringVar(&f.listen, "listen", "", "listen on this address; without a port on "+nbd.DefaultPort)
-	fl.BoolVar(&f.insecure, "insecure", false, "listen also where others reach it: whoever does may read and write the images")
+	fl.StringVar(&f.creds, "tls-creds", "", "directory with ca-cert.pem, server-cert.pem and server-key.pem: clients of --listen must use TLS and have a certificate of the authority")
+	fl.BoolVar(&f.insecure, "insecure", false, "without --tls-creds, listen also where others reach it: whoever does may read and write the images")
 	fl.StringArrayVar(&f.exports, "export", nil, "NAME=IMAGE: an image under another name; may be given several times")
 	fl.BoolVar(&f.readOnly, "read-only", false, "take no writes")
+	imageFlag(fl, &f.options)
 	fl.IntVar(&f.threads, "threads", 0, "threads that serve connections (default: half of the processors, at most 8)")
 	fl.IntVar(&f.memory, "memory", 0, "MiB for the data of requests (default and least: 64 for each thread)")
 	fl.IntVar(&f.connections, "connections", 256, "most clients at once")
@@ -100,6 +104,9 @@ func (f *nbdFlags) bind() (all []net.Listener, uris []nbd.URI, err error) {
 	if f.socket == "" && f.listen == "" {
 		return nil, nil, usagef("where to listen? Give --socket PATH or --listen IP:PORT")
 	}
+	if f.creds != "" && f.listen == "" {
+		return nil, nil, usagef("--tls-creds is for --listen; who may connect to a socket is what its mode says")
+	}
 	if f.listen != "" {
 		addr, err := f.address()
 		if err != nil {
@@ -138,8 +145,8 @@ func (f *nbdFlags) address() (string, error) {
 	if ip == nil {
 		return "", usagef("--listen %q: want IP:PORT", f.listen)
 	}
-	if !ip.IsLoopback() && !f.insecure {
-		return "", refusedf("--listen %s: whoever reaches this address could read and write the images, since neither clients nor server show who they are and nothing is encrypted; listen on 127.0.0.1 or a --socket and forward that (ssh -L), or give --insecure on a network of trusted hosts", f.listen)
+	if !ip.IsLoopback() && !f.insecure && f.creds == "" {
+		return "", refusedf("--listen %s: whoever reaches this address could read and write the images, since neither clients nor server show who they are and nothing is encrypted; give --tls-creds DIR, listen on 127.0.0.1 or a --socket, or give --insecure on a network of trusted hosts", f.listen)
 	}
 	return net.JoinHostPort(ip.String(), port), nil
 }
@@ -168,8 +175,37 @@ func listenUnix(path string, mode os.FileMode) (net.Listener, string, error) {
 	return l, path, nil
 }
 
+// madeSocket is a socket in the filesystem that this process has made.
+type madeSocket struct {
+	path string
+	info os.FileInfo // nil: there is none
+}
+
+func ownSocket(path string) madeSocket {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return madeSocket{}
+	}
+	return madeSocket{path, info}
+}
+
+// remove removes the socket if it still is that of this process: another that was started on the path meanwhile, while this one ended what was under way, must
+// stay within reach. Numbers of inodes are used again.
+func (s madeSocket) remove() {
+	if s.info == nil {
+		return
+	}
+	if now, err := os.Lstat(s.path); err == nil && os.SameFile(now, s.info) && now.ModTime().Equal(s.info.ModTime()) {
+		os.Remove(s.path)
+	}
+}
+
 func (a *app) runNBD(ctx context.Context, f *nbdFlags, args []string) (err error) {
 	names, err := f.images(args)
+	if err != nil {
+		return err
+	}
+	spec, err := parseImageOptions(f.options)
 	if err != nil {
 		return err
 	}
@@ -177,32 +213,36 @@ func (a *app) runNBD(ctx context.Context, f *nbdFlags, args []string) (err error
 	if err != nil {
 		return err
 	}
-	taken := false
+	taken, made := false, ownSocket(f.socket)
 	defer func() {
+		made.remove()
 		if !taken {
 			for _, l := range listeners {
 				l.Close()
 			}
 		}
-		if f.socket != "" {
-			os.Remove(f.socket)
-		}
 	}()
 	log := slog.Default()
-	c, err := a.dialImages(ctx, "nbd:"+uris[len(uris)-1].Address, log)
+	c, err := a.dialImages(ctx, "nbd:"+uris[len(uris)-1].Address, spec, log)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, closeImages(c)) }()
+	defer c.close()
 	o := nbdserver.Options{Listeners: listeners, Logger: log, Connections: f.connections}
+	if f.creds != "" {
+		if o.TLS, err = nbdserver.LoadTLS(f.creds, log); err != nil {
+			return usagef("--tls-creds: %w", err)
+		}
+		o.Secured, o.Listeners = listeners[:1], listeners[1:] // bind has the address first
+	}
 	for _, n := range names {
-		m := image{c, n[1]}
+		m := image{c.Client, n[1]}
 		if _, err := m.Size(ctx); err != nil {
 			return fmt.Errorf("%w; an image is named by its path from the cluster's root", err)
 		}
-		o.Exports = append(o.Exports, nbdserver.Export{Name: n[0], Description: "varve " + n[1], Image: m, ReadOnly: f.readOnly})
+		o.Exports = append(o.Exports, nbdserver.Export{Name: n[0], Description: "varve " + n[1], Image: m, ReadOnly: f.readOnly || c.readOnly})
 	}
-	if o.Loops, err = block.StartLoops(block.LoopOptions{Threads: f.threads, Memory: f.memory << 20, Host: hostOf(c), Logger: log}); err != nil {
+	if o.Loops, err = block.StartLoops(block.LoopOptions{Threads: f.threads, Memory: f.memory << 20, Host: hostOf(c.Client), Logger: log}); err != nil {
 		return usagef("%w", err)
 	}
 	block.MakeRoom(len(o.Loops))
@@ -215,7 +255,7 @@ func (a *app) runNBD(ctx context.Context, f *nbdFlags, args []string) (err error
 		return err
 	}
 	defer f.pid.remove()
-	if err := a.sayExports(names, uris); err != nil {
+	if err := a.sayExports(names, uris, o.TLS != nil); err != nil {
 		return err
 	}
 	signalReady("")
@@ -246,16 +286,8 @@ func (a *app) serveBlocks(ctx context.Context, loops []*block.Loop, shutdown fun
 	return block.CloseLoops(sctx, loops)
 }
 
-// closeImages ends the session.
-func closeImages(c interface{ Close() error }) error {
-	if err := c.Close(); err != nil {
-		slog.Warn("session not closed in order; the cluster ends it when its lease is over", "err", err)
-	}
-	return nil
-}
-
-// sayExports prints where the exports are.
-func (a *app) sayExports(names [][2]string, uris []nbd.URI) error {
+// sayExports prints where the exports are. secured: those that are reached by TCP are by TLS.
+func (a *app) sayExports(names [][2]string, uris []nbd.URI, secured bool) error {
 	type line struct {
 		Image string   `json:"image"`
 		URIs  []string `json:"uris"`
@@ -265,7 +297,11 @@ func (a *app) sayExports(names [][2]string, uris []nbd.URI) error {
 		l := line{Image: "/" + n[1]}
 		for _, u := range uris {
 			u.Export = n[0]
-			l.URIs = append(l.URIs, u.String())
+			s := u.String()
+			if rest, ok := strings.CutPrefix(s, "nbd://"); ok && secured {
+				s = "nbds://" + rest
+			}
+			l.URIs = append(l.URIs, s)
 		}
 		all = append(all, l)
 	}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestNBDImages(t *testing.T) {
@@ -73,5 +74,35 @@ func TestListenUnix(t *testing.T) {
 	}
 	if _, _, err := listenUnix(path, 0o600); err == nil {
 		t.Error("a file was taken over")
+	}
+}
+
+// TestOwnSocket: who ends removes his socket, but not that of who was started in his place meanwhile.
+func TestOwnSocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	ownSocket(path).remove() // there is none
+	listen := func() (net.Listener, madeSocket) {
+		t.Helper()
+		l, _, err := listenUnix(path, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.(*net.UnixListener).SetUnlinkOnClose(false)
+		return l, ownSocket(path)
+	}
+	l, made := listen()
+	l.Close()
+	time.Sleep(50 * time.Millisecond) // longer than the filesystem's clock stands
+	next, other := listen()
+	made.remove()
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatalf("the next one is out of reach: %v", err)
+	}
+	c.Close()
+	next.Close()
+	other.remove()
+	if _, err := os.Lstat(path); !os.IsNotExist(err) {
+		t.Errorf("its socket stays: %v", err)
 	}
 }

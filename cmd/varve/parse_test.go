@@ -11,33 +11,6 @@ import (
 	"varve/internal/client"
 )
 
-func TestParseBootstrap(t *testing.T) {
-	for _, tc := range []struct {
-		in, want, fault string
-	}{
-		{in: "", want: ""},
-		{in: "10.0.0.1:2510\n", want: "10.0.0.1:2510"},
-		{in: "# all\n\n 10.0.0.1 # first\nmds2.example:99\n10.0.0.1:2510", want: "10.0.0.1:2510 mds2.example:99"},
-		{in: "[fd00::1]:2510\nfd00::2\n[fd00::3]", want: "[fd00::1]:2510 [fd00::2]:2510 [fd00::3]:2510"},
-		{in: "ok\nhost:port", fault: "line 2"},
-		{in: "host:0", fault: "line 1"},
-		{in: "host:1:2", fault: "line 1"},
-		{in: "a b:1", fault: "line 1"},
-		{in: strings.Repeat("h:1\n", 200), want: "h:1"},
-	} {
-		got, err := parseBootstrap([]byte(tc.in))
-		if tc.fault != "" {
-			if err == nil || !strings.Contains(err.Error(), tc.fault) {
-				t.Errorf("%q: error %v, want %q", tc.in, err, tc.fault)
-			}
-			continue
-		}
-		if err != nil || strings.Join(got, " ") != tc.want {
-			t.Errorf("%q: %q, %v; want %q", tc.in, got, err, tc.want)
-		}
-	}
-}
-
 func TestClusterPath(t *testing.T) {
 	wd, err := os.Getwd()
 	if err != nil {
@@ -92,6 +65,8 @@ func TestMountOptions(t *testing.T) {
 		{in: "writeback=on", fault: "writeback=MB"},
 		{in: "readahead=-1", fault: "0 for none"},
 		{in: "relay=on,relay=off", want: mountOptions{transport: "auto", relay: client.RelayNever}},
+		{in: "data-tls=on", want: mountOptions{transport: "auto", dataTLS: true}},
+		{in: "data-tls=yes", fault: "data-tls=on"},
 		{in: "relay=maybe", fault: "relay=auto"},
 		{in: "local=on,ro", want: mountOptions{transport: "auto", readOnly: true}},
 		{in: "local", fault: "local=on or local=off"},

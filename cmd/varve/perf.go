@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"time"
 
@@ -145,6 +146,9 @@ func (a *app) perfRun(cmd *cobra.Command, f *perfFlags) error {
 	if err != nil {
 		return usagef("%w", err)
 	}
+	bonds, tcp := watchBonds(slog.Default())
+	defer bonds.Close()
+	o.Bonds, o.Network = bonds, tcp
 	if f.outDir != "" {
 		if err := os.MkdirAll(f.outDir, 0o755); err != nil { // before the run, which would be in vain
 			return err

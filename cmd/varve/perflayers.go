@@ -17,6 +17,13 @@ import (
 
 // clusterTarget fills in where the cluster of a target cluster:NAME/PATH is; without a NAME it is the one that -c means.
 func (a *app) clusterTarget(o *perf.Options) error {
+	if kind, _, _ := strings.Cut(o.Target, ":"); (kind == "cs" || kind == "mds") && a.cluster != "" {
+		d, err := a.readCluster() // servers of a secured cluster answer only its members
+		if err == nil {
+			o.Cluster = d.where()
+		}
+		return err
+	}
 	rest, ok := strings.CutPrefix(o.Target, "cluster:")
 	if !ok {
 		return nil
@@ -33,7 +40,7 @@ func (a *app) clusterTarget(o *perf.Options) error {
 	if err != nil {
 		return err
 	}
-	o.Cluster = d.uuid.String() + "@" + strings.Join(d.mds, ",")
+	o.Cluster = d.where()
 	return nil
 }
 

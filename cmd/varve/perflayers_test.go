@@ -45,7 +45,7 @@ func TestPerfLayers(t *testing.T) {
 	if !meta.OK() || meta.Total.Count != 300 || meta.Verify.ReadBack != "done" || len(meta.Others) != 6 {
 		t.Errorf("%+v", meta)
 	}
-	if left := must(t, dir, "perf", "run", "--target", mds+"/varve-perf-names.0", "--meta", "list", "--for", "100ms"); !strings.Contains(left, "list") {
+	if left := must(t, dir, append(cluster, "run", "--target", mds+"/varve-perf-names.0", "--meta", "list", "--for", "100ms")...); !strings.Contains(left, "list") {
 		t.Errorf("a directory below: %s", left)
 	}
 	var res perf.Result
@@ -61,7 +61,7 @@ func TestPerfLayers(t *testing.T) {
 		t.Errorf("a directory that is not there: %d, %s", code, errs)
 	}
 	cs := strings.TrimPrefix(chunkServer, "cs:")
-	if _, errs, code = varve(t, dir, "perf", "run", "--target", "mds:"+cs, "--meta", "stat"); code == 0 || !strings.Contains(errs, "is it a metadata server?") {
+	if _, errs, code = varve(t, dir, append(cluster, "run", "--target", "mds:"+cs, "--meta", "stat")...); code == 0 || !strings.Contains(errs, "is it a metadata server?") {
 		t.Errorf("a chunk server: %d, %s", code, errs)
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"varve/internal/id"
 	"varve/internal/readcache"
+	"varve/internal/traffic"
 	"varve/internal/wire/msg"
 
 	"github.com/spf13/cobra"
@@ -21,7 +22,7 @@ type statusJSON struct {
 	UUID         string         `json:"uuid"`
 	Health       string         `json:"health"` // HEALTHY, DEGRADED, UNDER-MIN or NO-LEADER
 	Reasons      []string       `json:"reasons,omitempty"`
-	Auth         string         `json:"auth"` // "none" in this release
+	Auth         string         `json:"auth"` // tls, or none
 	Leader       string         `json:"leader"`
 	LeadingMS    int64          `json:"leading_ms"` // since when the leader leads, if it has answered
 	Answering    string         `json:"answering"`
@@ -44,6 +45,8 @@ type statusJSON struct {
 	Repair       *repairJSON    `json:"repair,omitempty"` // as the leader has it
 	// ReadCaches are those of mounts of the cluster on this host, by mount point.
 	ReadCaches map[string]*readcache.Stats `json:"read_caches,omitempty"`
+	// Network is what is done about the traffic of this host, see varve net.
+	Network *traffic.Snapshot `json:"network,omitempty"`
 
 	ledBy bool // the leader itself has answered; only it knows how chunk servers and sessions are
 }
@@ -91,6 +94,8 @@ type serverJSON struct {
 	Rack      string `json:"rack,omitempty"`
 
 	Journal *msg.SSDJournal `json:"journal,omitempty"` // the write journal on an SSD
+	Planes  string          `json:"planes,omitempty"`  // its addresses by kind of traffic, if it has several
+	Net     *netJSON        `json:"net,omitempty"`     // what is done about the traffic of its host, and was counted
 }
 
 type sessionJSON struct {
@@ -136,7 +141,7 @@ func newStatusJSON(st *msg.StatusReply) *statusJSON {
 	for _, c := range st.Servers {
 		s.Servers = append(s.Servers, serverJSON{c.Server, c.Addr, c.Host, c.Tier, c.State, c.Total, c.Free, c.Chunks, c.HeardMs, c.LatencyUs,
 			c.Memory, c.Resident, c.DataPath, c.Allocated, c.Reserved, c.BadBlocks, isoTime(c.Scrubbed), c.ScrubPermille, c.Reason,
-			c.Mode, c.Slow, isoTime(c.ModeSince), isoTime(c.ModeUntil), c.Left, c.LeftMost, c.LeftChunks, c.Going, c.GuestP99Us, c.Waiting, c.Rack, c.Journal})
+			c.Mode, c.Slow, isoTime(c.ModeSince), isoTime(c.ModeUntil), c.Left, c.LeftMost, c.LeftChunks, c.Going, c.GuestP99Us, c.Waiting, c.Rack, c.Journal, c.Planes, newNetJSON(c.Net)})
 	}
 	for _, c := range st.Sessions {
 		one := &sessionJSON{c.Session, c.Host, c.Mount, c.Files, c.RenewedMs, c.Connected, nil}
@@ -239,8 +244,12 @@ func (a *app) statCommand() *cobra.Command {
 				return err
 			}
 			s := newStatusJSON(st)
+			s.Auth = d.auth()
 			if a.json {
 				s.ReadCaches = readCaches(cmd.Context(), d.path)
+				if s.Network, err = hostTraffic(); err != nil {
+					return err
+				}
 				return a.printJSON(s)
 			}
 			return a.printStatus(s)
@@ -260,7 +269,9 @@ func (a *app) printStatus(s *statusJSON) error {
 	}
 	fmt.Fprintf(a.out, "cluster   %s (%s)\n", s.Name, s.UUID)
 	fmt.Fprintf(a.out, "health    %s\n", strings.Join(append([]string{s.Health}, s.Reasons...), "\n          "))
-	fmt.Fprintf(a.out, "access    open: this release has no authentication, whoever reaches the ports may read and write\n")
+	if s.Auth == "none" {
+		fmt.Fprintf(a.out, "access    open: the cluster was made without security, whoever reaches the ports may read and write\n")
+	}
 	fmt.Fprintf(a.out, "leader    %s, term %d, index %d, checkpoint %d, journal %s\n", leader, s.Term, s.Index, s.Checkpoint, a.size(s.JournalBytes))
 	fmt.Fprintf(a.out, "space     %s free of %s\n", a.size(s.Free), a.size(s.Total))
 	fmt.Fprintf(a.out, "files     %s, %s: %d degraded, %d below minimum, %s joining, %d to delete\n", count(s.Inodes, "inode"),
@@ -268,6 +279,9 @@ func (a *app) printStatus(s *statusJSON) error {
 	a.printRepair(s.Repair)
 	fmt.Fprintln(a.out)
 	if err := a.printServers(s); err != nil {
+		return err
+	}
+	if err := a.printNetwork(s); err != nil {
 		return err
 	}
 	if err := a.printJobs(s.Repair); err != nil {

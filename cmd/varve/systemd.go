@@ -153,7 +153,8 @@ func (a *app) systemdCommand() *cobra.Command {
 		Use: "systemd", Short: "Units of systemd for servers and mounts, in the right order at start and shutdown",
 		Long: `Makes units of systemd. Servers are started again when they end, but not when they refuse to start; mounts come after the network, guests of libvirt
 after the mounts, and a shutdown goes the other way. A mount's unit needs varve as /sbin/mount.fuse.varve (ln -s). With -o bg a host starts
-also when the cluster is not there; with -o guard nothing can be written under the mount point meanwhile.`,
+also when the cluster is not there; with -o guard nothing can be written under the mount point meanwhile. systemctl reload of a mount's unit has it go on in the
+program as it now is, without unmounting (varve restart); systemctl restart unmounts.`,
 		Args: noArgs, RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	verb := func(use, short string, run func(u *unit, text string) error) *cobra.Command {

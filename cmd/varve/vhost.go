@@ -18,6 +18,7 @@ import (
 // vhostFlags are the command line of `varve vhost`.
 type vhostFlags struct {
 	socket, mode, serial       string
+	options                    []string
 	readOnly                   bool
 	queues, blockSize, threads int
 	memory                     int
@@ -30,13 +31,15 @@ func (a *app) vhostCommand() *cobra.Command {
 		Use: "vhost --socket PATH IMAGE", Short: "Serve an image to a virtual machine through its memory (vhost-user-blk)",
 		Long: `Serves an image, named by its path from the cluster's root, to one virtual machine by the vhost-user protocol: this process takes requests from the guest's
 queues and fills the guest's memory itself. It works until it is told to stop (SIGTERM: requests under way are answered, what was written is flushed, the
-image is given back). The image is held while a machine is connected.
+image is given back). The image is held while the machine runs.
 
   varve -c main vhost --socket /run/vm.sock images/vm.img
   qemu-system-x86_64 -m 1G -object memory-backend-memfd,id=mem,size=1G,share=on -numa node,memdev=mem \
     -chardev socket,id=disk,path=/run/vm.sock,reconnect=1 -device vhost-user-blk-pci,chardev=disk ...
 
-With reconnect=1 the machine goes on when this process was killed and is started again: it does again what was under way. A machine with such a disk cannot be migrated.
+With reconnect=1 the machine goes on when this process was killed and is started again: it does again what was under way.
+To migrate it, start varve vhost for the same image on the other host too: it opens the image when the machine has left this one.
+Do not migrate while this server is down: qemu 7.2 does not take along what was under way.
 The socket's mode says who may connect; who can gets the whole image.`,
 		Args: exactArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.runVhost(cmd.Context(), &f, args[0]) },
@@ -45,6 +48,7 @@ The socket's mode says who may connect; who can gets the whole image.`,
 	fl.StringVar(&f.socket, "socket", "", "listen on a UNIX socket there")
 	fl.StringVar(&f.mode, "socket-mode", "0600", "permissions of the socket")
 	fl.BoolVar(&f.readOnly, "read-only", false, "take no writes")
+	imageFlag(fl, &f.options)
 	fl.IntVar(&f.queues, "queues", 1, "most queues of the guest, 1 to 64 (qemu: num-queues)")
 	fl.IntVar(&f.blockSize, "block-size", 512, "512 or 4096: the sector that the guest sees; 4096 spares the cluster parts of blocks")
 	fl.StringVar(&f.serial, "serial", "", "serial number for the guest, at most 20 bytes (default: the end of the image's path)")
@@ -59,6 +63,10 @@ func (a *app) runVhost(ctx context.Context, f *vhostFlags, arg string) (err erro
 	if err != nil {
 		return err
 	}
+	spec, err := parseImageOptions(f.options)
+	if err != nil {
+		return err
+	}
 	if f.socket == "" {
 		return usagef("where to listen? Give --socket PATH")
 	}
@@ -70,12 +78,12 @@ func (a *app) runVhost(ctx context.Context, f *vhostFlags, arg string) (err erro
 		f.serial = path[max(0, len(path)-20):]
 	}
 	log := slog.Default()
-	c, err := a.dialImages(ctx, "vhost:"+f.socket, log)
+	c, err := a.dialImages(ctx, "vhost:"+f.socket, spec, log)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, closeImages(c)) }()
-	m := image{c, path}
+	defer c.close()
+	m := image{c.Client, path}
 	if _, err := m.Size(ctx); err != nil {
 		return fmt.Errorf("%w; an image is named by its path from the cluster's root", err)
 	}
@@ -83,7 +91,7 @@ func (a *app) runVhost(ctx context.Context, f *vhostFlags, arg string) (err erro
 	if threads == 0 {
 		threads = min(block.DefaultThreads(), max(f.queues, 1))
 	}
-	loops, err := block.StartLoops(block.LoopOptions{Threads: threads, Memory: f.memory << 20, Host: hostOf(c), Logger: log})
+	loops, err := block.StartLoops(block.LoopOptions{Threads: threads, Memory: f.memory << 20, Host: hostOf(c.Client), Logger: log})
 	if err != nil {
 		return usagef("%w", err)
 	}
@@ -92,9 +100,9 @@ func (a *app) runVhost(ctx context.Context, f *vhostFlags, arg string) (err erro
 	if err != nil {
 		return errors.Join(err, block.CloseLoops(context.WithoutCancel(ctx), loops))
 	}
-	defer os.Remove(where)
+	defer ownSocket(where).remove()
 	s, err := vhost.Start(vhost.Options{
-		Image: m, ReadOnly: f.readOnly, Loops: loops, Listener: l.(*net.UnixListener), Logger: log, Queues: f.queues, BlockSize: f.blockSize, Serial: f.serial,
+		Image: m, ReadOnly: f.readOnly || c.readOnly, Loops: loops, Listener: l.(*net.UnixListener), Logger: log, Queues: f.queues, BlockSize: f.blockSize, Serial: f.serial,
 	})
 	if err != nil {
 		return errors.Join(usagef("%w", err), block.CloseLoops(context.WithoutCancel(ctx), loops))

@@ -18,15 +18,15 @@ type Admin struct {
 	Name    string
 }
 
-// DialAdmin connects to the first of addrs that answers. A zero cluster accepts any.
-func DialAdmin(ctx context.Context, cluster id.Cluster, addrs []string) (*Admin, error) {
+// DialAdmin connects to the first of addrs that answers. A zero cluster accepts any. network may be nil: wire.TCP.
+func DialAdmin(ctx context.Context, network wire.Network, cluster id.Cluster, addrs []string) (*Admin, error) {
 	hello := &msg.Hello{Role: msg.Hello_ADMIN}
 	if !cluster.IsZero() {
 		hello.Cluster = cluster[:]
 	}
 	var errs []error
 	for _, addr := range addrs {
-		conn, reply, err := wire.Dial(ctx, addr, hello, nil, wire.Options{})
+		conn, reply, err := wire.Dial(ctx, addr, hello, nil, wire.Options{Class: wire.ClassMeta, Network: network})
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", addr, err))
 			continue

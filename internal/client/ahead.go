@@ -325,8 +325,9 @@ type aheadCounts struct {
 
 // AheadStats is what a client has read ahead: pieces fetched, reads that were answered by them, bytes held now.
 type AheadStats struct {
-	Fetched, Hits uint64
-	Bytes         int64
+	Fetched uint64 `json:"fetched"`
+	Hits    uint64 `json:"hits"`
+	Bytes   int64  `json:"bytes"`
 }
 
 // AheadStats returns the counters.

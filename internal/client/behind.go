@@ -18,7 +18,7 @@ import (
 // flushed, as a crash of the host does with any filesystem; that is why it is off unless asked for.
 //
 // It happens under an exclusive lease only. Everything that must find the bytes on the servers has them written first (drain): reads, other writes, punches and
-// truncates of the same bytes, fsync, close, SEEK_HOLE, a recall of the lease, which takes no more in meanwhile, and the end of the session. One
+// truncates of the same bytes, fsync, close, SEEK_HOLE, a recall of the lease and a truncate, which take no more in meanwhile, and the end of the session. One
 // goroutine a file writes, a batch after the other, so that bytes which were written twice go out in that order. What cannot be written is told by the next
 // fsync or close of each handle.
 
@@ -84,20 +84,25 @@ func (in *inode) keep(p []byte, off int64) bool {
 	if b.barred > 0 || in.modeNow() != msg.Mode_EXCLUSIVE_WRITE { // which does not change while layoutMu is held
 		return false
 	}
+	if from, _ := in.leftover(off); from < off {
+		return false // it has to be cleared before the file grows over it
+	}
 	end := off + int64(len(p))
-	var at *part // that has the bytes, or ends where they begin
+	var has, before *part // that has the bytes; that ends where they begin
 	for _, o := range b.parts {
 		switch {
 		case o.writing:
-		case o.off <= off && end <= o.end(), o.end() == off && off%maxPiece != 0:
-			at = o
+		case o.off <= off && end <= o.end():
+			has = o
 		case o.overlaps(off, end):
 			return false
+		case o.end() == off && off%maxPiece != 0:
+			before = o
 		}
 	}
-	if at != nil && at.end() >= end {
-		copy(at.data[off-at.off:], p)
-	} else if !in.appendLocked(at, p, off) {
+	if has != nil {
+		copy(has.data[off-has.off:], p)
+	} else if !in.appendLocked(before, p, off) {
 		return false
 	}
 	in.mu.Lock()
@@ -173,13 +178,13 @@ func (in *inode) drain(ctx context.Context, off, end int64) error {
 // drainAll is drain of the whole file.
 func (in *inode) drainAll(ctx context.Context) error { return in.drain(ctx, 0, chunk.MaxFileSize) }
 
-// bar has nothing taken to be written later any more, and drains; open ends that.
+// bar has nothing taken to be written later any more, and drains, until ctx ends; open ends that.
 func (in *inode) bar(ctx context.Context) (open func()) {
 	b := &in.behind
 	b.mu.Lock()
 	b.barred++
 	b.mu.Unlock()
-	_ = in.drainAll(ctx) // it fails only with ctx, and then nobody hears the answer to the recall
+	_ = in.drainAll(ctx) // it fails only with ctx; of a recall nobody hears the answer then
 	return func() {
 		b.mu.Lock()
 		b.barred--

@@ -34,6 +34,12 @@ var _ wire.Handler = (*callbacks)(nil)
 
 // Serve implements wire.Handler.
 func (h *callbacks) Serve(ctx context.Context, conn *wire.Conn, req *wire.Frame) {
+	h.c.serving.Add(1)
+	defer h.c.serving.Add(-1)
+	if req.Type == wire.NetInfo || req.Type == wire.NetEcho || req.Type == wire.NetTest {
+		h.c.serveNet(ctx, conn, req)
+		return
+	}
 	if req.Type != wire.Callback {
 		_ = conn.Reply(req, fserr.NotSupported, nil, nil) // if it fails, the connection's owner sees that
 		return
@@ -51,6 +57,14 @@ func (h *callbacks) Serve(ctx context.Context, conn *wire.Conn, req *wire.Frame)
 	}
 	var in *inode
 	s := h.s.Load()
+	if cb.Kind == msg.Callback_OVER {
+		if reply.Over = s != nil; reply.Over {
+			s.kill(fserr.Fenced) // nothing begins under it from here on
+			s.forget(ctx)        // what is mapped the kernel serves without asking
+		}
+		_ = conn.ReplyMessage(req, fserr.OK, reply)
+		return
+	}
 	st := h.c.watch("a callback", "kind", cb.Kind, "inode", cb.Ino)
 	defer st.end()
 	if s != nil && cb.Kind != msg.Callback_NOP {
@@ -252,6 +266,7 @@ func (in *inode) upgrade(cb *msg.Callback, recalls uint64) {
 	if in.recalls == recalls && in.lease == cb.Lease && in.sizeKnown && in.mode == msg.Mode_SHARED_WRITE {
 		in.forgetLayoutLocked() // its holes were not to be believed
 		in.mode = cb.Mode
+		in.seen.last = max(in.seen.last, cb.Writable)
 		in.trustCacheLocked(cb.Writable, cb.Writable)
 	}
 }

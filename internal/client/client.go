@@ -14,6 +14,7 @@ import (
 	"varve/internal/fserr"
 	"varve/internal/id"
 	"varve/internal/latency"
+	"varve/internal/netcheck"
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
 )
@@ -30,6 +31,7 @@ type Client struct {
 
 	localReads     localCounts
 	aheadStats     aheadCounts
+	damage         toldDamage
 	behindBytes    atomic.Int64     // memory of what was written behind
 	reads, changes latency.Recorder // how long reads took; writes, punches and flushes
 	disk           localDisk
@@ -40,6 +42,8 @@ type Client struct {
 	start          time.Time
 	hot            hotStats
 	seats          [maxSeats]atomic.Pointer[seat]
+	suspension
+	estate estate
 
 	ctx    context.Context // ends when Close gives up waiting
 	cancel context.CancelFunc
@@ -50,8 +54,12 @@ type Client struct {
 	changed chan struct{} // closed, and made anew, when link changes
 	addrs   []string      // known metadata servers
 	hint    string        // who is said to be the leader
-	nonce   []byte        // of the session being opened
 	closed  bool
+
+	auth    atomic.Pointer[auth] // nil: the cluster is insecure
+	shown   atomic.Int64         // bootTime of the last connection that was made to show a certificate
+	net     *netcheck.Member     // made when it is first asked for
+	netOnce sync.Once
 }
 
 // link is a connection to the leader and the session it serves.
@@ -62,7 +70,7 @@ type link struct {
 }
 
 // Dial finds the leader and opens a session. It tries until ctx ends or Options.StartTimeout has passed; a wrong
-// cluster fails at once.
+// cluster fails at once. With Options.Resume it returns at once, and goes on with that session when Restored was called and there is a leader.
 func Dial(ctx context.Context, o Options) (*Client, error) {
 	o.defaults()
 	if err := o.validate(); err != nil {
@@ -76,17 +84,37 @@ func Dial(ctx context.Context, o Options) (*Client, error) {
 	if o.Notifier != nil {
 		c.SetNotifier(o.Notifier)
 	}
+	if err := c.openTrust(); err != nil {
+		c.cancel()
+		return nil, err
+	}
+	if c.o.Bonds != nil {
+		c.background(c.keepSpread)
+	}
+	if o.Resume != nil {
+		c.estate.adopt(c, o.Resume.Entry)
+		s := c.restore(o.Resume)
+		c.resumed, c.complete = s, make(chan struct{})
+		c.sess.Store(s)
+		c.wg.Add(2)
+		go c.resume(s)
+		go c.tick()
+		return c, nil
+	}
 	dctx, cancel := context.WithTimeout(ctx, o.StartTimeout)
 	defer cancel()
 	l, err := c.connect(dctx, nil, true)
 	if err != nil {
 		c.cancel()
+		c.wg.Wait()
+		c.estate.end(true) // nothing was done under a session that may be there
 		return nil, fmt.Errorf("connect to cluster %s by %v: %w", o.Name, o.Addrs, err)
 	}
 	c.publish(l)
 	c.wg.Add(2)
 	go c.keep(l)
 	go c.tick()
+	c.inherit(ctx)
 	return c, nil
 }
 
@@ -165,6 +193,7 @@ func (c *Client) Close() error {
 	c.cancel()
 	c.mu.Unlock()
 	c.wg.Wait()
+	c.estate.end(err == nil)
 	c.disk.close()
 	if n, on := c.uplink.count(); n > 0 {
 		c.log.Info("large writes went through one replica, which sent them on", "writes", n, "preferred", on)

@@ -13,6 +13,7 @@ import (
 	"varve/internal/id"
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
+	"varve/test/ports"
 )
 
 // fakeCS is a chunk server in memory.
@@ -32,10 +33,13 @@ type fakeCS struct {
 	damage  bool                                                  // reads give damaged bytes
 	null    bool                                                  // writes are not stored
 	near    *fakeNear                                             // serves readers of this host; nil for none
+	shown   map[uint64]string                                     // by session: its capability
 	writes  int
 	reads   int
 	flushes int
 	ordered int
+	durable int    // of the writes
+	takes   uint32 // of flags; set before clients come
 }
 
 type fakeChunk struct {
@@ -47,9 +51,9 @@ type fakeChunk struct {
 func (s *fakeCS) start() {
 	addr := s.addr
 	if addr == "" {
-		addr = s.w.host + ":0"
+		addr = ports.HoldAt(s.w.t, s.w.host)
 	}
-	s.l = listenAgain(s.w.t, addr)
+	s.l = s.w.seal.wrap(s.w.listen(s.id.String(), addr))
 	s.mu.Lock()
 	if s.addr == "" {
 		s.addr = s.l.Addr().String()
@@ -62,6 +66,11 @@ func (s *fakeCS) start() {
 			s.mu.Unlock()
 			return nil, nil, fserr.Fenced
 		}
+		if s.show(h.Session, h.Capability) != fserr.OK {
+			s.mu.Unlock()
+			return nil, nil, fserr.NoCapability
+		}
+		c.Value = h.Session
 		key := [2]uint64{h.Session, uint64(h.Lane)}
 		old := s.conns[key]
 		s.conns[key] = c
@@ -69,7 +78,7 @@ func (s *fakeCS) start() {
 		if old != nil {
 			old.Quiesce()
 		}
-		return s, &msg.HelloReply{Server: uint32(s.id)}, fserr.OK
+		return s, &msg.HelloReply{Server: uint32(s.id), Takes: s.takes}, fserr.OK
 	}}
 	srv, l := s.srv, s.l
 	go srv.Serve(l)
@@ -95,6 +104,17 @@ func (s *fakeCS) Serve(ctx context.Context, c *wire.Conn, f *wire.Frame) {
 		s.seek(c, f)
 		return
 	}
+	if f.Type == wire.ShowCapability {
+		m := new(msg.ShowCapability)
+		code := fserr.Protocol
+		if m.UnmarshalVT(f.Body) == nil {
+			s.mu.Lock()
+			code = s.show(c.Value.(uint64), m.Capability)
+			s.mu.Unlock()
+		}
+		c.Reply(f, code, nil, nil)
+		return
+	}
 	req := new(wire.DataRequest)
 	if req.Decode(f.Body) != nil {
 		c.Reply(f, fserr.Protocol, nil, nil)
@@ -102,7 +122,12 @@ func (s *fakeCS) Serve(ctx context.Context, c *wire.Conn, f *wire.Frame) {
 	}
 	s.mu.Lock()
 	before := s.before
+	proven := s.shown[uint64(req.Session)] == s.w.tokens.taken()
 	s.mu.Unlock()
+	if !proven {
+		c.Reply(f, fserr.NoCapability, nil, nil)
+		return
+	}
 	if before != nil {
 		if code := before(f.Type, req); code != fserr.OK {
 			c.Reply(f, code, nil, nil)
@@ -185,11 +210,18 @@ func (s *fakeCS) do(t wire.Type, req *wire.DataRequest, e id.Epoch, data []byte)
 		s.flushes++
 		ch.dirty = false
 	case wire.Write:
+		if req.Flags&wire.Durable&^wire.DataFlags(s.takes) != 0 {
+			return fserr.Protocol
+		}
 		if len(data) != int(req.Length) || chunk.VerifySums(req.Sums, req.Offset, data) >= 0 {
 			return fserr.BadChecksum
 		}
 		s.writes++
 		ch.put(req.Offset, data)
+		if req.Flags&wire.Durable != 0 {
+			s.durable++
+			ch.dirty = false
+		}
 	case wire.Punch:
 		for off, left := req.Offset, req.Length; left > 0; {
 			n := min(left, chunk.BlockSize-off%chunk.BlockSize)
@@ -265,9 +297,12 @@ func (s *fakeCS) seek(c *wire.Conn, f *wire.Frame) {
 
 // content returns all bytes of the chunk that the world knows under index of ino, as this server has them.
 func (s *fakeCS) content(ino id.Ino, index uint32, n int) []byte {
-	s.w.mu.Lock()
-	ch := s.w.inodes[uint64(ino)].chunks[index]
-	s.w.mu.Unlock()
+	var ch *msg.Chunk
+	if in := s.w.inode(uint64(ino)); in != nil {
+		s.w.mu.Lock()
+		ch = in.chunks[index]
+		s.w.mu.Unlock()
+	}
 	if ch == nil {
 		return nil
 	}
@@ -292,15 +327,19 @@ func (w *world) replicas(ino id.Ino, index uint32) (all []id.ServerID) {
 
 func (w *world) dial(t *testing.T, change func(*Options)) *Client {
 	t.Helper()
-	o := Options{Cluster: testCluster, Name: "test", Logger: quiet(), DialTimeout: time.Second, StartTimeout: 5 * time.Second,
-		Patience: 300 * time.Millisecond, FlushEvery: 50 * time.Millisecond}
+	o := Options{Cluster: testCluster, Name: "test", Logger: quiet(), Patience: 300 * time.Millisecond, FlushEvery: 50 * time.Millisecond,
+		// A busy machine is not to be taken for a server that fails.
+		DialTimeout: 20 * time.Second, ReadTimeout: 20 * time.Second, WriteTimeout: 20 * time.Second, StartTimeout: time.Minute}
 	for _, m := range w.servers {
 		o.Addrs = append(o.Addrs, m.addr)
+	}
+	if w.seal != nil {
+		o.Network = w.seal
 	}
 	if change != nil {
 		change(&o)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	c, err := Dial(ctx, o)
 	if err != nil {

@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"encoding/hex"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -14,8 +15,13 @@ import (
 	"varve/internal/chunk"
 	"varve/internal/fserr"
 	"varve/internal/id"
+	"varve/internal/ledger"
+	"varve/internal/pki"
+	"varve/internal/secure"
+	"varve/internal/secure/securetest"
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
+	"varve/test/ports"
 )
 
 var testCluster = id.Cluster{1, 2, 3}
@@ -26,6 +32,7 @@ type world struct {
 	host    string
 	servers []*fakeMDS
 	cs      map[id.ServerID]*fakeCS
+	seal    *seal // nil: connections are as they are
 
 	mu       sync.Mutex
 	leader   int // which of servers
@@ -43,9 +50,16 @@ type world struct {
 	locks    map[uint64]uint64                             // inode -> owner
 	tree     *tree                                         // directories, with leases of metadata
 	cacheMs  uint32
+	renewMs  uint32
 	delay    func(req *msg.MetaRequest) // called before the answer to what was carried out
 	deaf     bool                       // renewals are answered late
 	silent   []uint32                   // chunk servers that renewals call silent
+	tokens   tokens
+	ended    []uint64          // sessions of dead clients that others have ended
+	ca       *securetest.CA    // if set: the cluster is secured
+	serials  map[string]string // of the certificates of nodes
+	signer   *pki.Signer
+	key      pki.CapabilityKey // that members are told of
 }
 
 type fakeSession struct {
@@ -79,8 +93,22 @@ func newWorld(t *testing.T, metas, chunkServers, norm, min int) *world {
 
 // newWorldAt is newWorld at another address of this host.
 func newWorldAt(t *testing.T, host string, metas, chunkServers, norm, min int) *world {
-	w := &world{t: t, host: host, cs: map[id.ServerID]*fakeCS{}, sessions: map[uint64]*fakeSession{}, nonces: map[string]uint64{},
-		inodes: map[uint64]*fakeInode{}, names: map[string]uint64{}, norm: norm, min: min, next: 100, locks: map[uint64]uint64{}}
+	return newWorldOf(t, host, nil, metas, chunkServers, norm, min)
+}
+
+// newWorldOf is newWorldAt with an authority: each server is a node, named as the server.
+func newWorldOf(t *testing.T, host string, ca *securetest.CA, metas, chunkServers, norm, min int) *world {
+	w := &world{t: t, host: host, ca: ca, cs: map[id.ServerID]*fakeCS{}, sessions: map[uint64]*fakeSession{}, nonces: map[string]uint64{},
+		inodes: map[uint64]*fakeInode{}, names: map[string]uint64{}, norm: norm, min: min, next: 100, renewMs: 50, locks: map[uint64]uint64{}}
+	if ca == nil {
+		w.seal = newSeal(t)
+	} else {
+		var err error
+		if w.signer, err = pki.NewSigner(testCluster, 1); err != nil {
+			t.Fatal(err)
+		}
+		w.key = w.signer.Key()
+	}
 	for i := range metas {
 		m := &fakeMDS{w: w, n: i}
 		m.start()
@@ -107,15 +135,15 @@ func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)
 func (m *fakeMDS) start() {
 	addr := m.addr
 	if addr == "" {
-		addr = m.w.host + ":0"
+		addr = ports.HoldAt(m.w.t, m.w.host)
 	}
-	m.l = listenAgain(m.w.t, addr)
+	m.l = m.w.listen(fmt.Sprint("mds", m.n), addr)
 	m.addr = m.l.Addr().String()
 	m.srv = &wire.Server{Logger: quiet(), Accept: func(c *wire.Conn, h *msg.Hello) (wire.Handler, *msg.HelloReply, fserr.Code) {
 		if len(h.Cluster) != 0 && id.Cluster(h.Cluster) != testCluster {
 			return nil, nil, fserr.WrongCluster
 		}
-		return m, &msg.HelloReply{Cluster: testCluster[:]}, fserr.OK
+		return m, &msg.HelloReply{Cluster: testCluster[:], Proof: wire.MetaProof(c, m.w.signs())}, fserr.OK
 	}}
 	go m.srv.Serve(m.l)
 }
@@ -123,6 +151,28 @@ func (m *fakeMDS) start() {
 func (m *fakeMDS) stop() {
 	m.l.Close()
 	m.srv.Close()
+}
+
+func (w *world) signs() *pki.Signer {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.signer
+}
+
+// listen listens as a node.
+func (w *world) listen(node, addr string) net.Listener {
+	l := listenAgain(w.t, addr)
+	if w.ca == nil {
+		return l
+	}
+	creds := w.ca.Node(w.t, node)
+	w.mu.Lock()
+	if w.serials == nil {
+		w.serials = map[string]string{}
+	}
+	w.serials[node] = creds.Identity().Serial
+	w.mu.Unlock()
+	return secure.New(secure.Options{Credentials: creds, Logger: quiet()}).Wrap(l)
 }
 
 func listenAgain(t *testing.T, addr string) net.Listener {
@@ -141,13 +191,19 @@ func (m *fakeMDS) Serve(ctx context.Context, c *wire.Conn, f *wire.Frame) {
 	w := m.w
 	w.mu.Lock()
 	isLeader, leaderAddr := w.leader == m.n, w.servers[w.leader].addr
+	var addrs []string
+	for _, s := range w.servers {
+		addrs = append(addrs, s.addr)
+	}
+	renewMs := w.renewMs
 	w.mu.Unlock()
 	if f.Type == wire.Members {
-		r := &msg.MembersReply{Leader: leaderAddr}
-		for _, s := range w.servers {
-			r.Addrs = append(r.Addrs, s.addr)
-		}
+		r := &msg.MembersReply{Leader: leaderAddr, Addrs: addrs}
 		c.ReplyMessage(f, fserr.OK, r)
+		return
+	}
+	if f.Type == wire.Trust && w.ca != nil {
+		c.ReplyMessage(f, fserr.OK, w.ca.Told(1, []pki.CapabilityKey{w.key}))
 		return
 	}
 	if !isLeader {
@@ -168,7 +224,7 @@ func (m *fakeMDS) Serve(ctx context.Context, c *wire.Conn, f *wire.Frame) {
 			w.sessions[s] = &fakeSession{replies: map[uint64]*msg.MetaReply{}, codes: map[uint64]fserr.Code{}}
 		}
 		w.mu.Unlock()
-		c.ReplyMessage(f, fserr.OK, &msg.OpenSessionReply{Session: s, LeaseMs: 10000, RenewMs: 50})
+		c.ReplyMessage(f, fserr.OK, &msg.OpenSessionReply{Session: s, LeaseMs: 10000, RenewMs: renewMs})
 	case wire.RenewSession:
 		req := new(msg.RenewSession)
 		req.UnmarshalVT(f.Body)
@@ -183,7 +239,7 @@ func (m *fakeMDS) Serve(ctx context.Context, c *wire.Conn, f *wire.Frame) {
 			return
 		}
 		w.mu.Lock()
-		cacheMs, deaf, silent := w.cacheMs, w.deaf, w.silent
+		cacheMs, deaf, silent, index := w.cacheMs, w.deaf, w.silent, w.index
 		w.mu.Unlock()
 		for n := 0; deaf && n < 250; n++ {
 			time.Sleep(10 * time.Millisecond)
@@ -191,10 +247,16 @@ func (m *fakeMDS) Serve(ctx context.Context, c *wire.Conn, f *wire.Frame) {
 			deaf = w.deaf
 			w.mu.Unlock()
 		}
-		c.ReplyMessage(f, fserr.OK, &msg.RenewSessionReply{LeaseMs: 10000, CacheMs: cacheMs, Silent: silent})
+		c.ReplyMessage(f, fserr.OK, &msg.RenewSessionReply{LeaseMs: 10000, CacheMs: cacheMs, Silent: silent, Index: index, Capability: []byte(w.tokens.given(req.Capability))})
 	case wire.CloseSession:
 		req := new(msg.CloseSession)
 		req.UnmarshalVT(f.Body)
+		if len(req.Secret) > 0 {
+			w.mu.Lock()
+			req.Session = w.nonces[hex.EncodeToString(ledger.Nonce(req.Secret))]
+			w.ended = append(w.ended, req.Session)
+			w.mu.Unlock()
+		}
 		w.expire(req.Session)
 		c.ReplyMessage(f, fserr.OK, &msg.Empty{})
 	case wire.Status:
@@ -485,6 +547,10 @@ func (w *world) carryOut(req *msg.MetaRequest, reply *msg.MetaReply) fserr.Code 
 		note("remove")
 		w.mu.Lock()
 		in := w.inodes[w.names[string(op.Remove.Name)]]
+		if in == nil {
+			w.mu.Unlock()
+			return fserr.NotExist
+		}
 		delete(w.names, string(op.Remove.Name))
 		in.attr.Nlink--
 		w.mu.Unlock()
@@ -499,8 +565,12 @@ func (w *world) carryOut(req *msg.MetaRequest, reply *msg.MetaReply) fserr.Code 
 		return answer(in)
 	case *msg.MetaRequest_Release:
 		note("release")
+		in := w.inode(op.Release.Ino)
+		if in == nil {
+			return fserr.NotExist
+		}
 		w.mu.Lock()
-		delete(w.inodes[op.Release.Ino].holders, req.Session)
+		delete(in.holders, req.Session)
 		w.mu.Unlock()
 	case *msg.MetaRequest_SetAttr:
 		return w.setAttr(req.Session, op.SetAttr, reply, note, answer)
@@ -509,12 +579,18 @@ func (w *world) carryOut(req *msg.MetaRequest, reply *msg.MetaReply) fserr.Code 
 	case *msg.MetaRequest_GetLayout:
 		note("getlayout")
 		in := w.inode(op.GetLayout.Ino)
+		if in == nil {
+			return fserr.NotExist
+		}
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		reply.Result = &msg.MetaReply_Layout{Layout: w.layout(in, op.GetLayout.First, op.GetLayout.Count)}
 	case *msg.MetaRequest_AllocChunk:
 		note("alloc")
 		in := w.inode(op.AllocChunk.Ino)
+		if in == nil {
+			return fserr.NotExist
+		}
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		for i := op.AllocChunk.First; i < op.AllocChunk.First+op.AllocChunk.Count; i++ {
@@ -526,6 +602,9 @@ func (w *world) carryOut(req *msg.MetaRequest, reply *msg.MetaReply) fserr.Code 
 	case *msg.MetaRequest_WriteDone:
 		note("writedone")
 		in := w.inode(op.WriteDone.Ino)
+		if in == nil {
+			return fserr.NotExist
+		}
 		w.mu.Lock()
 		if !op.WriteDone.Punch {
 			in.attr.Size = max(in.attr.Size, op.WriteDone.Offset+op.WriteDone.Length)
@@ -536,6 +615,9 @@ func (w *world) carryOut(req *msg.MetaRequest, reply *msg.MetaReply) fserr.Code 
 	case *msg.MetaRequest_Append:
 		note("append")
 		in := w.inode(op.Append.Ino)
+		if in == nil {
+			return fserr.NotExist
+		}
 		w.mu.Lock()
 		reply.Result = &msg.MetaReply_Append{Append: &msg.AppendReply{Offset: in.attr.Size}}
 		in.attr.Size += op.Append.Length
@@ -621,6 +703,9 @@ func (w *world) setAttr(session uint64, set *msg.SetAttr, reply *msg.MetaReply, 
 
 func (w *world) drop(session uint64, op *msg.DropReplica, reply *msg.MetaReply, note func(string)) fserr.Code {
 	in := w.inode(op.Ino)
+	if in == nil {
+		return fserr.NotExist
+	}
 	in.op.Lock()
 	defer in.op.Unlock()
 	w.callOthers(in, session, &msg.Callback{Kind: msg.Callback_LAYOUT})

@@ -19,6 +19,7 @@ func (in *inode) fsync(ctx context.Context, dataOnly bool) error {
 	if in.s.ctx.Err() != nil {
 		return in.s.live(ctx)
 	}
+	in.habit.flushes()
 	if err := in.drainAll(ctx); err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package client
 
 import (
 	"fmt"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 	"varve/internal/chunk"
 	"varve/internal/fserr"
 	"varve/internal/id"
+	"varve/internal/records"
 	"varve/internal/wire"
 	"varve/iouring/reactor"
 )
@@ -30,16 +32,22 @@ type hotConn struct {
 	number uint64 // among those of its lane
 
 	fd      int
+	taken   *records.Taken // nil once it is adopted
+	keys    wire.Keys
+	peer    string // serial number of the server's certificate, "" if the cluster is insecure
 	read    []byte // came with the hello
 	adopt   reactor.Task
 	end     reactor.Task
 	closing atomic.Bool // end was posted
 
-	c          *reactor.Conn // nil before it is adopted, and if it never was
-	prev, next *hotConn      // of the seat
+	local, remote netip.AddrPort
+
+	c          records.Conn // nil before it is adopted, and if it never was
+	prev, next *hotConn     // of the seat
 
 	slots [hotSlots]hotSlot
-	free  int32 // the first free slot, -1: none
+	free  int32        // the first free slot, -1: none
+	busy  atomic.Int32 // slots that are not
 
 	cur   *exchange // whose data is being received; nil: nobody's, if trash is above 0
 	trash int       // bytes of data to come that nobody waits for
@@ -55,8 +63,8 @@ type hotSlot struct {
 
 var _ reactor.Handler = (*hotConn)(nil)
 
-func newHotConn(lane *hotLane, st *seat, number uint64, fd int, read []byte) *hotConn {
-	h := &hotConn{lane: lane, st: st, number: number, fd: fd, read: read}
+func newHotConn(lane *hotLane, st *seat, number uint64, taken *records.Taken, read []byte, keys wire.Keys) *hotConn {
+	h := &hotConn{lane: lane, st: st, number: number, fd: taken.FD, taken: taken, read: read, keys: keys}
 	h.adopt.Run, h.end.Run = h.start, h.stop
 	for i := range h.slots {
 		h.slots[i].next = int32(i) + 1
@@ -69,7 +77,7 @@ func newHotConn(lane *hotLane, st *seat, number uint64, fd int, read []byte) *ho
 func (h *hotConn) start() {
 	var err error = fserr.Unavailable
 	if !h.st.leaving {
-		h.c, err = h.st.l.Adopt(h.fd, h)
+		h.c, err = h.taken.Adopt(h.st.l, h, h.read)
 	}
 	if err != nil {
 		h.c = nil
@@ -82,10 +90,7 @@ func (h *hotConn) start() {
 		h.next.prev = h
 	}
 	h.st.conns, h.lane.conn = h, h
-	if len(h.read) > 0 {
-		h.c.Unread(h.read)
-		h.read = nil
-	}
+	h.taken, h.read = nil, nil
 	if h.closing.Load() {
 		h.c.Close(nil)
 	}
@@ -105,12 +110,13 @@ func (h *hotConn) stop() {
 }
 
 // OnData implements reactor.Handler: it takes one answer up to its data.
-func (h *hotConn) OnData(c *reactor.Conn, p []byte) int {
+func (h *hotConn) OnData(_ *reactor.Conn, p []byte) int {
+	c := h.c
 	if len(p) < wire.HeaderSize {
 		c.Need(wire.HeaderSize)
 		return 0
 	}
-	a, err := wire.DecodeAnswer(p)
+	a, err := wire.DecodeAnswer(p, h.keys.Receive)
 	if err == nil && a.Body > maxHotBody {
 		err = fmt.Errorf("answer with a body of %d bytes, want %d at most: %w", a.Body, maxHotBody, fserr.Protocol)
 	}
@@ -226,6 +232,7 @@ type exchange struct {
 	number uint64
 	start  time.Time
 	send   reactor.Send
+	leaves bool // it is queued, or being sent
 	head   []byte
 	dst    []byte // Read: where its data goes
 	late   bool   // it has taken too long, and the connection is being closed for it
@@ -246,23 +253,27 @@ func (x *exchange) begin(h *hotConn, typ wire.Type, epoch id.Epoch, body, data, 
 	s := &h.slots[i]
 	x.h, x.srv, x.typ, x.dst, x.start = h, h.lane.srv, typ, dst, now
 	x.number = s.uses*hotSlots + uint64(i)
-	x.late, x.under, x.what, x.code, x.err = false, true, unsent, fserr.OK, nil
-	x.head = wire.AppendRequest(x.head[:0], typ, wire.ClassGuest, epoch, x.number, body, len(data))
+	x.late, x.under, x.leaves, x.what, x.code, x.err = false, true, true, unsent, fserr.OK, nil
+	x.head = wire.AppendRequest(x.head[:0], typ, wire.ClassGuest, epoch, x.number, body, len(data), h.keys.Send)
 	x.send.Head, x.send.Body = x.head, data
 	if x.send.Done == nil {
 		x.send.Done = x.sent
 	}
 	if err := h.c.Send(&x.send); err != nil {
-		x.under, x.send.Body, x.dst = false, nil, nil
+		x.under, x.leaves, x.send.Body, x.dst = false, false, nil, nil
 		h.c.Close(err) // a request that cannot be queued says that the server takes none
 		return false
 	}
 	h.free, s.x = s.next, x
+	h.busy.Add(1)
 	return true
 }
 
 // sent is called when the request has left, or never will: then the end of the connection follows.
-func (x *exchange) sent(error) { x.settle() }
+func (x *exchange) sent(error) {
+	x.leaves = false
+	x.settle()
+}
 
 // finish notes how the request ended.
 func (x *exchange) finish(what result, err error) {
@@ -272,13 +283,14 @@ func (x *exchange) finish(what result, err error) {
 	s.x = nil
 	s.uses++
 	s.next, h.free = h.free, i
+	h.busy.Add(-1)
 	x.what, x.err = what, err
 	x.settle()
 }
 
 // settle tells the owner when all has ended.
 func (x *exchange) settle() {
-	if !x.under || x.what == unsent || x.send.Busy() {
+	if !x.under || x.what == unsent || x.leaves {
 		return
 	}
 	x.under, x.send.Body, x.dst = false, nil, nil
@@ -292,7 +304,7 @@ func (x *exchange) giveUp() {
 		if x.under { // answered before all of it was sent, which never ends by itself
 			x.h.c.Close(fmt.Errorf("request not taken: %w", fserr.Timeout))
 		}
-	case x.typ != wire.Write && x.h.cur != x && !x.send.Busy():
+	case x.typ != wire.Write && x.h.cur != x && !x.leaves:
 		x.finish(slow, fserr.Timeout)
 	default:
 		x.late = true

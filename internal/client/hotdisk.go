@@ -94,7 +94,7 @@ func (d *hotDisk) done(n int, err error) {
 	op.srv.inFlight.Add(-1)
 	good := d.l.judge(err, op.loc.chunk, d.g, len(op.p))
 	if good {
-		op.in.cache(op.loc, op.whole, d.buf)
+		op.in.cache(op.loc, op.whole, d.buf, nil)
 		copy(op.p, d.buf[op.pc.Offset-op.whole.Offset:])
 	}
 	d.free()

@@ -69,6 +69,7 @@ func (f *File) BeginFsync(n hot.Seat, dataOnly bool, e hot.Ender) bool {
 		return false
 	}
 	s := st.takeFlush()
+	in.habit.flushes()
 	s.f, s.data, s.ender, s.start, s.n, s.left = f, dataOnly, e, time.Now(), 0, 0
 	if s.begin() {
 		st.under++

@@ -5,26 +5,26 @@ import (
 	"fmt"
 	"net"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"varve/internal/fserr"
 	"varve/internal/id"
+	"varve/internal/records"
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
-	"varve/iouring/reactor"
 )
 
-// hotLane is the lane of one seat to one server: a lane of its own to the server, above those of the goroutines. Goroutines dial and greet, the loop's
-// thread uses what they made.
+// hotLane is a lane of one seat to one server: a lane of its own to the server, above those of the goroutines. Where there is a bond a seat has several, so that
+// they use all of its links. Goroutines dial and greet, the loop's thread uses what they made.
 //
 // Invariant: a connection is greeted only when the loop has none of this lane, so what was sent on one with number n has ended when
 // greeted is above n.
 type hotLane struct {
 	srv *server
 	n   int // of the seat
+	sub int // among those of the seat
 
 	conn *hotConn // of the loop's thread: nil while there is none
 
@@ -40,30 +40,44 @@ type hotLane struct {
 	failed time.Time // of the last dial, if it failed
 	pause  time.Duration
 	err    error
+
+	held  atomic.Bool // its connection is being exchanged: nothing begins on it
+	ready atomic.Bool // no move is under way
+	mover mover       // of the loop's thread
 }
 
-// hotLane returns the lane of a seat.
-func (srv *server) hotLane(n int) *hotLane {
-	p := &srv.hot[n]
+// hotLane returns a lane of a seat.
+func (srv *server) hotLane(n, sub int) *hotLane {
+	p := &srv.hot[n*srv.width+sub]
 	if h := p.Load(); h != nil {
 		return h
 	}
-	p.CompareAndSwap(nil, &hotLane{srv: srv, n: n, op: newOpLock()})
+	lane := &hotLane{srv: srv, n: n, sub: sub, op: newOpLock()}
+	lane.ready.Store(true)
+	p.CompareAndSwap(nil, lane)
 	return p.Load()
 }
 
-// ready returns the seat's connection to a server if it can take a request, and else has it made. It is called on the loop's thread.
+// ready returns a connection of the seat to a server that can take a request, the one with the fewest, and has those made that are missing. It is called on
+// the loop's thread.
 func (st *seat) ready(srv *server) *hotConn {
-	lane := srv.hotLane(st.n)
-	h := lane.conn
-	if h == nil || h.c.Closed() {
-		lane.want()
-		return nil
+	var best *hotConn
+	least := int32(0)
+	for i := range srv.width {
+		lane := srv.hotLane(st.n, (i+st.turn)%srv.width)
+		h := lane.conn
+		if h == nil || h.c.Closed() {
+			lane.want()
+			continue
+		}
+		if busy := h.busy.Load(); h.free >= 0 && !lane.held.Load() && (best == nil || busy < least) {
+			best, least = h, busy
+		}
 	}
-	if h.free < 0 {
-		return nil
+	if srv.width > 1 {
+		st.turn = (st.turn + 1) % maxWidth
 	}
-	return h
+	return best
 }
 
 // want has a connection made, unless there is one, or that was tried a moment ago.
@@ -99,60 +113,74 @@ func (h *hotLane) dial() error {
 		h.srv.s.doubt()
 		return fmt.Errorf("%s: %w", h.srv.id, errSilent)
 	}
-	nc, read, err := h.greet()
+	ctx, cancel := context.WithTimeout(h.srv.s.ctx, h.srv.s.c.o.DialTimeout)
+	defer cancel()
+	nc, read, err := h.greet(ctx, nil)
 	if err != nil {
 		h.failed, h.err = time.Now(), err
 		h.pause = min(max(2*h.pause, breakerMin), breakerMax)
 		return err
 	}
+	h.welcome(nc, read)
+	return nil
+}
+
+// welcome gives a connection that was greeted to the loop. Preconditions: op is held, and cur is nil.
+func (h *hotLane) welcome(nc net.Conn, read []byte) {
 	h.err, h.pause = nil, 0
 	n := h.greeted.Add(1)
 	defer nc.Close() // the loop has a descriptor of its own
-	sc, ok := nc.(syscall.Conn)
-	if !ok {
+	if !wire.OnSocket(nc) {
 		h.never.Store(true)
-		return nil
+		return
 	}
 	st := h.srv.s.c.seats[h.n].Load()
 	if st == nil {
-		return nil
+		return
 	}
-	fd, err := reactor.Descriptor(sc)
+	taken, err := records.Take(nc)
 	if err != nil {
-		return nil // there was a greeting all the same
+		return // there was a greeting all the same
 	}
-	c := newHotConn(h, st, n, fd, read)
+	c := newHotConn(h, st, n, taken, read, wire.KeysOf(nc))
+	if who, ok := wire.PeerOf(nc); ok {
+		c.peer = who.Serial
+	}
+	c.local, c.remote = endsOf(nc.LocalAddr().String(), nc.RemoteAddr().String())
 	h.cur.Store(c)
 	if !st.l.Post(&c.adopt) {
-		unix.Close(fd)
+		unix.Close(taken.FD)
 		h.cur.Store(nil)
-		return nil
+		return
 	}
 	if h.srv.s.servers.over() { // it may have been stored too late for close to see it
 		c.shut()
 	}
-	return nil
 }
 
-// greet connects and says hello.
-func (h *hotLane) greet() (net.Conn, []byte, error) {
+// greet connects, calls connected unless that is nil, and says hello.
+func (h *hotLane) greet(ctx context.Context, connected func() error) (net.Conn, []byte, error) {
 	srv := h.srv
 	o := &srv.s.c.o
-	ctx, cancel := context.WithTimeout(srv.s.ctx, o.DialTimeout)
-	defer cancel()
 	addr := srv.addr.Load()
 	if addr == nil {
 		return nil, nil, fmt.Errorf("%s has no address: %w", srv.id, fserr.Unavailable)
 	}
-	hello := &msg.Hello{Cluster: o.Cluster[:], Role: msg.Hello_CLIENT, Session: uint64(srv.s.id), Version: o.Version, Lane: uint32(o.Lanes + h.n)}
-	nc, read, reply, err := wire.DialBare(ctx, *addr, hello, wire.Options{WriteTimeout: o.WriteTimeout, Network: o.Network})
+	hello := &msg.Hello{Cluster: o.Cluster[:], Role: msg.Hello_CLIENT, Session: uint64(srv.s.id), Version: o.Version, Lane: uint32(len(srv.lanes) + h.n*srv.width + h.sub), Capability: srv.s.token()}
+	nc, read, reply, err := wire.DialBare(ctx, *addr, hello, wire.Options{
+		Class: wire.ClassGuest, Way: h.way(), Connected: connected, WriteTimeout: o.WriteTimeout, Network: o.Network,
+	})
 	if err != nil {
+		if fserr.Of(err) == fserr.NoCapability {
+			srv.s.wantCapability()
+		}
 		return nil, nil, fmt.Errorf("%s: %w", srv.id, err)
 	}
 	if got := id.ServerID(reply.Server); got != srv.id {
 		nc.Close()
 		return nil, nil, fmt.Errorf("%s at %s turned out to be %s: %w", srv.id, *addr, got, fserr.Unavailable)
 	}
+	srv.takes.Store(reply.Takes)
 	wire.Mark(nc, wire.ClassGuest)
 	return nc, append([]byte(nil), read...), nil
 }

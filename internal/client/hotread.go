@@ -198,7 +198,7 @@ func (op *hotRead) exchanged(x *exchange) {
 			op.leave(fmt.Errorf("read from %v: chunk %v block %d: %w", op.srv.id, op.loc.chunk, int(op.whole.Offset/chunk.BlockSize)+bad, fserr.BadChecksum))
 			return
 		}
-		op.in.cache(op.loc, op.whole, op.dst)
+		op.in.cache(op.loc, op.whole, op.dst, x.sums)
 		if op.bounce != nil {
 			copy(op.p, op.bounce[op.pc.Offset-op.whole.Offset:])
 		}
@@ -265,7 +265,7 @@ func (op *hotRead) leave(err error) {
 	case fserr.StaleEpoch, fserr.NoChunk:
 		in.forgetLayout()
 	case fserr.BadChecksum, fserr.IO:
-		in.s.c.log.Warn("reading elsewhere", "inode", in.ino, "chunk", op.loc.chunk, "cs", op.srv.id, "err", err)
+		in.elsewhere(op.loc, op.srv.id, err)
 	}
 	if op.code != fserr.OK && op.code != fserr.StaleEpoch {
 		op.srv.avoid()

@@ -57,11 +57,16 @@ type seat struct {
 	ctx    context.Context // of what goes on in goroutines; any goroutine
 	cancel context.CancelFunc
 
+	turn      int // among the connections to one server
 	leaving   bool
 	under     int // operations begun and not ended
 	conns     *hotConn
 	leaveTask reactor.Task
 	empty     chan struct{} // closed when it was left and nothing is under way any more
+
+	lookTask reactor.Task
+	looking  atomic.Bool // lookTask was posted
+	lookAll  atomic.Bool // at idle connections too
 
 	reads  *hotRead
 	writes *hotWrite
@@ -75,21 +80,27 @@ type seat struct {
 }
 
 // hotStats counts what was done on reactors, and what was begun there and ended elsewhere.
-type hotStats struct{ reads, writes, flushes, readsLeft, writesLeft, flushesLeft atomic.Uint64 }
+type hotStats struct{ reads, writes, durable, flushes, readsLeft, writesLeft, flushesLeft atomic.Uint64 }
 
 // HotStats is what a client has done on the threads of reactors.
 type HotStats struct {
 	// Begun and ended there, since Dial.
-	Reads, Writes, Flushes uint64
+	Reads   uint64 `json:"reads"`
+	Writes  uint64 `json:"writes"`
+	Flushes uint64 `json:"flushes"`
+	// Of the writes, those that replicas had on stable media before they answered.
+	DurableWrites uint64 `json:"durable_writes"`
 	// Begun there, and ended by a goroutine since something went wrong.
-	ReadsLeft, WritesLeft, FlushesLeft uint64
+	ReadsLeft   uint64 `json:"reads_left"`
+	WritesLeft  uint64 `json:"writes_left"`
+	FlushesLeft uint64 `json:"flushes_left"`
 }
 
 // HotStats returns the counters.
 func (c *Client) HotStats() HotStats {
 	n := &c.hot
 	return HotStats{
-		Reads: n.reads.Load(), Writes: n.writes.Load(), Flushes: n.flushes.Load(),
+		Reads: n.reads.Load(), Writes: n.writes.Load(), Flushes: n.flushes.Load(), DurableWrites: n.durable.Load(),
 		ReadsLeft: n.readsLeft.Load(), WritesLeft: n.writesLeft.Load(), FlushesLeft: n.flushesLeft.Load(),
 	}
 }
@@ -107,7 +118,7 @@ func (c *Client) Sit(l *reactor.Loop) (hot.Seat, error) {
 	for n := range c.seats {
 		st := &seat{c: c, l: l, n: n, empty: make(chan struct{})}
 		st.ctx, st.cancel = context.WithCancel(c.ctx)
-		st.leaveTask.Run = st.leave
+		st.leaveTask.Run, st.lookTask.Run = st.leave, st.look
 		if c.seats[n].CompareAndSwap(nil, st) {
 			return hot.Seat(n), nil
 		}

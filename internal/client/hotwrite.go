@@ -116,6 +116,9 @@ func (w *hotWrite) begin() bool {
 	w.loc, w.op = v.loc, op
 	op.n = n
 	op.req = wire.DataRequest{Chunk: v.loc.chunk, Session: in.s.id, Offset: piece.Offset, Length: piece.Length, Sums: op.req.Sums[:0]}
+	if in.habit.writes() && op.ticket.window == 0 && durable(conns[:n]) { // one that is measured must not wait for disks
+		op.req.Flags = wire.Durable
+	}
 	op.req.Sums = chunk.AppendSums(op.req.Sums, piece.Offset, w.p)
 	op.body = op.req.Append(op.body[:0])
 	in.s.changing.Add(1)
@@ -171,6 +174,9 @@ func (w *hotWrite) settle() {
 			return
 		}
 	}
+	if op.req.Flags&wire.Durable != 0 {
+		in.s.c.hot.durable.Add(1)
+	}
 	op.measure()
 	op.at = location{index: loc.index, chunk: loc.chunk, epoch: loc.epoch, lost: loc.lost}
 	op.mode = msg.Mode_EXCLUSIVE_WRITE
@@ -200,6 +206,7 @@ func (w *hotWrite) end() {
 // handOver makes the write a dataOp after its first attempt, and has a goroutine go on with it.
 func (w *hotWrite) handOver() {
 	in, op := w.in, w.op
+	op.req.Flags = 0 // its flush is due, whoever has it on stable media
 	for i := range op.n {
 		x := &w.parts[i]
 		t := &op.targets[i]

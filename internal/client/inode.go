@@ -10,6 +10,7 @@ import (
 	"varve/internal/fserr"
 	"varve/internal/id"
 	"varve/internal/rwlock"
+	"varve/internal/wire"
 	"varve/internal/wire/msg"
 )
 
@@ -29,6 +30,7 @@ type inode struct {
 	ahead    fileAhead
 	cached   cachedFile
 	behind   behind
+	habit    flushHabit
 
 	// layoutMu is held for reading while a data request that used the mode and the layout is under way.
 	layoutMu rwlock.Mutex
@@ -37,6 +39,7 @@ type inode struct {
 	readers    int // open handles
 	writers    int
 	lease      uint64
+	seen       seenWriters
 	want       msg.Want // what the metadata server knows that we hold
 	mode       msg.Mode // changed with layoutMu held for writing
 	unlinked   bool
@@ -184,6 +187,7 @@ func (in *inode) grant(reply *msg.MetaReply, recalls uint64, want msg.Want, gen 
 		}
 	}
 	in.lease, in.mode, in.want = o.Lease, o.Mode, want
+	in.seen.granted(o)
 	in.trustCacheLocked(o.WritableBefore, o.Writable)
 	f := in.handleLocked(write)
 	in.mu.Unlock()
@@ -295,7 +299,9 @@ func (in *inode) sizeFor(ctx context.Context, end int64) (int64, error) {
 func (in *inode) wrote(op *dataOp, mode msg.Mode) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	in.noteUnflushedLocked(op.piece.Index, unflushed{op.at.chunk, op.at.epoch})
+	if op.req.Flags&wire.Durable == 0 {
+		in.noteUnflushedLocked(op.piece.Index, unflushed{op.at.chunk, op.at.epoch})
+	}
 	in.written = max(in.written, op.end())
 	op.recalls = in.layoutRecalls
 	if mode == msg.Mode_EXCLUSIVE_WRITE && !op.appending {

@@ -2,7 +2,6 @@ package client
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"slices"
@@ -23,6 +22,9 @@ const maxCallbacks = 4096
 
 // membersEvery is how often the list of metadata servers is refreshed.
 const membersEvery = 10 * time.Second
+
+// lastAnswers is how long callbacks have to be answered when the session is over.
+const lastAnswers = 250 * time.Millisecond
 
 func (c *Client) publish(l *link) {
 	c.mu.Lock()
@@ -88,6 +90,7 @@ func (c *Client) keep(l *link) {
 			l.s.kill(fserr.Unavailable)
 			return
 		}
+		c.standStill()
 		c.log.Info("metadata connection lost", "addr", l.addr, "session", l.s.id, "err", err)
 		next, err := c.connect(c.ctx, l.s, false)
 		if err != nil { // only Close ends it
@@ -111,6 +114,9 @@ func (c *Client) renewUntilBroken(l *link) error {
 		case <-l.conn.Done():
 			return l.conn.Err()
 		case <-l.s.ctx.Done():
+			ctx, cancel := context.WithTimeout(c.ctx, lastAnswers)
+			_ = untilIdle(ctx, "callbacks", func() bool { return c.serving.Load() == 0 }) // that it is over may yet have to be said
+			cancel()
 			return errors.New("session ended")
 		case <-c.ctx.Done():
 			return c.ctx.Err()
@@ -152,8 +158,13 @@ func (c *Client) renew(ctx context.Context, conn *wire.Conn, s *session) (fserr.
 	at := bootTime()
 	var reply msg.RenewSessionReply
 	code, err := conn.CallMessage(ctx, wire.RenewSession, wire.ClassHeartbeat, &msg.RenewSession{
-		Session: uint64(s.id), Local: c.localMessage(), Load: s.loadReport()}, &reply)
+		Session: uint64(s.id), Local: c.localMessage(), Load: s.loadReport(), Capability: s.refused.Swap(false)}, &reply)
 	if err == nil && code == fserr.OK {
+		c.obeyOpening(conn, &reply)
+		s.granted(reply.Capability)
+		if reply.Index > s.asOf.Load() { // one renewal at a time
+			s.asOf.Store(reply.Index)
+		}
 		s.servers.slow(reply.Slow)
 		s.servers.heardOf(at, reply.Silent)
 		if late := bootTime() - s.deadline.Load(); late > 0 { // before the deadline is moved: nothing begins until then
@@ -223,7 +234,14 @@ func (c *Client) tryAll(ctx context.Context, s *session) (*link, error) {
 	c.mu.Unlock()
 	tried := make(map[string]bool)
 	var errs []error
-	for len(queue) > 0 && len(tried) < maxAddrs && ctx.Err() == nil {
+	more := c.o.More
+	for len(tried) < maxAddrs && ctx.Err() == nil {
+		if len(queue) == 0 && more != nil { // once
+			queue, more = more(), nil
+		}
+		if len(queue) == 0 {
+			break
+		}
 		addr := queue[0]
 		queue = queue[1:]
 		if tried[addr] {
@@ -266,7 +284,7 @@ func (c *Client) tryOne(ctx context.Context, addr string, s *session) (l *link, 
 	}
 	h := &callbacks{c: c}
 	h.s.Store(s)
-	conn, _, err := wire.Dial(dctx, addr, hello, h, wire.Options{InFlight: maxCallbacks, Network: c.o.Network})
+	conn, _, err := wire.DialMeta(dctx, addr, hello, h, c.trust(), wire.Options{InFlight: maxCallbacks, Class: wire.ClassMeta, Network: c.o.Network})
 	if err != nil {
 		return nil, "", err
 	}
@@ -302,15 +320,8 @@ func (c *Client) tryOne(ctx context.Context, addr string, s *session) (l *link, 
 }
 
 func (c *Client) openSession(ctx context.Context, conn *wire.Conn) (*session, error) {
-	c.mu.Lock()
-	if c.nonce == nil {
-		c.nonce = make([]byte, 16)
-		_, _ = rand.Read(c.nonce) // never fails
-	}
-	nonce := c.nonce
-	c.mu.Unlock()
 	at := bootTime()
-	req := &msg.OpenSession{Host: c.o.Host, Pid: pid(), Mount: c.o.Mount, Nonce: nonce}
+	req := &msg.OpenSession{Host: c.o.Host, Pid: pid(), Mount: c.o.Mount, Nonce: c.estate.opening(c)}
 	var reply msg.OpenSessionReply
 	code, err := conn.CallMessage(ctx, wire.OpenSession, wire.ClassMeta, req, &reply)
 	if err == nil {
@@ -322,10 +333,9 @@ func (c *Client) openSession(ctx context.Context, conn *wire.Conn) (*session, er
 	if reply.Session == 0 {
 		return nil, fmt.Errorf("open session: answer without a session: %w", fserr.Protocol)
 	}
-	c.mu.Lock()
-	c.nonce = nil
-	c.mu.Unlock()
+	c.estate.opened()
 	s := newSession(c, id.SessionID(reply.Session), &reply)
+	s.granted(reply.Capability)
 	s.deadline.Store(at + int64(s.lease))
 	c.log.Info("session opened", "session", s.id, "addr", conn.RemoteAddr())
 	return s, nil
@@ -334,12 +344,18 @@ func (c *Client) openSession(ctx context.Context, conn *wire.Conn) (*session, er
 // learnMembers asks conn for the members, remembers them and returns the leader's address, if it is known.
 func (c *Client) learnMembers(ctx context.Context, conn *wire.Conn) string {
 	var reply msg.MembersReply
-	code, err := conn.CallMessage(ctx, wire.Members, wire.ClassMeta, &msg.Members{}, &reply)
+	code, err := conn.CallMessage(ctx, wire.Members, wire.ClassMeta, &msg.Members{Net: c.o.Told != nil}, &reply)
 	if err != nil || code != fserr.OK {
 		return "" // then the configured addresses have to do
 	}
 	if c.o.Members != nil && reply.Leader != "" { // one that knows of no leader may be one that was removed
 		c.o.Members(slices.Clone(reply.Addrs))
+	}
+	if c.o.Told != nil {
+		c.o.Told(&reply)
+	}
+	if a := c.auth.Load(); a != nil {
+		a.keeper.Told(reply.Trust)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

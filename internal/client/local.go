@@ -113,6 +113,11 @@ func (srv *server) newBypass() (*bypass, error) {
 	if err != nil {
 		return nil, err
 	}
+	if s.token() != nil { // shown over the network first: on this host there is no certificate to go with it
+		if _, err := srv.conn(0); err != nil {
+			return nil, errors.Join(fmt.Errorf("%w: %w", fserr.Unavailable, err), conn.Close())
+		}
+	}
 	seat, err := sitDown(conn, s, srv.id)
 	if err != nil {
 		return nil, errors.Join(err, conn.Close())

@@ -94,7 +94,7 @@ func (in *inode) readLocal(ctx context.Context, loc *location, r *replica, whole
 		return false, ended(ctx)
 	}
 	if err = op.outcome(err); err == nil {
-		in.cache(loc, whole, op.buf)
+		in.cache(loc, whole, op.buf, nil)
 		copy(p, op.buf[pc.Offset-whole.Offset:])
 	}
 	op.free()

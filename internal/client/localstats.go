@@ -11,13 +11,17 @@ type localCounts struct{ reads, bytes, changing, lapsed, revoked, damaged, faile
 
 // LocalStats is what a client has read by itself from chunk servers on its host, around the network.
 type LocalStats struct {
-	Links  int    // chunk servers that let it
-	Chunks int    // whose files are open
-	Reads  uint64 // since Dial
-	Bytes  uint64
+	Links  int    `json:"servers"` // chunk servers that let it
+	Chunks int    `json:"chunks"`  // whose files are open
+	Reads  uint64 `json:"reads"`   // since Dial
+	Bytes  uint64 `json:"bytes"`
 	// Reads that were begun so and had to go over the network: because the blocks were being changed, the server had lost its lease or did
 	// not run, the grant or the session was over, the checksum did not match, or the disk failed or was too slow.
-	Changing, Lapsed, Revoked, Damaged, Failed uint64
+	Changing uint64 `json:"changing"`
+	Lapsed   uint64 `json:"lapsed"`
+	Revoked  uint64 `json:"revoked"`
+	Damaged  uint64 `json:"damaged"`
+	Failed   uint64 `json:"failed"`
 }
 
 // LocalStats returns the counters.

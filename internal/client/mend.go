@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"varve/internal/chunk"
 	"varve/internal/fserr"
 	"varve/internal/id"
 	"varve/internal/wire"
@@ -13,9 +14,10 @@ import (
 
 // How often an outcome is put up with before the replica is dropped for it.
 const (
-	brokenLimit  = 1 // a broken connection is made again once
-	missingLimit = 2 // NoChunk at an epoch that the metadata server confirms
-	damageLimit  = 4 // BadChecksum: the data was damaged on its way
+	brokenLimit   = 1 // a broken connection is made again once
+	missingLimit  = 2 // NoChunk at an epoch that the metadata server confirms
+	provePatience = 5 // times Options.Patience: NoCapability
+	damageLimit   = 4 // BadChecksum: the data was damaged on its way
 )
 
 // trouble is what one operation has put up with from one server.
@@ -63,6 +65,9 @@ func (op *dataOp) judge(t *target, e id.Epoch, now time.Time) remedy {
 			op.in.s.kill(fserr.Of(t.err))
 			return r
 		}
+		if fserr.Of(t.err) == fserr.NoCapability {
+			return op.unproven(r, op.trouble(r.server, e), now)
+		}
 		r.drop = "cannot be reached: " + t.err.Error()
 		return r
 	case broken:
@@ -107,6 +112,8 @@ func (op *dataOp) judge(t *target, e id.Epoch, now time.Time) remedy {
 				r.drop = "the first replica finds it not ready for too long"
 			}
 		}
+	case fserr.NoCapability:
+		return op.unproven(r, tr, now)
 	case fserr.BadChecksum:
 		if tr.damaged++; tr.damaged > damageLimit {
 			r.drop = "it finds wrong checksums again and again"
@@ -116,6 +123,20 @@ func (op *dataOp) judge(t *target, e id.Epoch, now time.Time) remedy {
 		r.drop = "no space left"
 	default:
 		r.drop = "it answered: " + code.Error()
+	}
+	return r
+}
+
+// unproven is the remedy for a server that does not believe that the session may do this: another capability, and some time, since the server may have to
+// learn of a key first.
+func (op *dataOp) unproven(r remedy, tr *trouble, now time.Time) remedy {
+	op.in.s.wantCapability()
+	r.pause = true
+	if tr.notReady.IsZero() {
+		tr.notReady = now
+	}
+	if now.Sub(tr.notReady) >= provePatience*op.in.s.c.o.Patience {
+		r.drop = "it takes no capability of the session; are the clocks right?"
 	}
 	return r
 }
@@ -200,10 +221,6 @@ func (op *dataOp) undo(ctx context.Context, loc *location, full id.ServerID) boo
 		return false
 	}
 	defer old.Release()
-	back := newDataOp(in, wire.Write, piece, old.Data)
-	defer back.free()
-	back.lane, back.relay = op.lane, inParallel
-	back.debts, back.nDebts = op.debts, op.nDebts
 	rest := *cur
 	rest.replicas = nil
 	for _, r := range cur.replicas {
@@ -214,6 +231,33 @@ func (op *dataOp) undo(ctx context.Context, loc *location, full id.ServerID) boo
 	if len(rest.replicas) == 0 {
 		return true
 	}
-	back.attempt(&rest, msg.Mode_EXCLUSIVE_WRITE)
-	return back.allOK()
+	return op.putBack(&rest, piece, old.Data, wire.DecodeSums(nil, old.Body))
+}
+
+// putBack writes whole blocks, and punches those that are holes: what a replica without room does not have takes no room of the others.
+func (op *dataOp) putBack(loc *location, piece chunk.Piece, data []byte, sums []uint32) bool {
+	for first := 0; first < len(sums); {
+		hole, end := sums[first] == chunk.Hole, first+1
+		for end < len(sums) && (sums[end] == chunk.Hole) == hole {
+			end++
+		}
+		part := piece
+		part.Offset += uint32(first * chunk.BlockSize)
+		part.Length = uint32((end - first) * chunk.BlockSize)
+		typ, p := wire.Write, data[first*chunk.BlockSize:end*chunk.BlockSize]
+		if hole {
+			typ, p = wire.Punch, nil
+		}
+		back := newDataOp(op.in, typ, part, p)
+		back.lane, back.relay = op.lane, inParallel
+		back.debts, back.nDebts = op.debts, op.nDebts
+		back.attempt(loc, msg.Mode_EXCLUSIVE_WRITE)
+		ok := back.allOK()
+		back.free()
+		if !ok {
+			return false
+		}
+		first = end
+	}
+	return true
 }

@@ -9,9 +9,13 @@ import (
 	"os"
 	"time"
 
+	"varve/internal/bond"
 	"varve/internal/id"
+	"varve/internal/pki"
 	"varve/internal/readcache"
+	"varve/internal/secure"
 	"varve/internal/wire"
+	"varve/internal/wire/msg"
 )
 
 // Notifier is told when the kernel must forget what it cached. Calls may block, or only queue; the client holds no lock
@@ -45,13 +49,30 @@ type Options struct {
 	Mount   string     // mount point, for people
 	Version string     // for people
 
-	Network  wire.Network // default wire.TCP
+	// Network makes the connections, or the sockets under them if the cluster is secured; default wire.TCP.
+	Network wire.Network
+	// Credentials are what this client shows and trusts; default none: the cluster is insecure.
+	Credentials *pki.Credentials
+	// ClusterDir, if set, is where credentials turn up once a cluster without security is being secured. It counts without Credentials only.
+	ClusterDir string
+	opening    *secure.Opening // of a cluster that has no security for good yet
+	// DataTLS has data encrypted on the way, whatever the cluster's setting says. Dial fails without credentials, by which it is.
+	DataTLS  bool
+	Bonds    *bond.Bonds  // whose links connections are spread over; the network's Spread is its; default: none
 	Logger   *slog.Logger // default slog.Default()
 	Notifier Notifier     // default none; see SetNotifier
+	// Estates, if set, is the directory in which clients of this host note their sessions (internal/ledger): those of processes that have died are ended at once,
+	// and whoever comes after this one can do that with its session. Mounted: a kernel keeps what this client is granted.
+	Estates string
+	Mounted bool
 	// ReadCache, if set, has blocks on a fast disk of this host. It outlives the client, and is closed after it.
 	ReadCache *readcache.Cache
 	// Members, if set, is told where the metadata servers are, each time they were asked, one call at a time. It must not block for long.
 	Members func(addrs []string)
+	// Told, if set, is called as Members is, with who all servers are and what is set of the network too.
+	Told func(*msg.MembersReply)
+	// More, if set, names metadata servers to try as well, when none of those that are known leads. It must not block.
+	More func() []string
 
 	Timeout      time.Duration // limit of one operation; default none: wait for the cluster
 	FailFast     bool          // when an operation has taken Timeout, others are given up after a second until one succeeds
@@ -64,7 +85,7 @@ type Options struct {
 	StallAfter   time.Duration // an operation that waits for so long is logged; default 5 s
 	FlushEvery   time.Duration // size and mtime of files being written are reported so often; default 1 s
 
-	Lanes      int // connections to each chunk server, 1 to 16; default 2
+	Lanes      int // connections to each chunk server, 1 to 16, or some more where there is a bond; default 2
 	IdleLeases int // leases kept of files that are not open; default 4096
 	// CacheEntries bounds the attributes and names that are kept under lease, together; default 500,000, at some 200 bytes each.
 	CacheEntries int
@@ -73,9 +94,10 @@ type Options struct {
 	ReadAhead int64
 	// WriteBehind is the memory, in bytes, for writes that return before they are carried out, see File.WriteBehind; default 0: none does.
 	WriteBehind int64
-	NoLocal     bool  // read from chunk servers on this host over the network too
-	Relay       Relay // whether large writes may go through one replica; default: as is faster
-	NoCache     bool  // answer no lookup or stat from what was granted: ask the leader each time
+	NoLocal     bool       // read from chunk servers on this host over the network too
+	Relay       Relay      // whether large writes may go through one replica; default: as is faster
+	Resume      *Suspended // go on with the session of a client that was suspended
+	NoCache     bool       // answer no lookup or stat from what was granted: ask the leader each time
 }
 
 const maxLanes = 16
@@ -113,6 +135,13 @@ func (o *Options) defaults() {
 	if o.Lanes == 0 {
 		o.Lanes = 2
 	}
+	if o.Credentials == nil {
+		o.opening = secure.OpeningOf(o.ClusterDir, o.Cluster, o.Logger, pki.RoleNode, pki.RoleReader)
+		if o.opening != nil {
+			o.opening.Look()
+		}
+	}
+	o.Network = secure.Of(secure.Options{Under: o.Network, Credentials: o.Credentials, Opening: o.opening, DataTLS: o.DataTLS, Logger: o.Logger})
 	if o.IdleLeases == 0 {
 		o.IdleLeases = 4096
 	}
@@ -132,6 +161,11 @@ func (o *Options) validate() error {
 	var errs []error
 	if o.Cluster.IsZero() {
 		errs = append(errs, errors.New("no cluster uuid"))
+	} else if err := secure.CheckCluster(o.Credentials, o.Cluster); err != nil {
+		errs = append(errs, err)
+	}
+	if o.DataTLS && o.Resume == nil && o.Credentials == nil && (o.opening == nil || o.opening.Credentials() == nil) {
+		errs = append(errs, fmt.Errorf("data is to be encrypted (data-tls), and cluster %s has no security, without which nothing is: see varve cluster secure, or leave that out", o.Name))
 	}
 	if len(o.Addrs) == 0 {
 		errs = append(errs, errors.New("no metadata server address"))
@@ -164,6 +198,9 @@ func (o *Options) validate() error {
 	}
 	if o.CacheEntries < 0 {
 		errs = append(errs, fmt.Errorf("option CacheEntries is %d, want 0 or more", o.CacheEntries))
+	}
+	if o.Resume != nil {
+		errs = append(errs, o.Resume.check())
 	}
 	return errors.Join(errs...)
 }

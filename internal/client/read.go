@@ -4,10 +4,12 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"varve/internal/chunk"
 	"varve/internal/fserr"
+	"varve/internal/id"
 	"varve/internal/planted"
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
@@ -149,7 +151,7 @@ func (in *inode) readPiece(ctx context.Context, pc chunk.Piece, p []byte) error 
 				f, err = in.readFrom(ctx, loc, &loc.replicas[at], whole, int(pc.Offset>>20)+int(pc.Index))
 			}
 			if err == nil {
-				in.cache(loc, whole, f.Data)
+				in.cache(loc, whole, f.Data, nil)
 				copy(p, f.Data[pc.Offset-whole.Offset:])
 				in.layoutMu.RUnlock()
 				f.Release()
@@ -167,11 +169,14 @@ func (in *inode) readPiece(ctx context.Context, pc chunk.Piece, p []byte) error 
 			case fserr.Fenced, fserr.NoSession:
 				in.s.kill(code)
 				return fserr.Stale
+			case fserr.NoCapability:
+				in.s.wantCapability()
+				sound = true
 			case fserr.ReplicaFailed:
 				in.dropLacking(ctx, loc, err)
 				sound = true
 			case fserr.BadChecksum, fserr.IO:
-				in.s.c.log.Warn("reading elsewhere", "inode", in.ino, "chunk", loc.chunk, "cs", loc.replicas[at].server, "err", err)
+				in.elsewhere(loc, loc.replicas[at].server, err)
 			default:
 				sound = true
 			}
@@ -196,6 +201,24 @@ func (in *inode) readPiece(ctx context.Context, pc chunk.Piece, p []byte) error 
 		}
 	}
 }
+
+// elsewhereEvery is how often it is logged that a replica was damaged to a read: a guest that changes the memory which a read of its fills has that happen as
+// often as it likes.
+const elsewhereEvery = time.Second
+
+// elsewhere logs that a read goes on at another replica, since this one's blocks were not what they should be.
+func (in *inode) elsewhere(loc *location, server id.ServerID, err error) {
+	t := &in.s.c.damage
+	now := time.Now().UnixNano()
+	if last := t.last.Load(); now-last < int64(elsewhereEvery) || !t.last.CompareAndSwap(last, now) {
+		t.others.Add(1)
+		return
+	}
+	in.s.c.log.Warn("reading elsewhere", "inode", in.ino, "chunk", loc.chunk, "cs", server, "err", err, "others", t.others.Swap(0))
+}
+
+// toldDamage is when elsewhere logged last, ns of time.Now, and how often it has not since.
+type toldDamage struct{ last, others atomic.Int64 }
 
 // slowCost has reads go to another replica than that on a slow server, on whatever host that is.
 const slowCost = 1 << 20

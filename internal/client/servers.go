@@ -40,17 +40,19 @@ type server struct {
 	near       atomic.Bool // its address is one of this host
 	local      atomic.Bool // on this host
 	bypass     atomic.Pointer[bypass]
-	seeking    atomic.Bool  // for a bypass, or has one
-	seekAt     atomic.Int64 // ns of time.Now: when to do that again
-	refused    atomic.Bool  // a bypass, and that was logged
-	inFlight   atomic.Int32 // reads
-	avoidUntil atomic.Int64 // ns of time.Now
-	slow       atomic.Bool  // the leader says so: it answers late
-	silentAt   atomic.Int64 // boot time, ns: when the leader was asked that said last that the server answers nobody; 0: it did not
-	answered   atomic.Int64 // boot time, ns: when it was reported last that it had answered something
+	seeking    atomic.Bool   // for a bypass, or has one
+	seekAt     atomic.Int64  // ns of time.Now: when to do that again
+	refused    atomic.Bool   // a bypass, and that was logged
+	inFlight   atomic.Int32  // reads
+	avoidUntil atomic.Int64  // ns of time.Now
+	slow       atomic.Bool   // the leader says so: it answers late
+	silentAt   atomic.Int64  // boot time, ns: when the leader was asked that said last that the server answers nobody; 0: it did not
+	answered   atomic.Int64  // boot time, ns: when it was reported last that it had answered something
+	takes      atomic.Uint32 // wire.Takes of the server
 	met        latency.Recorder
 	lanes      []lane
-	hot        [maxSeats]atomic.Pointer[hotLane]
+	width      int                       // connections of each seat
+	hot        []atomic.Pointer[hotLane] // those of seat n from n*width on
 }
 
 // lane is one of the connections to a server. A request that is tried again uses the lane that it used before: the new
@@ -63,6 +65,10 @@ type lane struct {
 	failed time.Time // of the last dial, if it failed
 	pause  time.Duration
 	err    error
+
+	held  atomic.Bool // its connection is being exchanged: requests wait for op
+	ready atomic.Bool // no move is under way
+	mover mover       // of who judges
 }
 
 func (p *pool) init(s *session) { p.s, p.all = s, make(map[id.ServerID]*server) }
@@ -75,9 +81,11 @@ func (p *pool) server(r *replica) *server {
 	if srv == nil {
 		p.mu.Lock()
 		if srv = p.all[r.server]; srv == nil {
-			srv = &server{s: p.s, id: r.server, lanes: make([]lane, p.s.c.o.Lanes)}
+			n, width := p.s.c.o.lanesTo(r.addr)
+			srv = &server{s: p.s, id: r.server, lanes: make([]lane, n), width: width, hot: make([]atomic.Pointer[hotLane], maxSeats*width)}
 			for i := range srv.lanes {
 				srv.lanes[i].op = newOpLock()
+				srv.lanes[i].ready.Store(true)
 			}
 			p.all[r.server] = srv
 		}
@@ -127,7 +135,9 @@ func (srv *server) conn(n int) (*wire.Conn, error) {
 		srv.s.doubt()
 		return nil, fmt.Errorf("%s: %w", srv.id, errSilent)
 	}
-	c, err := srv.dial(n % len(srv.lanes))
+	ctx, cancel := context.WithTimeout(srv.s.ctx, srv.s.c.o.DialTimeout)
+	defer cancel()
+	c, err := srv.dial(ctx, n%len(srv.lanes), nil)
 	if err != nil {
 		l.failed, l.err = time.Now(), err
 		l.pause = min(max(2*l.pause, breakerMin), breakerMax)
@@ -147,7 +157,7 @@ func (srv *server) conn(n int) (*wire.Conn, error) {
 
 func (l *lane) usable() *wire.Conn {
 	c := l.conn.Load()
-	if c == nil {
+	if c == nil || l.held.Load() {
 		return nil
 	}
 	select {
@@ -158,17 +168,21 @@ func (l *lane) usable() *wire.Conn {
 	}
 }
 
-func (srv *server) dial(n int) (*wire.Conn, error) {
+// dial makes a connection of lane n. connected, if not nil, is called before it is greeted.
+func (srv *server) dial(ctx context.Context, n int, connected func() error) (*wire.Conn, error) {
 	o := &srv.s.c.o
-	ctx, cancel := context.WithTimeout(srv.s.ctx, o.DialTimeout)
-	defer cancel()
 	addr := srv.addr.Load()
 	if addr == nil {
 		return nil, fmt.Errorf("%s has no address: %w", srv.id, fserr.Unavailable)
 	}
-	hello := &msg.Hello{Cluster: o.Cluster[:], Role: msg.Hello_CLIENT, Session: uint64(srv.s.id), Version: o.Version, Lane: uint32(n)}
-	c, reply, err := wire.Dial(ctx, *addr, hello, nil, wire.Options{WriteTimeout: o.WriteTimeout, Network: o.Network})
+	hello := &msg.Hello{Cluster: o.Cluster[:], Role: msg.Hello_CLIENT, Session: uint64(srv.s.id), Version: o.Version, Lane: uint32(n), Capability: srv.s.token()}
+	c, reply, err := wire.Dial(ctx, *addr, hello, nil, wire.Options{
+		Class: wire.ClassGuest, Way: n + 1, Connected: connected, WriteTimeout: o.WriteTimeout, Network: o.Network,
+	})
 	if err != nil {
+		if fserr.Of(err) == fserr.NoCapability {
+			srv.s.wantCapability()
+		}
 		return nil, fmt.Errorf("%s: %w", srv.id, err)
 	}
 	c.Mark(wire.ClassGuest)

@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,11 +26,15 @@ type session struct {
 	renewEvery time.Duration
 	deadline   atomic.Int64 // boot time, ns: until then the metadata servers cannot have expired it
 	// lapses counts the renewals that came after the deadline: meanwhile the metadata servers may have changed replica sets without asking.
-	lapses   atomic.Uint64
-	servers  pool
-	doubts   chan struct{} // somebody wants to know now whether a chunk server is silent
-	ordinals ordinals      // of changes under shared-write leases
-	changing atomic.Int32  // writes and punches that some replicas may have carried out and others not
+	lapses  atomic.Uint64
+	asOf    atomic.Uint64 // index of the newest event as of which the metadata servers said that it was open
+	servers pool
+	// capability is what chunk servers are shown, refused that one of them did not take it.
+	capability atomic.Pointer[[]byte]
+	refused    atomic.Bool
+	doubts     chan struct{} // somebody wants to know now whether a chunk server is silent
+	ordinals   ordinals      // of changes under shared-write leases
+	changing   atomic.Int32  // writes and punches that some replicas may have carried out and others not, and truncates that are not over
 
 	ctx    context.Context // ends with the session
 	cancel context.CancelFunc
@@ -98,6 +104,16 @@ func (s *session) kill(cause fserr.Code) {
 	})
 }
 
+// forget returns when the kernel has dropped what it had cached of files, or ctx ends.
+func (s *session) forget(ctx context.Context) {
+	s.mu.Lock()
+	inodes := slices.Collect(maps.Keys(s.inodes))
+	s.mu.Unlock()
+	for _, ino := range inodes {
+		s.c.invalidateNow(ctx, ino, 0, 0)
+	}
+}
+
 // live returns nil while the session certainly holds its leases. When it could not be renewed in time it waits until
 // it is renewed, or found dead.
 func (s *session) live(ctx context.Context) error {
@@ -149,14 +165,22 @@ func (s *session) ackedUpTo() uint64 {
 	return s.acked
 }
 
-// flushAll reports size and mtime of every file that has news.
+// flushAll has what was written behind written, and reports size and mtime of every file that has news.
 func (s *session) flushAll(ctx context.Context) error {
 	s.mu.Lock()
 	all := make([]*inode, 0, len(s.dirty))
-	for in := range s.dirty {
+	take := func(in *inode) {
 		in.refs++ // pinned, see pin
 		s.unidle(in)
 		all = append(all, in)
+	}
+	for in := range s.dirty {
+		take(in)
+	}
+	for _, in := range s.inodes {
+		if _, dirty := s.dirty[in]; !dirty && in.behind.on.Load() { // its size was reported before it is there
+			take(in)
+		}
 	}
 	s.mu.Unlock()
 	var wg sync.WaitGroup

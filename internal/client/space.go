@@ -81,11 +81,14 @@ func (in *inode) truncate(ctx context.Context, cred *msg.Cred, set *msg.SetAttr)
 	if size < 0 || size > chunk.MaxFileSize {
 		return nil, fserr.FileTooBig
 	}
-	if err := in.drainAll(ctx); err != nil {
-		return nil, err
+	open := in.bar(ctx) // what was taken to be written later while the size is set would be seen to go, and to come back
+	if ctx.Err() != nil {
+		open()
+		return nil, ended(ctx)
 	}
 	hold, err := in.ranges.lock(ctx, 0, lastBlock, true) // our own requests end, and none begins
 	if err != nil {
+		open()
 		return nil, err
 	}
 	if from, to := in.leftover(size); from < to {
@@ -95,6 +98,7 @@ func (in *inode) truncate(ctx context.Context, cred *msg.Cred, set *msg.SetAttr)
 		err = in.flushAttr(ctx, false)
 	}
 	if err != nil {
+		open()
 		in.ranges.unlock(hold)
 		return nil, err
 	}
@@ -110,12 +114,17 @@ func (in *inode) truncate(ctx context.Context, cred *msg.Cred, set *msg.SetAttr)
 	own.mu.Lock()
 	own.writers++ // so that a recall keeps the lease
 	own.mu.Unlock()
+	in.s.changing.Add(1) // so that Suspend and Close wait for the punch that may be owed
 	if !in.s.c.background(func() {
+		defer in.s.changing.Add(-1)
 		attr, err := in.cut(in.s.ctx, cred, set)
+		open()
 		in.ranges.unlock(hold)
 		done <- answer{attr, err}
 		_ = own.closeHandle(in.s.ctx, true) // a size that cannot be reported now stays due
 	}) { // the client was closed: nothing was asked for
+		in.s.changing.Add(-1)
+		open()
 		in.ranges.unlock(hold)
 		_ = own.closeHandle(in.s.ctx, true) // its session is over
 		return nil, fserr.Stale
@@ -147,10 +156,14 @@ func (in *inode) resized(size int64, reply *msg.MetaReply) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	in.forgetLayoutLocked()
+	if size < in.size {
+		in.written = size
+	} else { // what a failed write has left past it is still there
+		in.written = max(in.written, size)
+	}
 	in.size, in.sizeKnown, in.floor = size, in.mode != msg.Mode_SHARED_WRITE, 0
 	in.attrIndex = max(in.attrIndex, reply.Index)
 	in.sizeGen++
-	in.written = size
 	for index := range in.unflushed {
 		if int64(index)*chunk.Size >= size {
 			delete(in.unflushed, index)

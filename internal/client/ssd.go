@@ -24,7 +24,9 @@ import (
 type cachedFile struct {
 	file  atomic.Pointer[readcache.File]
 	trust atomic.Bool // changed with layoutMu held for writing
-	scan  scan
+	// What trust came with; guarded by inode.mu.
+	before, now uint64
+	scan        scan
 }
 
 // trustCacheLocked is called when the mode was given by the metadata server, with what it says of writers: as of before the grant, 0 if it does not know,
@@ -42,6 +44,7 @@ func (in *inode) trustCacheLocked(before, now uint64) {
 	if before == 0 {
 		before = now
 	}
+	in.cached.before, in.cached.now = before, now
 	f := c.File(uint64(in.ino))
 	f.Opened(before, max(in.lease, now), in.mode == msg.Mode_EXCLUSIVE_WRITE)
 	in.cached.file.Store(f)
@@ -88,8 +91,9 @@ func (in *inode) cutCached(size int64) {
 // maxCached is the largest read that is put into the cache, in bytes. Larger ones are sequential, and as fast without.
 const maxCached = 256 << 10
 
-// cache puts whole blocks that were read and verified into the cache. Preconditions: their range lock and layoutMu are held.
-func (in *inode) cache(loc *location, whole chunk.Piece, data []byte) {
+// cache puts whole blocks that were read and verified into the cache. sums are their checksums if data is the caller's, whom a guest may have given memory that
+// it writes to; else nil. Preconditions: their range lock and layoutMu are held.
+func (in *inode) cache(loc *location, whole chunk.Piece, data []byte, sums []uint32) {
 	f := in.believed()
 	if f == nil || in.s.ctx.Err() != nil {
 		return
@@ -100,7 +104,7 @@ func (in *inode) cache(loc *location, whole chunk.Piece, data []byte) {
 		f.Streamed(len(data))
 		return
 	}
-	f.Fill(blocksOf(loc, whole.Offset), data[:whole.Length])
+	f.Fill(blocksOf(loc, whole.Offset), data[:whole.Length], sums)
 }
 
 // scan finds out which reads are part of a sequential stream.

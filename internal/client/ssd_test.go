@@ -115,6 +115,32 @@ func TestReadCache(t *testing.T) {
 	}
 }
 
+// TestReadCacheOfChangingMemory: a read into memory that a guest writes to at the same time has the right checksums at one moment, and puts other bytes into the
+// cache a moment later: these are not kept.
+func TestReadCacheOfChangingMemory(t *testing.T) {
+	w := newWorld(t, 1, 1, 1, 1)
+	cache := ssd(t, t.TempDir())
+	c := w.dial(t, withCache(cache))
+	f := create(t, c, "f")
+	p := fill(3*chunk.BlockSize, 1)
+	write(t, f, p, 0)
+	loc, _ := f.in.lookup(0)
+	changed := bytes.Clone(p)
+	changed[5000] ^= 1
+	f.in.layoutMu.RLock()
+	f.in.cache(loc, chunk.Piece{Length: uint32(len(p))}, changed, chunk.AppendSums(nil, 0, p))
+	f.in.layoutMu.RUnlock()
+	eventually(t, "the fill to be looked at", func() bool { st := cache.Stats(); return st.Overtaken+st.Filled > 0 })
+	if got := read(t, f, 0, len(p)); !bytes.Equal(got, p) {
+		t.Error("the cache has bytes that were never written")
+	}
+	filled(t, cache, 3)
+	asked := w.reads()
+	if got := read(t, f, 0, len(p)); !bytes.Equal(got, p) || w.reads() != asked {
+		t.Error("what is right is not in the cache")
+	}
+}
+
 // upgraded has the metadata server tell a mount that nobody else has the file any more.
 func upgraded(t *testing.T, w *world, c *Client, f *File, mode msg.Mode) {
 	t.Helper()

@@ -16,9 +16,9 @@ const stallAgain = time.Minute
 
 // Stall is something that operations have waited for longer than Options.StallAfter.
 type Stall struct {
-	What       string // such as "replicas inode=3"
-	Since      time.Time
-	Operations int // that wait for it now
+	What       string    `json:"what"` // such as "replicas inode=3"
+	Since      time.Time `json:"since"`
+	Operations int       `json:"operations"` // that wait for it now
 }
 
 // stalls are what operations wait for. Many that wait for one thing are one stall, which is logged when it begins, once a minute, and when it ends.

@@ -59,6 +59,7 @@ func (in *inode) writeOnce(ctx context.Context, p []byte, off int64, appending b
 		return nil
 	}
 	n := int64(len(p))
+	in.habit.writes()
 	if err := in.s.c.roomToGiveUp(ctx); err != nil {
 		return err
 	}

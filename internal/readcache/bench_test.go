@@ -18,7 +18,7 @@ func hit(t testing.TB) (f *File, b Blocks, buf []byte) {
 	f = c.File(1)
 	f.Opened(0, 5, true)
 	b = Blocks{Chunk: one.chunk, First: one.block}
-	f.Fill(b, contentOf(one, 1))
+	f.Fill(b, contentOf(one, 1), nil)
 	for end := time.Now().Add(time.Minute); c.filled.Load() == 0 && time.Now().Before(end); time.Sleep(time.Millisecond) {
 	}
 	return f, b, disk.AlignedBuffer(chunk.BlockSize)

@@ -71,6 +71,9 @@ type store struct {
 	unlock      func() error
 	refs        atomic.Int32
 	onClose     func()
+
+	laying sync.Mutex
+	laid   atomic.Int64 // bytes of data that have room on the disk, or were passed over; changed with laying held
 }
 
 func (s *store) hold() bool {

@@ -56,6 +56,7 @@ func (c *Cache) Resize(bytes int64) error {
 		err = st.index.Sync()
 	}
 	if err == nil && n < was {
+		st.shorten(int64(n) * slotBytes)
 		err = c.sizeTo(st, n)
 	}
 	if err != nil {
@@ -98,6 +99,9 @@ func (c *Cache) gather(st *store, n int) {
 			free = free[:len(free)-1]
 			if _, err := st.data.ReadAt(j.room, int64(s.number(uint32(i)))*slotBytes); err != nil {
 				continue
+			}
+			if err := st.lay(s.number(to)); err != nil {
+				return
 			}
 			if _, err := st.data.WriteAt(j.room, int64(s.number(to))*slotBytes); err != nil {
 				return // what is not moved goes
@@ -203,6 +207,7 @@ func (c *Cache) copyTo(ctx context.Context, from, to *store) error {
 			if _, err := to.data.WriteAt(j.room, at); err != nil {
 				return err
 			}
+			to.pass(at + slotBytes)
 		}
 	}
 	c.table.Lock()

@@ -100,7 +100,7 @@ func (b *bed) want(f *File, c cell, change uint64, hit bool) {
 }
 
 func fill(f *File, c cell, change uint64) {
-	f.Fill(Blocks{Chunk: c.chunk, First: c.block}, contentOf(c, change))
+	f.Fill(Blocks{Chunk: c.chunk, First: c.block}, contentOf(c, change), nil)
 }
 
 func invalidate(f *File, c cell) {
@@ -326,7 +326,7 @@ func TestShared(t *testing.T) {
 	clone.Opened(0, 6, true)
 	at := Blocks{Chunk: 77, First: 8}
 	c := cell{0, 77, 8}
-	golden.fill(Shared, at, contentOf(c, 1))
+	golden.fill(Shared, at, contentOf(c, 1), nil)
 	b.settle()
 	var op Op
 	buf := disk.AlignedBuffer(chunk.BlockSize)

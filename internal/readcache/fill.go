@@ -23,6 +23,9 @@ type job struct {
 	ticket uint64
 	data   []byte // of room
 	room   []byte
+
+	checked bool // data must have these checksums
+	want    [slotBlocks]uint32
 }
 
 var jobs = sync.Pool{New: func() any { return &job{room: disk.AlignedBuffer(slotBytes)} }}
@@ -77,29 +80,36 @@ func (c *Cache) stopWriters() {
 func (c *Cache) stripe(h uint64) int { return int(h >> 16 % stripes) }
 
 // Fill puts blocks that were read and verified into the cache, soon, if there is room in the queue. The caller has them as they are now, and
-// will call Invalidate before they change: what it invalidates after this call is not put in.
-func (f *File) Fill(b Blocks, data []byte) {
+// will call Invalidate before they change: what it invalidates after this call is not put in. sums are the checksums of the blocks, as of chunk.AppendSums, if somebody
+// else may write to the memory of data meanwhile: what has others then is not put in either. nil: nobody may.
+func (f *File) Fill(b Blocks, data []byte, sums []uint32) {
 	if f == nil || !f.c.usable.Load() {
 		return
 	}
 	if era := f.era.Load(); era != Shared {
-		f.fill(era, b, data)
+		f.fill(era, b, data, sums)
 	}
 }
 
-func (f *File) fill(era uint64, b Blocks, data []byte) {
+func (f *File) fill(era uint64, b Blocks, data []byte, sums []uint32) {
 	c := f.c
 	for len(data) > 0 {
 		at := int(b.First % slotBlocks)
 		n := min(len(data), (slotBlocks-at)*chunk.BlockSize)
 		k := key{chunk: b.Chunk, gen: generation(era, b.Lost), place: b.First / slotBlocks}
-		c.queue(f, era, k, at, data[:n])
+		blocks := n / chunk.BlockSize
+		if sums == nil {
+			c.queue(f, era, k, at, data[:n], nil)
+		} else {
+			c.queue(f, era, k, at, data[:n], sums[:blocks])
+			sums = sums[blocks:]
+		}
 		data = data[n:]
-		b.First += uint32(n / chunk.BlockSize)
+		b.First += uint32(blocks)
 	}
 }
 
-func (c *Cache) queue(f *File, era uint64, k key, at int, data []byte) {
+func (c *Cache) queue(f *File, era uint64, k key, at int, data []byte, sums []uint32) {
 	if c.queued.Add(int64(len(data))) > c.o.QueueBytes {
 		c.queued.Add(-int64(len(data)))
 		c.skipped.Add(1)
@@ -109,6 +119,8 @@ func (c *Cache) queue(f *File, era uint64, k key, at int, data []byte) {
 	j.f, j.era, j.key, j.hash, j.first = f, era, k, k.hash(), at
 	j.ticket = c.stripes[c.stripe(j.hash)].Load()
 	j.data = j.room[:copy(j.room, data)]
+	j.checked = sums != nil
+	copy(j.want[:], sums)
 	c.off.RLock()
 	sent := false
 	if c.writers != nil {
@@ -139,9 +151,13 @@ func (c *Cache) put(j *job) {
 	if !c.usable.Load() {
 		return
 	}
+	n := len(j.data) / chunk.BlockSize
+	if j.checked && chunk.VerifySums(j.want[:n], 0, j.data) >= 0 {
+		c.overtaken.Add(1)
+		return
+	}
 	st := c.store.Load()
 	s := &c.shards[j.hash%shards]
-	n := len(j.data) / chunk.BlockSize
 	bits := uint8((1<<n - 1) << j.first)
 	s.mu.Lock()
 	if !c.current(j) {
@@ -163,7 +179,10 @@ func (c *Cache) put(j *job) {
 	s.slots[i].busy = true
 	number := s.number(i)
 	s.mu.Unlock()
-	_, err := st.data.WriteAt(j.data, int64(number)*slotBytes+int64(j.first)*chunk.BlockSize)
+	err := st.lay(number)
+	if err == nil {
+		_, err = st.data.WriteAt(j.data, int64(number)*slotBytes+int64(j.first)*chunk.BlockSize)
+	}
 	var sums [slotBlocks]uint64
 	for k := range n {
 		sums[k] = sumOf(j.data[k*chunk.BlockSize:][:chunk.BlockSize], c.head.salt(), j.key, j.first+k)

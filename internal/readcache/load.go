@@ -156,6 +156,7 @@ func (c *Cache) take(st *store, old *header) error {
 		*at = slot{key: f.r.key, version: f.r.version, valid: f.r.valid, sums: f.r.sums, dirty: f.less}
 		s.enqueue(i, f.r.queue)
 		s.link(i)
+		st.pass(int64(f.n+1) * slotBytes)
 		c.version.Store(max(c.version.Load(), f.r.version))
 	}
 	for i := range c.shards {

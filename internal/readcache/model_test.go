@@ -195,7 +195,11 @@ func (w *world) read(c cell, n int) {
 		x := cell{c.ino, c.chunk, c.block + uint32(i)}
 		copy(buf[i*chunk.BlockSize:], contentOf(x, w.changes[x]))
 	}
-	h.f.Fill(b, buf)
+	var sums []uint32
+	if w.rng.Intn(2) == 0 {
+		sums = chunk.AppendSums(nil, 0, buf)
+	}
+	h.f.Fill(b, buf, sums)
 }
 
 func (w *world) write(c cell, n int) {

@@ -18,7 +18,7 @@ type counts struct {
 	hitBytes, missBytes  atomic.Uint64
 	filled, evicted      atomic.Uint64 // blocks, slots
 	invalidated          atomic.Uint64 // blocks
-	skipped, overtaken   atomic.Uint64 // fills that found no room in the queue; that were invalidated before they were written
+	skipped, overtaken   atomic.Uint64 // fills that found no room in the queue; that were invalidated, or whose memory was changed, before they were written
 	damaged, readErrors  atomic.Uint64
 	streamed, streamByte atomic.Uint64 // reads that were part of a sequential stream and not admitted
 }

@@ -69,8 +69,8 @@ func newConfig(rng *rand.Rand) config {
 	c.punches, c.cuts = draw(rng, 0, 10, 30), draw(rng, 0, 0, 8)
 	c.ops = draw(rng, 20, 50, 150)
 	c.think = draw(rng, min(20*time.Millisecond, 2*c.active/time.Duration(c.ops)), 2*c.active/time.Duration(c.ops))
-	if c.family == loneFamily && c.replicas == "1:1" {
-		c.replicas = "2:1" // another must have what the one loses
+	if c.family == loneFamily {
+		c.replicas = "3:2" // another must have what the one loses, and with a minimum of 1 all others may be dropped
 	}
 	if c.shared {
 		c.clients = max(2, c.clients)

@@ -320,7 +320,7 @@ func (l *listener) closeLocked() {
 func (l *listener) Addr() net.Addr { return address(l.addr) }
 
 // Dial implements wire.Network.
-func (h *host) Dial(ctx context.Context, addr string) (net.Conn, error) {
+func (h *host) Dial(ctx context.Context, addr string, _ wire.Class) (net.Conn, error) {
 	n := h.n
 	ip, _, err := net.SplitHostPort(addr)
 	if err != nil {

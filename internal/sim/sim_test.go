@@ -95,6 +95,9 @@ func TestChild(t *testing.T) {
 			say("begin", seed)
 			var story bytes.Buffer
 			o := Options{Seed: seed, Log: &story, All: os.Getenv(allEnv) != "", meddle: bugs[bug], incline: inclined[bug]}
+			if o.meddle == nil {
+				o.meddle = inclining[bug]
+			}
 			o.Begin = func() {
 				//lint:ignore SA1019 for what Raft draws; child sets GODEBUG so that it has an effect
 				rand.Seed(int64(seed))

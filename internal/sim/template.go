@@ -68,10 +68,10 @@ func (x *template) metaOptions(i int, d disk.FS, h *host, log *slog.Logger) mds.
 	}
 }
 
-func (x *template) serverOptions(i int, d disk.FS, h *host, log *slog.Logger) cs.Options {
+func (x *template) serverOptions(i, boot int, d disk.FS, h *host, log *slog.Logger) cs.Options {
 	return cs.Options{
 		FS: d, Dir: "/cs", Addr: serverIP(i) + ":2511", Metas: []string{metaAddr(0)}, Host: serverIP(i), Logger: log, Network: h,
-		Memory: cs.MinMemory, Reactors: -1, LocalChunks: -1, Store: store.Options{Stages: 2, ScrubRate: -1},
+		Memory: cs.MinMemory, Reactors: -1, LocalChunks: -1, Store: store.Options{Stages: 2, ScrubRate: -1, Boot: fmt.Sprint("boot ", boot)},
 	}
 }
 
@@ -120,7 +120,7 @@ func (x *template) make(ctx context.Context) error {
 		if err := d.MkdirAll("/cs"); err != nil {
 			return err
 		}
-		o := x.serverOptions(i, d, n.start(serverIP(i)), log)
+		o := x.serverOptions(i, 0, d, n.start(serverIP(i)), log)
 		if _, err := cs.Init(ctx, o); err != nil {
 			return err
 		}

@@ -128,6 +128,7 @@ type process struct {
 	ip   string
 	d    *disk.Faulty
 	dead int // crashes
+	boot int // losses of power
 	op   chan struct{}
 	h    *host
 	up   bool
@@ -154,6 +155,7 @@ func (p *process) crash(power bool) {
 	old.PowerOff()
 	p.w.net.stop(p.h, power)
 	if power {
+		p.boot++
 		p.d.Crash(rand.New(rand.NewSource(int64(mix(mixString(p.w.o.Seed, p.name), uint64(p.dead))))))
 	}
 	p.w.ending.Go(p.kill)
@@ -215,7 +217,7 @@ func (s *serverNode) start() {
 		return
 	}
 	s.h = s.w.net.start(s.ip)
-	srv, err := cs.Open(s.w.x.serverOptions(s.i, s.d, s.h, s.w.logger(s.name)))
+	srv, err := cs.Open(s.w.x.serverOptions(s.i, s.boot, s.d, s.h, s.w.logger(s.name)))
 	if err != nil {
 		s.w.fault("%s does not start: %v", s.name, err)
 		return

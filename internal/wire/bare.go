@@ -19,8 +19,8 @@ func DialBare(ctx context.Context, addr string, hello *msg.Hello, o Options) (nc
 	if o.Network != nil {
 		network = o.Network
 	}
-	if nc, err = network.Dial(ctx, addr); err != nil {
-		return nil, nil, nil, fmt.Errorf("%w: %w", fserr.Unavailable, err)
+	if nc, err = connect(ctx, network, addr, o); err != nil {
+		return nil, nil, nil, err
 	}
 	c := newConn(nc, bufio.NewReaderSize(nc, maxHello), o)
 	defer c.cancel()
@@ -46,10 +46,10 @@ type Answer struct {
 	bodyCRC uint32
 }
 
-// DecodeAnswer decodes the header that begins b, which has HeaderSize bytes at least. Errors wrap fserr.Protocol: the connection is to be
+// DecodeAnswer decodes the header that begins b, which has HeaderSize bytes at least, on a connection whose Keys.Receive is key. Errors wrap fserr.Protocol: the connection is to be
 // ended. Requests are an error too.
-func DecodeAnswer(b []byte) (Answer, error) {
-	var h header
+func DecodeAnswer(b []byte, key uint32) (Answer, error) {
+	h := header{key: key}
 	if err := h.decode(b[:headerSize]); err != nil {
 		return Answer{}, err
 	}

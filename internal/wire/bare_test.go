@@ -53,7 +53,7 @@ func TestDialBare(t *testing.T) {
 		t.Fatal(err)
 	}
 	body, data := []byte("body"), []byte("some data")
-	b := AppendRequest(nil, Read, ClassGuest, 3, 99, body, len(data))
+	b := AppendRequest(nil, Read, ClassGuest, 3, 99, body, len(data), 0)
 	if _, err := nc.Write(append(b, data...)); err != nil {
 		t.Fatal(err)
 	}
@@ -61,7 +61,7 @@ func TestDialBare(t *testing.T) {
 	if _, err := io.ReadFull(nc, got); err != nil {
 		t.Fatal(err)
 	}
-	a, err := DecodeAnswer(got)
+	a, err := DecodeAnswer(got, 0)
 	if err != nil || a.Type != Read || a.Code != fserr.OK || a.Epoch != 3 || a.ID != 99 || a.Body != len(body) || a.Data != len(data) {
 		t.Fatalf("%+v, %v", a, err)
 	}
@@ -71,11 +71,11 @@ func TestDialBare(t *testing.T) {
 	if err := a.CheckBody(data); !errors.Is(err, fserr.Protocol) {
 		t.Errorf("wrong body: %v", err)
 	}
-	if _, err := DecodeAnswer(b); !errors.Is(err, fserr.Protocol) {
+	if _, err := DecodeAnswer(b, 0); !errors.Is(err, fserr.Protocol) {
 		t.Errorf("a request was taken for an answer: %v", err)
 	}
 	got[9] ^= 1
-	if _, err := DecodeAnswer(got); !errors.Is(err, fserr.Protocol) {
+	if _, err := DecodeAnswer(got, 0); !errors.Is(err, fserr.Protocol) {
 		t.Errorf("damaged header: %v", err)
 	}
 	refuse.Store(true)

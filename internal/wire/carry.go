@@ -77,25 +77,26 @@ func (c *Conn) Handle(f *Frame) {
 // InFlight is the number of requests that may be handled at once.
 func (c *Conn) InFlight() int { return cap(c.slots) }
 
-// DecodeHeader makes f the frame whose header begins b, but for its body and data, whose lengths it returns. Errors wrap
+// DecodeHeader makes f the frame whose header begins b, on a connection with these keys, but for its body and data, whose lengths it returns. Errors wrap
 // fserr.Protocol: the connection is to be ended. Answers are an error too, since a carrier's connections do not ask.
-func (f *Frame) DecodeHeader(b []byte) (body, data int, err error) {
-	var h header
+func (f *Frame) DecodeHeader(b []byte, keys Keys) (body, data int, err error) {
+	h := header{key: keys.Receive}
 	if err := h.decode(b[:headerSize]); err != nil {
 		return 0, 0, err
 	}
 	if h.answer {
 		return 0, 0, fmt.Errorf("answer of type %d to no request: %w", h.typ, fserr.Protocol)
 	}
-	*f = Frame{Type: h.typ, Class: h.class, Epoch: h.epoch, Code: h.code, id: h.id, bodyCRC: h.bodyCRC}
+	*f = Frame{Type: h.typ, Class: h.class, Epoch: h.epoch, Code: h.code, id: h.id, bodyCRC: h.bodyCRC, key: keys.Send}
 	return int(h.bodyLen), int(h.dataLen), nil
 }
 
-// AppendRequest appends the header and body of a request with data bytes of data, which is to follow, for who writes frames without a Conn.
-func AppendRequest(b []byte, t Type, class Class, epoch id.Epoch, reqID uint64, body []byte, data int) []byte {
+// AppendRequest appends the header and body of a request with data bytes of data, which is to follow, for who writes frames without a Conn. key is
+// Keys.Send of the connection.
+func AppendRequest(b []byte, t Type, class Class, epoch id.Epoch, reqID uint64, body []byte, data int, key uint32) []byte {
 	h := header{
 		typ: t, class: class, id: reqID, epoch: epoch,
-		bodyLen: uint32(len(body)), dataLen: uint32(data), bodyCRC: crc32.Checksum(body, castagnoli),
+		bodyLen: uint32(len(body)), dataLen: uint32(data), bodyCRC: crc32.Checksum(body, castagnoli), key: key,
 	}
 	return appendFrame(b, &h, body)
 }
@@ -117,7 +118,7 @@ func (f *Frame) AppendAnswer(b []byte, code fserr.Code, sums []uint32, data int)
 	body := b[at+headerSize:]
 	h := header{
 		typ: f.Type, class: f.Class, answer: true, id: f.id, epoch: f.Epoch, code: code,
-		bodyLen: uint32(len(body)), dataLen: uint32(data), bodyCRC: crc32.Checksum(body, castagnoli),
+		bodyLen: uint32(len(body)), dataLen: uint32(data), bodyCRC: crc32.Checksum(body, castagnoli), key: f.key,
 	}
 	h.encode(b[at : at+headerSize])
 	return b

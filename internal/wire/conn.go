@@ -26,6 +26,7 @@ import (
 
 	"varve/internal/fserr"
 	"varve/internal/id"
+	"varve/internal/wire/msg"
 )
 
 // ErrClosed is what calls on a connection that has ended return, wrapped with the reason.
@@ -47,6 +48,7 @@ type Frame struct {
 	pooled  bool
 	kept    bool   // of requests: serve gives it back to frames
 	bodyCRC uint32 // of DecodeHeader
+	key     uint32 // of its answer, the same
 }
 
 // frames are for requests. Those of answers are their callers'.
@@ -94,6 +96,13 @@ type Options struct {
 	InFlight     int           // requests handled at once; default 256
 	WriteTimeout time.Duration // a peer that takes nothing for so long is cut off; default 10 s
 	Network      Network       // of Dial; default TCP
+	Class        Class         // of Dial: what the connection is for
+	Way          int           // of Dial: which of several connections to the peer for the same, from 1: they are spread over the links; 0: the only one
+	// Connected, if set, is called by Dial between connecting and the hello: what it does then delays the connection, but no longer than it takes to
+	// be greeted. An error ends the attempt, and is returned wrapped.
+	Connected func() error
+	// Greeted, if set, is called by Dial with the answer to the hello, before the peer may ask anything. An error ends the attempt, and is returned wrapped.
+	Greeted func(c *Conn, reply *msg.HelloReply) error
 }
 
 // Call is a request under way.
@@ -126,6 +135,7 @@ type Conn struct {
 	link    Link  // if it is carried; set before anything is received, and not changed afterwards
 
 	remote, local string // addresses
+	keys          Keys
 
 	// Value is the server's own data about the peer, set in the handshake and not changed afterwards.
 	Value any
@@ -148,7 +158,7 @@ func newConn(nc net.Conn, br *bufio.Reader, o Options) *Conn {
 		nc: nc, br: br, slots: make(chan struct{}, o.InFlight),
 		ctx: ctx, cancel: cancel, readEnd: make(chan struct{}), pending: make(map[uint64]*Call),
 		out:    sender{nc: nc, timeout: o.WriteTimeout},
-		remote: nc.RemoteAddr().String(), local: nc.LocalAddr().String(),
+		remote: nc.RemoteAddr().String(), local: nc.LocalAddr().String(), keys: KeysOf(nc),
 	}
 }
 
@@ -395,6 +405,9 @@ func readFrame(c *Conn, br *bufio.Reader, nc net.Conn, maxBody, maxData uint32) 
 		return nil, false, err
 	}
 	var h header
+	if c != nil {
+		h.key = c.keys.Receive
+	}
 	if err := h.decode(b); err != nil {
 		return nil, false, err
 	}

@@ -41,8 +41,14 @@ const (
 	Forwarded
 	// Settled: with Forwarded; the blocks as the first replica has them, and which ordered changes are in them.
 	Settled
+	// Durable: a Write of a client, answered when it is on stable media, and with it all that was written to the chunk before. Only for servers that
+	// take it (HelloReply.takes).
+	Durable
 	dataFlagsEnd
 )
+
+// Takes are the flags that a server of this version takes beyond those that all do, for HelloReply.
+const Takes = uint32(Durable)
 
 // MaxForward is the length of the forward list: replicas minus one.
 const MaxForward = 4

@@ -24,7 +24,7 @@ import (
 //	32     4    length of the data, at most MaxData
 //	36     4    CRC32C of the body
 //	40     4    reserved, zero
-//	44     4    CRC32C of bytes 0 to 43
+//	44     4    CRC32C of bytes 0 to 43, XOR the secret of this direction of the connection, if it has one (Keys)
 //
 // The data is covered by the block checksums in the body (data.go). A header with a wrong checksum, a reserved
 // bit set, an unknown flag or a length over its limit ends the connection: where the next frame starts is not known.
@@ -76,6 +76,13 @@ const (
 	SetTier        Type = 45
 	WhatIf         Type = 48
 
+	// To the metadata server, about who may speak.
+	Trust            Type = 80
+	Revoke           Type = 81
+	ListCertificates Type = 82
+	ChangeSecurity   Type = 83 // Empty
+	SecureStatus     Type = 84
+
 	// From the metadata server to a client.
 	Callback Type = 40
 
@@ -96,6 +103,9 @@ const (
 	Punch Type = 62
 	Flush Type = 63
 
+	// To a chunk server, of a session.
+	ShowCapability Type = 64 // answered with Empty
+
 	// To a chunk server: protobuf. ChunkSeek carries the chunk's epoch in the frame header.
 	ChunkTable  Type = 70
 	ChunkSeek   Type = 71
@@ -103,6 +113,13 @@ const (
 	ChunkVerify Type = 73
 	StoreStat   Type = 74
 	Scrub       Type = 75 // answered with ScrubStat
+
+	// To any member: how the network between them is (package netcheck).
+	NetInfo  Type = 90
+	NetEcho  Type = 91 // with data either way
+	NetProbe Type = 92
+	NetTest  Type = 93
+	NetRelay Type = 94 // to the leader
 )
 
 // Class is the kind of traffic, most urgent first.
@@ -133,6 +150,7 @@ type header struct {
 	bodyLen uint32
 	dataLen uint32
 	bodyCRC uint32
+	key     uint32 // mixed into the checksum
 }
 
 func (h *header) encode(b []byte) {
@@ -153,16 +171,17 @@ func (h *header) encode(b []byte) {
 	le.PutUint32(b[32:], h.dataLen)
 	le.PutUint32(b[36:], h.bodyCRC)
 	le.PutUint32(b[40:], 0)
-	le.PutUint32(b[44:], crc32.Checksum(b[:44], castagnoli))
+	le.PutUint32(b[44:], crc32.Checksum(b[:44], castagnoli)^h.key)
 }
 
+// decode makes h the header that b begins with, by the key that h has.
 func (h *header) decode(b []byte) error {
 	_ = b[headerSize-1]
 	le := binary.LittleEndian
 	if got := le.Uint32(b[0:]); got != magic {
 		return fmt.Errorf("frame magic %08x, want %08x: %w", got, magic, fserr.Protocol)
 	}
-	if got, want := le.Uint32(b[44:]), crc32.Checksum(b[:44], castagnoli); got != want {
+	if got, want := le.Uint32(b[44:])^h.key, crc32.Checksum(b[:44], castagnoli); got != want {
 		return fmt.Errorf("frame header checksum %08x, want %08x: %w", got, want, fserr.Protocol)
 	}
 	*h = header{
@@ -175,6 +194,7 @@ func (h *header) decode(b []byte) error {
 		bodyLen: le.Uint32(b[28:]),
 		dataLen: le.Uint32(b[32:]),
 		bodyCRC: le.Uint32(b[36:]),
+		key:     h.key,
 	}
 	switch {
 	case b[7]&^flagAnswer != 0 || le.Uint16(b[26:]) != 0 || le.Uint32(b[40:]) != 0 || h.class >= classEnd:

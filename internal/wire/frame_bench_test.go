@@ -20,10 +20,10 @@ func BenchmarkFrame(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				own = req.Append(own[:0])
-				head = AppendRequest(head[:0], Write, ClassGuest, 3, 1, own, size)
+				head = AppendRequest(head[:0], Write, ClassGuest, 3, 1, own, size, 0)
 			}
 		})
-		whole := append(AppendRequest(nil, Write, ClassGuest, 3, 1, body, size), data...)
+		whole := append(AppendRequest(nil, Write, ClassGuest, 3, 1, body, size, 0), data...)
 		b.Run(fmt.Sprintf("op=read/size=%d", size), func(b *testing.B) {
 			var got DataRequest
 			in := bytes.NewReader(whole)
@@ -48,7 +48,7 @@ func BenchmarkFrame(b *testing.B) {
 			var got DataRequest
 			b.ReportAllocs()
 			for b.Loop() {
-				n, _, err := f.DecodeHeader(whole)
+				n, _, err := f.DecodeHeader(whole, Keys{})
 				if err == nil {
 					err = f.CheckBody(whole[headerSize : headerSize+n])
 				}

@@ -9,13 +9,16 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"varve/internal/fserr"
+	"varve/internal/pki"
 	"varve/internal/wire/msg"
 )
 
@@ -36,20 +39,88 @@ func setUserTimeout(_, _ string, rc syscall.RawConn) error {
 
 // Network makes the connections of one process.
 type Network interface {
-	// Dial connects to an address.
-	Dial(ctx context.Context, addr string) (net.Conn, error)
+	// Dial connects to an address, for traffic of a class: heartbeats and metadata are control connections, the others carry data.
+	Dial(ctx context.Context, addr string, class Class) (net.Conn, error)
 	// Listen listens on one.
 	Listen(ctx context.Context, addr string) (net.Listener, error)
 }
 
 // TCP is the Network that is used if none is given. Multipath TCP is off, since it hides the socket from eBPF.
-type TCP struct{}
+type TCP struct {
+	// Bind, if set, chooses where a connection leaves this host: from which address and port, and through which interface. A zero address or
+	// port, or no name, leaves that to the kernel. It is called for each attempt, with what the name that is dialled stands for, and must not block.
+	Bind BindFunc
+	// Spread, if set, chooses the ports that Bind leaves open.
+	Spread SpreadFunc
+}
 
-var _ Network = TCP{}
+// BindFunc chooses where a connection leaves, see TCP.
+type BindFunc = func(class Class, remote netip.AddrPort) (local netip.AddrPort, device string)
+
+// Binder is a Network whose connections can be told where to leave. One that wraps another hands it on.
+type Binder interface {
+	Network
+	// WithBind returns the Network with bind for the addresses from which it dials.
+	WithBind(bind BindFunc) Network
+}
+
+// Bound returns the network with bind, or as it is if it dials from nowhere in particular.
+func Bound(n Network, bind BindFunc) Network {
+	if b, ok := n.(Binder); ok {
+		return b.WithBind(bind)
+	}
+	return n
+}
+
+var _ Binder = TCP{}
+
+// WithBind implements Binder. What chose before does not any more; ports that bind leaves open are Spread's, as before.
+func (n TCP) WithBind(bind BindFunc) Network {
+	n.Bind = bind
+	return n
+}
 
 // Dial implements Network.
-func (TCP) Dial(ctx context.Context, addr string) (net.Conn, error) {
-	d := net.Dialer{Timeout: handshakeTimeout, Control: setUserTimeout}
+func (n TCP) Dial(ctx context.Context, addr string, class Class) (net.Conn, error) {
+	if n.Spread != nil {
+		return n.dialSpread(ctx, addr, class)
+	}
+	return n.dial(ctx, addr, class, nil)
+}
+
+// dial connects. If bound is not nil, it says whether the port was Spread's.
+func (n TCP) dial(ctx context.Context, addr string, class Class, bound *atomic.Bool) (net.Conn, error) {
+	prepare := func(network, remote string, rc syscall.RawConn) error {
+		mark(rc, class) // from the first packet on
+		return setUserTimeout(network, remote, rc)
+	}
+	d := net.Dialer{Timeout: handshakeTimeout, Control: prepare}
+	if n.Bind != nil || n.Spread != nil {
+		d.Control = func(network, remote string, rc syscall.RawConn) error {
+			if err := prepare(network, remote, rc); err != nil {
+				return err
+			}
+			to, err := netip.ParseAddrPort(remote)
+			if err != nil {
+				return fmt.Errorf("dial %s: %w", remote, err)
+			}
+			var from netip.AddrPort
+			var device string
+			if n.Bind != nil {
+				from, device = n.Bind(class, to)
+			}
+			if n.Spread != nil && from.Port() == 0 {
+				done, err := n.spread(rc, class, wayOf(ctx), from, to, device)
+				if bound != nil {
+					bound.Store(done)
+				}
+				if done || err != nil {
+					return err
+				}
+			}
+			return bindTo(rc, to, from, device)
+		}
+	}
 	d.SetMultipathTCP(false)
 	return d.DialContext(ctx, "tcp", addr)
 }
@@ -78,12 +149,15 @@ func Dial(ctx context.Context, addr string, hello *msg.Hello, h Handler, o Optio
 	if o.Network != nil {
 		network = o.Network
 	}
-	nc, err := network.Dial(ctx, addr)
+	nc, err := connect(ctx, network, addr, o)
 	if err != nil {
-		return nil, nil, fmt.Errorf("%w: %w", fserr.Unavailable, err)
+		return nil, nil, err
 	}
 	c := newConn(nc, bufio.NewReaderSize(nc, readBuffer), o)
 	reply, err := c.sayHello(ctx, hello)
+	if err == nil && o.Greeted != nil {
+		err = o.Greeted(c, reply)
+	}
 	if err != nil {
 		c.Close()
 		return nil, nil, fmt.Errorf("handshake with %s: %w", addr, err)
@@ -109,7 +183,10 @@ func (c *Conn) sayHello(ctx context.Context, hello *msg.Hello) (*msg.HelloReply,
 	if err := c.write(&Frame{Type: Hello, Body: body}, 0, false); err != nil {
 		return nil, fmt.Errorf("%w: %w", fserr.Unavailable, err)
 	}
-	f, answer, err := readFrame(nil, c.br, nil, maxHello, 0)
+	if err := lookForAlert(c.br); err != nil {
+		return nil, err
+	}
+	f, answer, err := readFrame(c, c.br, nil, maxHello, 0)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", fserr.Unavailable, err)
 	}
@@ -142,6 +219,8 @@ type Server struct {
 	// MaxConns bounds the connections, handshakes included. Default: 8,192.
 	MaxConns int
 
+	refused pki.Refusals
+
 	mu     sync.Mutex
 	conns  map[*Conn]struct{}
 	closed bool
@@ -162,7 +241,7 @@ func (s *Server) Serve(l net.Listener) error {
 			if errors.Is(err, net.ErrClosed) {
 				return nil
 			}
-			if ne, ok := err.(net.Error); ok && ne.Timeout() || errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ECONNABORTED) {
+			if Passes(err) {
 				s.Logger.Warn("accept failed, going on", "err", err)
 				time.Sleep(50 * time.Millisecond)
 				continue
@@ -208,7 +287,7 @@ func (s *Server) handshake(c *Conn) {
 		if err == io.EOF {
 			level = slog.LevelDebug // connected and left without a word, as port checks do
 		}
-		s.Logger.Log(c.ctx, level, "connection refused", "peer", c.RemoteAddr(), "err", err)
+		s.refused.Log(s.Logger, level, "connection refused", c.RemoteAddr(), "err", err)
 		c.Close()
 		close(c.readEnd) // nothing was ever read for a handler: Quiesce need not wait
 		return
@@ -228,7 +307,7 @@ func (s *Server) greet(c *Conn) (Handler, error) {
 	if err := c.nc.SetReadDeadline(time.Now().Add(handshakeTimeout)); err != nil {
 		return nil, err
 	}
-	f, answer, err := readFrame(nil, c.br, nil, maxHello, 0)
+	f, answer, err := readFrame(c, c.br, nil, maxHello, 0)
 	if err != nil {
 		return nil, err
 	}

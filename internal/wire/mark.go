@@ -24,14 +24,16 @@ func (c *Conn) Mark(class Class) { Mark(c.nc, class) }
 
 // Mark is Conn.Mark for a connection that does not speak our frames.
 func Mark(c net.Conn, class Class) {
-	sc, ok := c.(syscall.Conn)
+	sc, ok := socketOf(c)
 	if !ok {
 		return
 	}
-	rc, err := sc.SyscallConn()
-	if err != nil {
-		return
+	if rc, err := sc.SyscallConn(); err == nil {
+		mark(rc, class)
 	}
+}
+
+func mark(rc syscall.RawConn, class Class) {
 	tos := int(class.DSCP()) << 2
 	_ = rc.Control(func(fd uintptr) {
 		// The type of service first: setting it also sets the priority.

@@ -42,7 +42,7 @@ type sender struct {
 func (c *Conn) write(f *Frame, reqID uint64, answer bool) error {
 	h := header{
 		typ: f.Type, class: f.Class, answer: answer, id: reqID, epoch: f.Epoch, code: f.Code,
-		bodyLen: uint32(len(f.Body)), dataLen: uint32(len(f.Data)), bodyCRC: crc32.Checksum(f.Body, castagnoli),
+		bodyLen: uint32(len(f.Body)), dataLen: uint32(len(f.Data)), bodyCRC: crc32.Checksum(f.Body, castagnoli), key: c.keys.Send,
 	}
 	if c.link != nil { // only handlers write then, which began after it was set
 		return writeLink(c.link, &h, f.Body, f.Data)
@@ -96,7 +96,7 @@ func (s *sender) flush() error {
 			s.mu.Unlock()
 			return nil
 		}
-		s.queue = s.spare[:0]
+		s.queue, s.spare = s.spare[:0], nil
 		s.mu.Unlock()
 		err := s.setDeadline()
 		if err == nil {
@@ -123,7 +123,7 @@ func (s *sender) writeNow(h *header, body, data []byte) error {
 	defer s.wmu.Unlock()
 	s.mu.Lock()
 	b := s.queue
-	s.queue = s.spare[:0]
+	s.queue, s.spare = s.spare[:0], nil // else two would write into one buffer if this fails before keep
 	s.mu.Unlock()
 	if err := s.setDeadline(); err != nil {
 		return err

@@ -314,6 +314,14 @@ func (x *Texter) storage(s *state.State, ev *event.Event) string {
 			return b.ConfigSet.Key + " as by default"
 		}
 		return b.ConfigSet.Key + " = " + b.ConfigSet.Value
+	case *event.Event_SecuritySet:
+		a := b.SecuritySet
+		return fmt.Sprintf("version %d: authority %d (trusted from %d on), keys for capabilities: %d", a.Version, a.Authority, a.Oldest, len(a.Keys))
+	case *event.Event_CertIssue:
+		a := b.CertIssue
+		return fmt.Sprintf("%s to %s as %s until %s", a.Serial, a.Node, roleWord(a.Role), time.Unix(0, a.Until).UTC().Format("2006-01-02 15:04:05Z"))
+	case *event.Event_CertRevoke:
+		return strings.Join(b.CertRevoke.Serials, ", ")
 	case *event.Event_Digest:
 		return fmt.Sprintf("at index %d: %x", b.Digest.Index, b.Digest.Digest)
 	}
@@ -397,4 +405,12 @@ func (x *Texter) Who(s *state.State, ev *event.Event) string {
 		return "cluster"
 	}
 	return strings.Join(parts, ", ")
+}
+
+// roleWord names the role of a certificate, as in package internal/pki.
+func roleWord(r uint32) string {
+	if words := []string{1: "node", 2: "admin", 3: "reader"}; r > 0 && int(r) < len(words) {
+		return words[r]
+	}
+	return fmt.Sprintf("role %d", r)
 }

@@ -80,6 +80,12 @@ func (s *State) Apply(ev *event.Event) {
 		s.metaRemove(id.MetaID(b.MetaRemove.Id))
 	case *event.Event_ConfigSet:
 		s.configSet(b.ConfigSet)
+	case *event.Event_SecuritySet:
+		s.securitySet(b.SecuritySet)
+	case *event.Event_CertIssue:
+		s.certIssue(b.CertIssue)
+	case *event.Event_CertRevoke:
+		s.certRevoke(b.CertRevoke)
 	case *event.Event_Digest:
 		// The server compares it; nothing changes.
 	default:

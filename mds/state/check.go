@@ -287,6 +287,9 @@ func (c *checker) rest() {
 		}
 		return true
 	})
+	if v := c.s.security; v != nil && (v.Oldest == 0 || v.Oldest > v.Authority || v.Changed > uint64(c.s.index)) {
+		c.badf("security of generations %d to %d, changed at %d", v.Oldest, v.Authority, v.Changed)
+	}
 	if n := c.s.writers.Len(); n != writers || n > maxWriters {
 		c.badf("%d writers by age, %d notes of them", n, writers)
 	}

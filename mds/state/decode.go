@@ -41,6 +41,7 @@ type decoder struct {
 		locks    run[*fileLocks]
 		garbage  run[garbageKey]
 		notes    run[note]
+		certs    run[*Cert]
 	}
 }
 
@@ -249,6 +250,10 @@ func (d *decoder) record(k byte) {
 			d.s.plus(sumNote(d.s.scratch, v))
 			d.s.indexNote(v)
 		}
+	case kindSecurity:
+		d.security()
+	case kindCert:
+		d.cert()
 	default:
 		d.fail("unknown kind")
 	}

@@ -84,6 +84,9 @@ func Differences(a, b *State) iter.Seq[Difference] {
 		pairs(&more, yield, "note", seq(a.notes.Ascend), seq(b.notes.Ascend), func(x, y note) int {
 			return cmp.Or(cmp.Compare(x.what, y.what), cmp.Compare(x.key, y.key))
 		}, sumNote, noteText)
+		pairs(&more, yield, "security", seq(a.securities), seq(b.securities), func(x, y *Security) int { return 0 }, sumSecurity, securityText)
+		pairs(&more, yield, "certificate", seq(a.certs.Ascend), seq(b.certs.Ascend), func(x, y *Cert) int { return cmp.Compare(x.Serial, y.Serial) },
+			sumCert, certText)
 	}
 }
 

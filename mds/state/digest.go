@@ -59,6 +59,8 @@ func (s *State) count() total {
 	s.locks.Ascend(func(f *fileLocks) bool { b = sumLocks(b, f); t.add(xxh3.Hash128(b)); return true })
 	s.garbage.Ascend(func(k garbageKey) bool { b = sumGarbage(b, k); t.add(xxh3.Hash128(b)); return true })
 	s.notes.Ascend(func(n note) bool { b = sumNote(b, n); t.add(xxh3.Hash128(b)); return true })
+	s.securities(func(v *Security) bool { b = sumSecurity(b, v); t.add(xxh3.Hash128(b)); return true })
+	s.certs.Ascend(func(c *Cert) bool { b = sumCert(b, c); t.add(xxh3.Hash128(b)); return true })
 	s.results.Ascend(0, func(r *results) bool {
 		b = sumFloor(b, r)
 		t.add(xxh3.Hash128(b))

@@ -141,6 +141,8 @@ func (s *State) encode(e *encoder) {
 	s.locks.Ascend(e.locks)
 	s.garbage.Ascend(e.garbage)
 	s.notes.Ascend(e.note)
+	s.securities(e.security)
+	s.certs.Ascend(e.cert)
 	e.flush()
 }
 

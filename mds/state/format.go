@@ -40,12 +40,15 @@ import (
 //	12 garbage   server, chunk
 //	13 note      what (1 lost, 2 puncher, 3 writer, 4 since, 5 mode since, 6 standby until), of which chunk, inode (4: 0) or chunk server; epoch,
 //	             session, index or ns; only if there are any
+//	14 security  version, sealed, bundle, authority, oldest, index of the last change, count of keys, (generation, public)...; only if there is any
+//	15 certificate  serial, node, role, from, until, authority, revoked
 //
 // Versions: 1, the first: dentries by parent and name, a trailer of 32 bytes with the SHA-256 of the bodies in order. 2: the sum, which
 // the writer counts from the records, so that damaged memory is not written down as the truth; dentries as they are kept, so that none
 // are sorted. Version 1 is read. The status of chunk
 // servers other than active and retired came later: a reader that does not know of it refuses such a checkpoint. Notes came later
-// still, and those of writers and modes last: a reader that does not know them refuses a checkpoint that has some.
+// still, those of writers and modes after them, security and certificates last: a reader that does not know them refuses a checkpoint
+// that has some.
 //
 // The digest of kind 0, Digest, is the SHA-256 of the bodies of version 1, which is the canonical encoding of the state.
 //
@@ -72,6 +75,8 @@ import (
 //	locks      w 11, ino, twice (posix, flock): count, (session, owner, pid, write, start, end)...
 //	garbage    w 12, server, chunk
 //	note       w 13, what, key, value
+//	security   w 14, version, authority, oldest, index of the last change, count of keys; s sealed, bundle; (w generation, s public)...
+//	certificate      w 15, role, from, until, authority, revoked; s serial, node
 const (
 	magic   = "varvCKPT"
 	version = 2
@@ -95,6 +100,8 @@ const (
 	kindLocks
 	kindGarbage
 	kindNote
+	kindSecurity
+	kindCert
 )
 
 // maxChunks is the number of chunks of the largest file.

@@ -34,6 +34,7 @@ var recipes = map[string]func() []*event.Event{
 	"replicas-3":    replicaEvents,
 	"writers-5":     writerEvents,
 	"mode-times-6":  modeTimes,
+	"security-7":    securityEvents,
 }
 
 // history is what the first golden journal holds: every kind of event once, as the first version of the schema had them.
@@ -179,6 +180,27 @@ func modeTimes() []*event.Event {
 		evs = append(evs, &event.Event{Time: int64(7 + i), Cause: &event.Cause{Reason: "an administrator says so"}, Body: &event.Event_ServerMode{ServerMode: m}})
 	}
 	return append(evs, &event.Event{Body: &event.Event_ServerRetire{ServerRetire: &event.ServerRetire{Id: 4}}})
+}
+
+// securityEvents has what there is of who may speak: two versions, certificates given, given again, forgotten and revoked.
+func securityEvents() []*event.Event {
+	key := func(n uint32) *event.SecuritySet_Key {
+		return &event.SecuritySet_Key{Generation: n, Public: bytes.Repeat([]byte{byte(n)}, 32)}
+	}
+	issue := func(serial, node string, role uint32, authority uint32, forgotten ...string) *event.Event {
+		return &event.Event{Time: 9, Cause: &event.Cause{Reason: "joins with the password"}, Body: &event.Event_CertIssue{CertIssue: &event.CertIssue{
+			Serial: serial, Node: node, Role: role, From: 7, Until: 1 << 60, Authority: authority, Forgotten: forgotten}}}
+	}
+	return []*event.Event{
+		evInit(),
+		{Body: &event.Event_SecuritySet{SecuritySet: &event.SecuritySet{Version: 1, Sealed: []byte("sealed"), Bundle: []byte("bundle"), Authority: 1, Oldest: 1,
+			Keys: []*event.SecuritySet_Key{key(1)}}}},
+		issue("aa", "node1", 1, 1), issue("bb", "node2", 1, 1), issue("cc", "node1", 2, 1), issue("aa", "node1", 1, 1),
+		{Body: &event.Event_SecuritySet{SecuritySet: &event.SecuritySet{Version: 2, Sealed: []byte("sealed again"), Bundle: []byte("bundle of two"), Authority: 2, Oldest: 1,
+			Keys: []*event.SecuritySet_Key{key(1), key(2)}}}},
+		issue("dd", "node2", 3, 2, "bb", "not there"),
+		{Body: &event.Event_CertRevoke{CertRevoke: &event.CertRevoke{Serials: []string{"aa", "cc"}, At: 11}}},
+	}
 }
 
 // policies has what a policy came to have beside replicas.

@@ -90,6 +90,8 @@ type State struct {
 	metas    *tree[*Meta]
 	config   *tree[Setting]
 	notes    *tree[note]
+	security *Security // nil: the cluster has none
+	certs    *tree[*Cert]
 
 	// Derived from the above, not part of the digest.
 	held      *tree[leaseKey] // leases by session
@@ -139,6 +141,7 @@ func New() *State {
 		metas:    newTree(func(a, b *Meta) bool { return a.ID < b.ID }),
 		config:   newTree(func(a, b Setting) bool { return a.Key < b.Key }),
 		notes:    newTree(lessNote),
+		certs:    newTree(lessCert),
 		held: newTree(func(a, b leaseKey) bool {
 			return a.session < b.session || a.session == b.session && a.ino < b.ino
 		}),
@@ -168,7 +171,7 @@ func (s *State) Clone() *State {
 	c.sessions, c.results, c.locks = s.sessions.Clone(), s.results.Clone(), s.locks.Clone()
 	c.garbage, c.servers, c.metas = s.garbage.Clone(), s.servers.Clone(), s.metas.Clone()
 	c.config, c.held, c.orphans = s.config.Clone(), s.held.Clone(), s.orphans.Clone()
-	c.notes = s.notes.Clone()
+	c.notes, c.certs = s.notes.Clone(), s.certs.Clone()
 	c.unsettled, c.punching, c.degraded = s.unsettled.Clone(), s.punching.Clone(), s.degraded.Clone()
 	c.surplus, c.writers = s.surplus.Clone(), s.writers.Clone()
 	s.owner, c.owner = new(owned), new(owned)

@@ -87,20 +87,17 @@ func (l *leader) serve(c *wire.Conn, req *wire.Frame) (wire.Message, fserr.Code)
 		l.conn, l.at, l.page, l.report, l.beats = c, m.Addr, map[id.ChunkID]*msg.ChunkInfo{}, nil, 0
 		return &msg.RegisterServerReply{Server: 1, HeartbeatMs: 20, LeaseMs: 30000}, fserr.OK
 	case wire.ChunkReport:
-		m, reply := new(msg.ChunkReport), new(msg.ChunkReportReply)
+		m := new(msg.ChunkReport)
 		if m.UnmarshalVT(req.Body) != nil || c != l.conn {
 			return nil, fserr.Protocol
 		}
 		for _, k := range m.Chunks {
 			l.page[id.ChunkID(k.Id)] = k
-			if k.Unclean && !l.keep {
-				reply.Accept = append(reply.Accept, k.Id)
-			}
 		}
 		if m.Last {
-			l.report = l.page
+			go l.accepts(c, l.page)
 		}
-		return reply, fserr.OK
+		return new(msg.ChunkReportReply), fserr.OK
 	case wire.Heartbeat:
 		m := new(msg.Heartbeat)
 		if m.UnmarshalVT(req.Body) != nil {
@@ -113,6 +110,30 @@ func (l *leader) serve(c *wire.Conn, req *wire.Frame) (wire.Message, fserr.Code)
 		return &msg.HeartbeatReply{LeaseMs: 30000}, fserr.OK
 	}
 	return nil, fserr.Protocol
+}
+
+// accepts has a server count what is unclean of what it has reported, which is its report then. It has died meanwhile if it does not.
+func (l *leader) accepts(c *wire.Conn, report map[id.ChunkID]*msg.ChunkInfo) {
+	m := new(msg.ChunkAccept)
+	l.mu.Lock()
+	for c, k := range report {
+		if k.Unclean && !l.keep {
+			m.Chunks = append(m.Chunks, uint64(c))
+		}
+	}
+	l.mu.Unlock()
+	if len(m.Chunks) > 0 {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		if code, err := c.CallMessage(ctx, wire.ChunkAccept, wire.ClassMeta, m, nil); err != nil || code != fserr.OK {
+			return
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if c == l.conn {
+		l.report = report
+	}
 }
 
 // forget makes waitServing wait for a registration that comes from now on. Call it before a server is started.

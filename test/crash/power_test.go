@@ -8,7 +8,6 @@ import (
 	"io"
 	"log/slog"
 	mrand "math/rand"
-	"net"
 	"path/filepath"
 	"testing"
 	"time"
@@ -22,6 +21,7 @@ import (
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
 	"varve/mds"
+	"varve/test/ports"
 )
 
 // powered is a cluster in this process: a metadata server, and chunk servers on disks that can lose power.
@@ -37,14 +37,10 @@ type powered struct {
 
 func newPowered(t *testing.T) *powered {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &powered{t: t, addr: l.Addr().String()}
-	l.Close()
+	p := &powered{t: t, addr: ports.Hold(t)}
 	quiet := slog.New(slog.NewTextHandler(io.Discard, nil))
 	o := mds.Options{Dir: filepath.Join(t.TempDir(), "mds"), Addr: p.addr, Name: "power", Logger: quiet, UncleanWait: time.Hour}
+	var err error
 	if p.cluster, err = mds.Init(o); err != nil {
 		t.Fatal(err)
 	}

@@ -18,6 +18,7 @@ import (
 // TestAttributes: data that is there follows the attributes, while it can be read and written, and whatif says what a loss would mean before and after.
 func TestAttributes(t *testing.T) {
 	need(t)
+	t.Parallel() // it waits more than it works
 	c := up(t, 1, 4, 1, "2:1")
 	path := filepath.Join(c.mounts[0], "disk.img")
 	data := make([]byte, 70<<20) // two chunks

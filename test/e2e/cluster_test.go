@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -16,6 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/internal/fserr"
+	"varve/internal/id"
+	"varve/internal/secure"
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
 )
@@ -94,7 +97,7 @@ type cluster struct {
 }
 
 // up starts a cluster and stops it when the test ends.
-func up(t *testing.T, mds, cs, mounts int, replicas string) *cluster {
+func up(t *testing.T, mds, cs, mounts int, replicas string, more ...string) *cluster {
 	t.Helper()
 	dir := t.TempDir()
 	c := &cluster{t: t, dir: filepath.Join(dir, "data"), mds: mds, cs: cs}
@@ -103,14 +106,13 @@ func up(t *testing.T, mds, cs, mounts int, replicas string) *cluster {
 	}
 	c.args = []string{"dev", "up", "-d", "--procs", "--dir", c.dir, "--mount", strings.Join(c.mounts, ","),
 		"--mds", strconv.Itoa(mds), "--cs", strconv.Itoa(cs), "--replicas", replicas}
-	if way := os.Getenv("VARVE_TRANSPORT"); way != "" {
-		c.args = append(c.args, "--transport", way)
-		if way == "uring" {
-			if err := os.WriteFile("/sys/module/fuse/parameters/enable_uring", []byte("Y"), 0); err != nil {
-				t.Skip("FUSE over io_uring:", err)
-			}
-		}
+	c.args = append(c.args, more...)
+	w := wayOf(t)
+	c.args = append(c.args, "--transport", w.transport)
+	if w.cache {
+		c.args = append(c.args, "--cache", filepath.Join(dir, "cache"), "--cachesize", "256")
 	}
+	t.Logf("transport %s, read cache %t", w.transport, w.cache)
 	t.Cleanup(func() {
 		c.varve(60*time.Second, "dev", "down", "--dir", c.dir)
 		if t.Failed() {
@@ -244,11 +246,38 @@ func (c *cluster) metaAddrs() []string {
 	return addrs
 }
 
+// network is what an administrator's connections to the cluster are made with.
+func (c *cluster) network() wire.Network {
+	c.t.Helper()
+	n, err := secure.FromDir(c.name())
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return n
+}
+
+// uuid returns the cluster's.
+func (c *cluster) uuid() id.Cluster {
+	c.t.Helper()
+	var is struct{ UUID string }
+	b, err := os.ReadFile(filepath.Join(c.name(), "cluster.json"))
+	if err := errors.Join(err, json.Unmarshal(b, &is)); err != nil {
+		c.t.Fatal(err)
+	}
+	u, err := id.ParseCluster(is.UUID)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return u
+}
+
 // ask sends one administration message to a server.
-func ask(addr string, hello *msg.Hello, t wire.Type, req, reply wire.Message) error {
+func (c *cluster) ask(addr string, hello *msg.Hello, t wire.Type, req, reply wire.Message) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	conn, _, err := wire.Dial(ctx, addr, hello, nil, wire.Options{})
+	own := c.uuid()
+	hello.Cluster = own[:]
+	conn, _, err := wire.Dial(ctx, addr, hello, nil, wire.Options{Class: wire.ClassMeta, Network: c.network()})
 	if err != nil {
 		return err
 	}
@@ -265,7 +294,7 @@ func (c *cluster) status() (*msg.StatusReply, error) {
 	var last error = errors.New("no metadata server listed")
 	for _, addr := range c.metaAddrs() {
 		st := new(msg.StatusReply)
-		if last = ask(addr, &msg.Hello{Role: msg.Hello_ADMIN}, wire.Status, &msg.Status{}, st); last != nil {
+		if last = c.ask(addr, &msg.Hello{Role: msg.Hello_ADMIN}, wire.Status, &msg.Status{}, st); last != nil {
 			continue
 		}
 		if len(st.Servers) > 0 && st.Leader != "" {

@@ -1,12 +1,10 @@
 package e2e
 
 import (
-	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -48,7 +46,7 @@ func makeDiskGuest(t *testing.T) diskGuest {
 func (d diskGuest) boot(t *testing.T, words string, disks ...string) *guest {
 	t.Helper()
 	args := []string{"-accel", "tcg", "-m", "192", "-smp", "1", "-display", "none", "-serial", "stdio", "-monitor", "none", "-no-reboot", "-nic", "none", "-nodefaults",
-		"-kernel", d.kernel, "-initrd", d.initrd, "-append", "console=ttyS0 quiet panic=-1 " + words,
+		"-kernel", d.kernel, "-initrd", d.initrd, "-append", "console=ttyS0 quiet no_timer_check panic=-1 " + words,
 		"-object", "memory-backend-memfd,id=mem,size=192M,share=on", "-numa", "node,memdev=mem"}
 	return start(t, append(args, disks...))
 }
@@ -129,13 +127,6 @@ func TestDisks(t *testing.T) {
 	t.Logf("wrote and checked after %v", time.Since(begin).Round(time.Millisecond))
 	vhost.kill()
 	killed := time.Now()
-	if os.Getenv("VARVE_SOAK") == "" { // else the dead server's lease has to end first, which takes 10 s
-		var held struct{ Holders []struct{ Session int } }
-		if err := json.Unmarshal([]byte(c.must(30*time.Second, "-c", c.name(), "--json", "lease", "show", "/b.img")), &held); err != nil || len(held.Holders) != 1 {
-			t.Fatalf("b.img is held by %+v: %v", held, err)
-		}
-		c.must(30*time.Second, "-c", c.name(), "fence", strconv.Itoa(held.Holders[0].Session))
-	}
 	vhost = c.serve("vhost", "vhost", "--socket", two, "b.img")
 	for range 5 {
 		g.expect("acked")

@@ -13,6 +13,7 @@ import (
 // somebody serves again soon. `go run ./bench failover` does it 50 times.
 func TestFailover(t *testing.T) {
 	need(t)
+	t.Parallel() // it waits more than it works
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "go", "run", "varve/bench", "failover", "--kills", "5", "--dir", t.TempDir())

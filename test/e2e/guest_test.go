@@ -100,7 +100,7 @@ func bootFrom(t *testing.T, stage string, disk ...string) *guest {
 	kernel, initrd := guestKernel(t)
 	return start(t, append([]string{"-accel", "tcg", "-m", "512", "-smp", "1", "-display", "none", "-serial", "stdio", "-monitor", "none",
 		"-no-reboot", "-nic", "none", "-kernel", kernel, "-initrd", initrd,
-		"-append", "root=/dev/vda rw console=ttyS0 quiet panic=-1 init=/varve-init varve.stage=" + stage}, disk...))
+		"-append", "root=/dev/vda rw console=ttyS0 quiet no_timer_check panic=-1 init=/varve-init varve.stage=" + stage}, disk...))
 }
 
 // start starts qemu.

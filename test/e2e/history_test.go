@@ -49,7 +49,7 @@ func (r *replayed) lines() map[string]string {
 
 func (c *cluster) digest(addr string, atLeast uint64) (uint64, string, error) {
 	r := new(msg.StateDigestReply)
-	err := ask(addr, &msg.Hello{Role: msg.Hello_ADMIN}, wire.StateDigest, &msg.StateDigest{AtLeast: atLeast}, r)
+	err := c.ask(addr, &msg.Hello{Role: msg.Hello_ADMIN}, wire.StateDigest, &msg.StateDigest{AtLeast: atLeast}, r)
 	return r.Index, hex.EncodeToString(r.Digest), err
 }
 

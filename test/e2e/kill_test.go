@@ -21,6 +21,7 @@ const maxStall = 20 * time.Second
 // afterwards all replicas are equal.
 func TestKillServers(t *testing.T) {
 	need(t)
+	t.Parallel() // it waits more than it works
 	c := up(t, 3, 4, 1, "3:2")
 	writers := make([]*writer, 3)
 	var stop atomic.Bool
@@ -91,6 +92,7 @@ func TestKillServers(t *testing.T) {
 // state on all metadata servers, and equal replicas.
 func TestKillEverything(t *testing.T) {
 	need(t)
+	t.Parallel() // it waits more than it works
 	c := up(t, 3, 4, 1, "3:2")
 	for round := range 2 {
 		var stop atomic.Bool
@@ -101,7 +103,16 @@ func TestKillEverything(t *testing.T) {
 			wg.Add(1)
 			go writers[i].run(&stop, &wg)
 		}
-		time.Sleep(4 * time.Second)
+		// After the kill before, a change in a directory waits until the dead mount's leases on it are over.
+		c.wait(time.Minute, "the writers to write", func() error {
+			for _, w := range writers {
+				if st, err := os.Stat(w.path); err != nil || st.Size() == 0 {
+					return fmt.Errorf("%s: nothing yet (%v)", w.path, err)
+				}
+			}
+			return nil
+		})
+		time.Sleep(3 * time.Second)
 		// The supervisor first, so that it starts nothing again.
 		names := []string{"supervisor"}
 		for i := range c.mds {

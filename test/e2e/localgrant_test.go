@@ -56,7 +56,7 @@ func (c *cluster) localGrant(cluster []byte, s *msg.ChunkServer, ch *msg.ChunkIn
 // TestLocalGrantEnds has a process that reads by itself lose its grant when the chunk server is stopped, and for good when it is killed.
 func TestLocalGrantEnds(t *testing.T) {
 	need(t)
-	c := up(t, 1, 1, 1, "1:1")
+	c := up(t, 1, 1, 1, "1:1", "--insecure") // a session that has no client shows no capability
 	if err := os.WriteFile(filepath.Join(c.mounts[0], "file"), make([]byte, 10*chunk.BlockSize), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +65,7 @@ func TestLocalGrantEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	list := new(msg.ChunkListReply)
-	if err := ask(st.Servers[0].Addr, &msg.Hello{Role: msg.Hello_ADMIN, Cluster: st.Cluster}, wire.ChunkList, &msg.ChunkList{}, list); err != nil || len(list.Chunks) != 1 {
+	if err := c.ask(st.Servers[0].Addr, &msg.Hello{Role: msg.Hello_ADMIN, Cluster: st.Cluster}, wire.ChunkList, &msg.ChunkList{}, list); err != nil || len(list.Chunks) != 1 {
 		t.Fatal(list, err)
 	}
 	g, err := c.localGrant(st.Cluster, st.Servers[0], list.Chunks[0])

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"varve/test/ports"
 )
 
 // member is a server that the test runs itself, beside those of the dev cluster.
@@ -32,14 +33,7 @@ type member struct {
 // addMember makes a metadata server and starts it.
 func (c *cluster) addMember(dir string) *member {
 	c.t.Helper()
-	var l net.Listener
-	for err := error(nil); l == nil; { // below the ports of outgoing connections, one of which could take it before it is used
-		if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 12000+rand.IntN(20000))); err != nil && !errors.Is(err, unix.EADDRINUSE) {
-			c.t.Fatal(err)
-		}
-	}
-	m := &member{c: c, verb: "mds", dir: dir, addr: l.Addr().String(), log: filepath.Join(c.dir, "run", filepath.Base(dir)+".log")}
-	l.Close()
+	m := &member{c: c, verb: "mds", dir: dir, addr: ports.Hold(c.t), log: filepath.Join(c.dir, "run", filepath.Base(dir)+".log")}
 	c.must(30*time.Second, "-c", c.name(), "make-mds", "-a", m.addr, "-r", dir)
 	m.id = residentOf(c.t, dir)
 	c.t.Cleanup(m.kill)
@@ -261,7 +255,7 @@ func TestMembers(t *testing.T) {
 	if out, err := c.varve(20*time.Second, "mds", "-r", filepath.Join(c.dir, "mds1")); exitOf(err) != 4 || !strings.Contains(out, "was removed from cluster") {
 		t.Errorf("the directory of a removed server starts: %v %s", err, out)
 	}
-	if out, err := c.varve(40*time.Second, "-c", old, "stat"); exitOf(err) != 3 || !strings.Contains(out, "if others have taken their place") {
+	if out, err := c.varve(40*time.Second, "-c", old, "stat"); exitOf(err) != 3 || !strings.Contains(out, "copy it from another node") {
 		t.Errorf("stat with nothing but removed servers: %v %s", err, out)
 	}
 
@@ -284,7 +278,7 @@ func TestMembers(t *testing.T) {
 	time.Sleep(time.Second)
 	slowest := time.Duration(load.slow.Load())
 	t.Logf("planned stop of the leader: slowest create, rename and remove %v", slowest.Round(time.Millisecond))
-	if slowest > 3*time.Second { // a tenth of that is what it should be; the machine may be busy
+	if slowest > 10*time.Second { // a hundredth of that is what it should be; the machine may be busy
 		t.Errorf("a planned stop of the leader held the mount up for %v", slowest)
 	}
 	if b, err := os.ReadFile(lead.log); err != nil || !strings.Contains(string(b), "leadership handed over") {

@@ -124,12 +124,18 @@ type moved struct {
 // host starts qemu with the image; incoming: it waits for the guest to be moved there.
 func host(t *testing.T, kernel, initrd, image, cache string, incoming bool) *moved {
 	t.Helper()
+	return hostOf(t, kernel, initrd, incoming, "-drive", "file="+image+",format=raw,if=virtio,cache="+cache+",aio=threads")
+}
+
+// hostOf starts qemu with a disk that these arguments tell of.
+func hostOf(t *testing.T, kernel, initrd string, incoming bool, disk ...string) *moved {
+	t.Helper()
 	dir := t.TempDir()
 	m := &moved{incoming: "unix:" + filepath.Join(dir, "in")}
 	monitor := filepath.Join(dir, "qmp")
 	args := []string{"-accel", "tcg", "-m", "128", "-smp", "1", "-display", "none", "-serial", "stdio", "-monitor", "none", "-no-reboot", "-nic", "none",
-		"-nodefaults", "-qmp", "unix:" + monitor + ",server=on,wait=off", "-kernel", kernel, "-initrd", initrd, "-append", "console=ttyS0 quiet panic=-1",
-		"-drive", "file=" + image + ",format=raw,if=virtio,cache=" + cache + ",aio=threads"}
+		"-nodefaults", "-qmp", "unix:" + monitor + ",server=on,wait=off", "-kernel", kernel, "-initrd", initrd, "-append", "console=ttyS0 quiet no_timer_check panic=-1"}
+	args = append(args, disk...)
 	if incoming {
 		args = append(args, "-incoming", m.incoming)
 	}

@@ -147,7 +147,7 @@ func TestPerfFaults(t *testing.T) {
 			}
 			_, addr, _ := strings.Cut(string(log), "cs=cs1 addr=")
 			addr, _, _ = strings.Cut(addr, " ")
-			endless := startLoad(t, "--target", "cs:"+addr, "--rw", "randwrite", "--size", "4m", "--jobs", "1", "--for", "1h")
+			endless := startLoad(t, "-c", c.name(), "--target", "cs:"+addr, "--rw", "randwrite", "--size", "4m", "--jobs", "1", "--for", "1h")
 			time.Sleep(time.Second)
 			pid := c.pid("cs1")
 			if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
@@ -168,7 +168,7 @@ func TestPerfFaults(t *testing.T) {
 			if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
 				t.Fatal(err)
 			}
-			l := startLoad(t, "--target", "cs:"+addr, "--rw", "randwrite", "--size", "4m", "--jobs", "1", "--qd", "4", "--for", "60s")
+			l := startLoad(t, "-c", c.name(), "--target", "cs:"+addr, "--rw", "randwrite", "--size", "4m", "--jobs", "1", "--qd", "4", "--for", "60s")
 			time.Sleep(time.Second)
 			old := c.kill("cs1")
 			res := l.end(3)

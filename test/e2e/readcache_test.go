@@ -48,10 +48,7 @@ func (c *cluster) cachedMount() *cachedMount {
 
 func (m *cachedMount) mount() {
 	m.c.t.Helper()
-	options := fmt.Sprintf("cache=%s,cachesize=64", m.cache)
-	if way := os.Getenv("VARVE_TRANSPORT"); way != "" {
-		options += ",transport=" + way
-	}
+	options := fmt.Sprintf("cache=%s,cachesize=64,transport=%s", m.cache, wayOf(m.c.t).transport)
 	m.cmd = exec.Command(varveBinary, "-c", m.c.name(), "mount", "-f", "-o", options, m.dir)
 	if err := m.cmd.Start(); err != nil {
 		m.c.t.Fatal(err)
@@ -129,6 +126,7 @@ func readBlocks(t *testing.T, path string, want []byte) {
 // wrote, is there, and right.
 func TestReadCache(t *testing.T) {
 	need(t)
+	t.Parallel() // it waits more than it works
 	c := up(t, 1, 3, 1, "3:2")
 	m := c.cachedMount()
 	t.Run("model", func(t *testing.T) {

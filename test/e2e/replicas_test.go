@@ -22,7 +22,7 @@ func (c *cluster) compareReplicas(norm int) error {
 	if err != nil {
 		return err
 	}
-	chunks, blocks, err := replicas.Compare(st, norm)
+	chunks, blocks, err := replicas.Compare(st, norm, c.network())
 	if err == nil {
 		c.t.Logf("%d chunks with %d equal replicas each, %d blocks verified", chunks, norm, blocks)
 	}

@@ -6,7 +6,6 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
-	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -17,6 +16,7 @@ import (
 	"varve/internal/client"
 	"varve/internal/id"
 	"varve/mds"
+	"varve/test/ports"
 )
 
 // local is a cluster of metadata servers in this process.
@@ -42,15 +42,11 @@ func newLocal(t *testing.T) *local {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for i := range c.servers {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.addrs = append(c.addrs, l.Addr().String())
+		c.addrs = append(c.addrs, ports.Hold(t))
 		c.dirs = append(c.dirs, filepath.Join(root, fmt.Sprint("mds", i+1)))
-		l.Close()
 		o := c.options(i)
 		o.Addr = c.addrs[i]
+		var err error
 		if i == 0 {
 			o.Name = "lin"
 			c.cluster, err = mds.Init(o)

@@ -69,7 +69,7 @@ func newReal(t *testing.T) *real {
 		t.Cleanup(func() { c.kill(p) }) // before the namespace goes
 		first := []string{"make-mds", "-a", p.addr, "-r", p.dir}
 		if n == 1 {
-			first = append(first, "-I")
+			first = append(first, "-I", "--insecure")
 		}
 		c.varve(s, first...)
 		c.servers = append(c.servers, p)

@@ -163,7 +163,7 @@ func TestFullLinks(t *testing.T) {
 	cluster := filepath.Join(dir, "links")
 	m := netns.New(t, 1)
 	meta := m.Host() + ":2510"
-	varve(t, m, cluster, "make-mds", "-I", "-a", meta, "-r", filepath.Join(dir, "mds1"))
+	varve(t, m, cluster, "make-mds", "-I", "--insecure", "-a", meta, "-r", filepath.Join(dir, "mds1"))
 	start(t, m, filepath.Join(dir, "mds1"), "mds")
 	for end := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		st, err := status(meta)

@@ -23,14 +23,14 @@ type copyOf struct {
 
 // Compare reads every block of every chunk on every server of the cluster whose leader answered st, and returns how many there are. It
 // fails unless each chunk has exactly norm replicas with equal checksum tables and no bad block.
-func Compare(st *msg.StatusReply, norm int) (chunks, blocks int, err error) {
+func Compare(st *msg.StatusReply, norm int, network wire.Network) (chunks, blocks int, err error) {
 	lists, errs := make([][]copyOf, len(st.Servers)), make([]error, len(st.Servers))
 	var wg sync.WaitGroup
 	for i, s := range st.Servers {
 		if s.State == "retired" { // it was removed, and does not answer
 			continue
 		}
-		wg.Go(func() { lists[i], errs[i] = verifyServer(st.Cluster, s) })
+		wg.Go(func() { lists[i], errs[i] = verifyServer(st.Cluster, s, network) })
 	}
 	wg.Wait()
 	if err := errors.Join(errs...); err != nil {
@@ -60,10 +60,10 @@ func Compare(st *msg.StatusReply, norm int) (chunks, blocks int, err error) {
 }
 
 // verifyServer reads every block of every chunk that a server holds.
-func verifyServer(cluster []byte, s *msg.ChunkServer) ([]copyOf, error) {
+func verifyServer(cluster []byte, s *msg.ChunkServer, network wire.Network) ([]copyOf, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	conn, _, err := wire.Dial(ctx, s.Addr, &msg.Hello{Role: msg.Hello_ADMIN, Cluster: cluster}, nil, wire.Options{})
+	conn, _, err := wire.Dial(ctx, s.Addr, &msg.Hello{Role: msg.Hello_ADMIN, Cluster: cluster}, nil, wire.Options{Class: wire.ClassMeta, Network: network})
 	if err != nil {
 		return nil, fmt.Errorf("cs%d: %w", s.Server, err)
 	}

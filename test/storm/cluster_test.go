@@ -49,7 +49,7 @@ func newCluster(t *testing.T, meta, chunk int) *cluster {
 		args := []string{"make-mds", "-a", s.space.Host() + port}
 		switch {
 		case n == 0:
-			args = append(args, "-I")
+			args = append(args, "-I", "--insecure")
 		case n >= meta:
 			s.name, s.verb = fmt.Sprint("cs", n-meta+1), "cs"
 			args = []string{"make-cs", "-a", s.space.Host() + port, "-t", "1", "--host", s.name, "--memory", "256MiB"}

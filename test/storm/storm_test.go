@@ -217,7 +217,7 @@ func TestStorm(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		chunks, blocks, err := replicas.Compare(st, 3)
+		chunks, blocks, err := replicas.Compare(st, 3, nil)
 		if err == nil {
 			t.Logf("%d chunks with 3 equal replicas each, %d blocks verified", chunks, blocks)
 		}

@@ -308,6 +308,8 @@ const (
 	Callback_INVALIDATE Callback_Kind = 4 // [offset, offset+length) was changed by someone else: drop cached pages
 	Callback_UPGRADE    Callback_Kind = 5 // nobody else has it open: the mode is now as given
 	Callback_META       Callback_Kind = 6 // forget the attributes of the inodes in attrs and the names in the directories in names; answered when neither the
+	// client nor its kernel will use them again
+	Callback_OVER Callback_Kind = 7 // the session is being fenced: serve nothing under it any more, then say so in `over`
 )
 
 // Enum value maps for Callback_Kind.
@@ -320,6 +322,7 @@ var (
 		4: "INVALIDATE",
 		5: "UPGRADE",
 		6: "META",
+		7: "OVER",
 	}
 	Callback_Kind_value = map[string]int32{
 		"NOP":        0,
@@ -329,6 +332,7 @@ var (
 		"INVALIDATE": 4,
 		"UPGRADE":    5,
 		"META":       6,
+		"OVER":       7,
 	}
 )
 
@@ -356,17 +360,85 @@ func (x Callback_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Callback_Kind.Descriptor instead.
 func (Callback_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{52, 0}
+	return file_msg_proto_rawDescGZIP(), []int{54, 0}
+}
+
+// OPEN, CLOSE, ABORT: of a cluster that was made without security. OPEN does what is written in a file of the leader's directory.
+type ChangeSecurity_What int32
+
+const (
+	ChangeSecurity_NONE             ChangeSecurity_What = 0
+	ChangeSecurity_PASSWORD         ChangeSecurity_What = 1
+	ChangeSecurity_ROTATE_AUTHORITY ChangeSecurity_What = 2
+	ChangeSecurity_RETIRE_AUTHORITY ChangeSecurity_What = 3
+	ChangeSecurity_ROTATE_KEYS      ChangeSecurity_What = 4
+	ChangeSecurity_OPEN             ChangeSecurity_What = 5
+	ChangeSecurity_CLOSE            ChangeSecurity_What = 6
+	ChangeSecurity_ABORT            ChangeSecurity_What = 7
+)
+
+// Enum value maps for ChangeSecurity_What.
+var (
+	ChangeSecurity_What_name = map[int32]string{
+		0: "NONE",
+		1: "PASSWORD",
+		2: "ROTATE_AUTHORITY",
+		3: "RETIRE_AUTHORITY",
+		4: "ROTATE_KEYS",
+		5: "OPEN",
+		6: "CLOSE",
+		7: "ABORT",
+	}
+	ChangeSecurity_What_value = map[string]int32{
+		"NONE":             0,
+		"PASSWORD":         1,
+		"ROTATE_AUTHORITY": 2,
+		"RETIRE_AUTHORITY": 3,
+		"ROTATE_KEYS":      4,
+		"OPEN":             5,
+		"CLOSE":            6,
+		"ABORT":            7,
+	}
+)
+
+func (x ChangeSecurity_What) Enum() *ChangeSecurity_What {
+	p := new(ChangeSecurity_What)
+	*p = x
+	return p
+}
+
+func (x ChangeSecurity_What) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ChangeSecurity_What) Descriptor() protoreflect.EnumDescriptor {
+	return file_msg_proto_enumTypes[6].Descriptor()
+}
+
+func (ChangeSecurity_What) Type() protoreflect.EnumType {
+	return &file_msg_proto_enumTypes[6]
+}
+
+func (x ChangeSecurity_What) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ChangeSecurity_What.Descriptor instead.
+func (ChangeSecurity_What) EnumDescriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{151, 0}
 }
 
 type Hello struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Cluster       []byte                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"` // 16 bytes; empty only from ADMIN asking what cluster this is
-	Role          Hello_Role             `protobuf:"varint,2,opt,name=role,proto3,enum=varve.msg.Hello_Role" json:"role,omitempty"`
-	Session       uint64                 `protobuf:"varint,3,opt,name=session,proto3" json:"session,omitempty"` // CLIENT: its session, 0 when it has none yet
-	Server        uint32                 `protobuf:"varint,4,opt,name=server,proto3" json:"server,omitempty"`   // CHUNK_SERVER or METADATA_SERVER: its id
-	Version       string                 `protobuf:"bytes,5,opt,name=version,proto3" json:"version,omitempty"`  // for people
-	Lane          uint32                 `protobuf:"varint,6,opt,name=lane,proto3" json:"lane,omitempty"`       // CLIENT to a chunk server: which of its connections this is. A second Hello with the
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Cluster []byte                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"` // 16 bytes; empty only from ADMIN asking what cluster this is
+	Role    Hello_Role             `protobuf:"varint,2,opt,name=role,proto3,enum=varve.msg.Hello_Role" json:"role,omitempty"`
+	Session uint64                 `protobuf:"varint,3,opt,name=session,proto3" json:"session,omitempty"` // CLIENT: its session, 0 when it has none yet
+	Server  uint32                 `protobuf:"varint,4,opt,name=server,proto3" json:"server,omitempty"`   // CHUNK_SERVER or METADATA_SERVER: its id
+	Version string                 `protobuf:"bytes,5,opt,name=version,proto3" json:"version,omitempty"`  // for people
+	Lane    uint32                 `protobuf:"varint,6,opt,name=lane,proto3" json:"lane,omitempty"`       // CLIENT to a chunk server: which of its connections this is. A second Hello with the
+	// same (session, lane) makes the server close the older connection and wait until every
+	// request that came on it has ended, before it answers.
+	Capability    []byte `protobuf:"bytes,7,opt,name=capability,proto3" json:"capability,omitempty"` // CLIENT to a chunk server of a secured cluster: what the session may do, as the leader signed it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -443,12 +515,21 @@ func (x *Hello) GetLane() uint32 {
 	return 0
 }
 
+func (x *Hello) GetCapability() []byte {
+	if x != nil {
+		return x.Capability
+	}
+	return nil
+}
+
 type HelloReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Cluster       []byte                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
 	Server        uint32                 `protobuf:"varint,3,opt,name=server,proto3" json:"server,omitempty"` // who answers
 	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`      // cluster name
+	Proof         []byte                 `protobuf:"bytes,6,opt,name=proof,proto3" json:"proof,omitempty"`    // of a metadata server of a secured cluster: that it is one (pki.Signer.Greet)
+	Takes         uint32                 `protobuf:"varint,5,opt,name=takes,proto3" json:"takes,omitempty"`   // of a chunk server: the flags of data requests that servers have learnt since the first ones, as a set
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -509,6 +590,20 @@ func (x *HelloReply) GetName() string {
 		return x.Name
 	}
 	return ""
+}
+
+func (x *HelloReply) GetProof() []byte {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
+func (x *HelloReply) GetTakes() uint32 {
+	if x != nil {
+		return x.Takes
+	}
+	return 0
 }
 
 type Cred struct {
@@ -4187,11 +4282,13 @@ func (x *OpenSession) GetNonce() []byte {
 	return nil
 }
 
+// capability: in a secured cluster what chunk servers are shown, in their hello and, before the one that they have is over, by ShowCapability.
 type OpenSessionReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
 	LeaseMs       uint32                 `protobuf:"varint,2,opt,name=lease_ms,json=leaseMs,proto3" json:"lease_ms,omitempty"`
 	RenewMs       uint32                 `protobuf:"varint,3,opt,name=renew_ms,json=renewMs,proto3" json:"renew_ms,omitempty"`
+	Capability    []byte                 `protobuf:"bytes,4,opt,name=capability,proto3" json:"capability,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4247,18 +4344,71 @@ func (x *OpenSessionReply) GetRenewMs() uint32 {
 	return 0
 }
 
+func (x *OpenSessionReply) GetCapability() []byte {
+	if x != nil {
+		return x.Capability
+	}
+	return nil
+}
+
+type ShowCapability struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Capability    []byte                 `protobuf:"bytes,1,opt,name=capability,proto3" json:"capability,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShowCapability) Reset() {
+	*x = ShowCapability{}
+	mi := &file_msg_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShowCapability) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShowCapability) ProtoMessage() {}
+
+func (x *ShowCapability) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShowCapability.ProtoReflect.Descriptor instead.
+func (*ShowCapability) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *ShowCapability) GetCapability() []byte {
+	if x != nil {
+		return x.Capability
+	}
+	return nil
+}
+
+// capability: a new one is wanted in any case, since a chunk server did not take the last.
 type RenewSession struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
 	Local         *LocalReads            `protobuf:"bytes,2,opt,name=local,proto3" json:"local,omitempty"`
 	Load          *LoadReport            `protobuf:"bytes,3,opt,name=load,proto3" json:"load,omitempty"`
+	Capability    bool                   `protobuf:"varint,4,opt,name=capability,proto3" json:"capability,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RenewSession) Reset() {
 	*x = RenewSession{}
-	mi := &file_msg_proto_msgTypes[48]
+	mi := &file_msg_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4270,7 +4420,7 @@ func (x *RenewSession) String() string {
 func (*RenewSession) ProtoMessage() {}
 
 func (x *RenewSession) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[48]
+	mi := &file_msg_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4283,7 +4433,7 @@ func (x *RenewSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewSession.ProtoReflect.Descriptor instead.
 func (*RenewSession) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{48}
+	return file_msg_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *RenewSession) GetSession() uint64 {
@@ -4307,6 +4457,13 @@ func (x *RenewSession) GetLoad() *LoadReport {
 	return nil
 }
 
+func (x *RenewSession) GetCapability() bool {
+	if x != nil {
+		return x.Capability
+	}
+	return false
+}
+
 // What a mount has read by itself from chunk servers on its host. fallbacks: had to go over the network after all.
 type LocalReads struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -4322,7 +4479,7 @@ type LocalReads struct {
 
 func (x *LocalReads) Reset() {
 	*x = LocalReads{}
-	mi := &file_msg_proto_msgTypes[49]
+	mi := &file_msg_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4334,7 +4491,7 @@ func (x *LocalReads) String() string {
 func (*LocalReads) ProtoMessage() {}
 
 func (x *LocalReads) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[49]
+	mi := &file_msg_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4347,7 +4504,7 @@ func (x *LocalReads) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocalReads.ProtoReflect.Descriptor instead.
 func (*LocalReads) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{49}
+	return file_msg_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *LocalReads) GetServers() uint32 {
@@ -4396,19 +4553,26 @@ func (x *LocalReads) GetDamaged() uint64 {
 // be used; also the answer to OpenSession's first renewal. 0: not at all.
 // slow: chunk servers that answer late; reads go to others where there are others. silent: ones that the leader has not heard from for longer than they
 // may be silent, while it hears from others: they answer nobody.
+// capability: a new one, when the one before is half over; empty: that one will do.
+// trust, opening: as in HeartbeatReply.
+// index: of an event as of which the session was open, and so held its leases; 0: not told.
 type RenewSessionReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	LeaseMs       uint32                 `protobuf:"varint,1,opt,name=lease_ms,json=leaseMs,proto3" json:"lease_ms,omitempty"`
 	CacheMs       uint32                 `protobuf:"varint,2,opt,name=cache_ms,json=cacheMs,proto3" json:"cache_ms,omitempty"`
 	Slow          []uint32               `protobuf:"varint,3,rep,packed,name=slow,proto3" json:"slow,omitempty"`
 	Silent        []uint32               `protobuf:"varint,4,rep,packed,name=silent,proto3" json:"silent,omitempty"`
+	Capability    []byte                 `protobuf:"bytes,5,opt,name=capability,proto3" json:"capability,omitempty"`
+	Trust         uint64                 `protobuf:"varint,6,opt,name=trust,proto3" json:"trust,omitempty"`
+	Opening       bool                   `protobuf:"varint,7,opt,name=opening,proto3" json:"opening,omitempty"`
+	Index         uint64                 `protobuf:"varint,8,opt,name=index,proto3" json:"index,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RenewSessionReply) Reset() {
 	*x = RenewSessionReply{}
-	mi := &file_msg_proto_msgTypes[50]
+	mi := &file_msg_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4420,7 +4584,7 @@ func (x *RenewSessionReply) String() string {
 func (*RenewSessionReply) ProtoMessage() {}
 
 func (x *RenewSessionReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[50]
+	mi := &file_msg_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4433,7 +4597,7 @@ func (x *RenewSessionReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewSessionReply.ProtoReflect.Descriptor instead.
 func (*RenewSessionReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{50}
+	return file_msg_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *RenewSessionReply) GetLeaseMs() uint32 {
@@ -4464,16 +4628,48 @@ func (x *RenewSessionReply) GetSilent() []uint32 {
 	return nil
 }
 
+func (x *RenewSessionReply) GetCapability() []byte {
+	if x != nil {
+		return x.Capability
+	}
+	return nil
+}
+
+func (x *RenewSessionReply) GetTrust() uint64 {
+	if x != nil {
+		return x.Trust
+	}
+	return 0
+}
+
+func (x *RenewSessionReply) GetOpening() bool {
+	if x != nil {
+		return x.Opening
+	}
+	return false
+}
+
+func (x *RenewSessionReply) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+// secret: instead of session, of one whose process has died, what its nonce is the hash of (internal/ledger): it is fenced. mounted: until its lease of
+// metadata is over, a kernel may show what it was granted. An administrator is answered when no chunk server takes anything from it any more.
 type CloseSession struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
+	Secret        []byte                 `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
+	Mounted       bool                   `protobuf:"varint,3,opt,name=mounted,proto3" json:"mounted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CloseSession) Reset() {
 	*x = CloseSession{}
-	mi := &file_msg_proto_msgTypes[51]
+	mi := &file_msg_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4485,7 +4681,7 @@ func (x *CloseSession) String() string {
 func (*CloseSession) ProtoMessage() {}
 
 func (x *CloseSession) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[51]
+	mi := &file_msg_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4498,10 +4694,68 @@ func (x *CloseSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseSession.ProtoReflect.Descriptor instead.
 func (*CloseSession) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{51}
+	return file_msg_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *CloseSession) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *CloseSession) GetSecret() []byte {
+	if x != nil {
+		return x.Secret
+	}
+	return nil
+}
+
+func (x *CloseSession) GetMounted() bool {
+	if x != nil {
+		return x.Mounted
+	}
+	return false
+}
+
+type CloseSessionReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloseSessionReply) Reset() {
+	*x = CloseSessionReply{}
+	mi := &file_msg_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloseSessionReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloseSessionReply) ProtoMessage() {}
+
+func (x *CloseSessionReply) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloseSessionReply.ProtoReflect.Descriptor instead.
+func (*CloseSessionReply) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *CloseSessionReply) GetSession() uint64 {
 	if x != nil {
 		return x.Session
 	}
@@ -4527,7 +4781,7 @@ type Callback struct {
 
 func (x *Callback) Reset() {
 	*x = Callback{}
-	mi := &file_msg_proto_msgTypes[52]
+	mi := &file_msg_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4539,7 +4793,7 @@ func (x *Callback) String() string {
 func (*Callback) ProtoMessage() {}
 
 func (x *Callback) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[52]
+	mi := &file_msg_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4552,7 +4806,7 @@ func (x *Callback) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Callback.ProtoReflect.Descriptor instead.
 func (*Callback) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{52}
+	return file_msg_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Callback) GetKind() Callback_Kind {
@@ -4639,13 +4893,14 @@ type CallbackReply struct {
 	Size          uint64                 `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
 	Mtime         int64                  `protobuf:"varint,4,opt,name=mtime,proto3" json:"mtime,omitempty"`
 	Atime         int64                  `protobuf:"varint,5,opt,name=atime,proto3" json:"atime,omitempty"`
+	Over          bool                   `protobuf:"varint,6,opt,name=over,proto3" json:"over,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CallbackReply) Reset() {
 	*x = CallbackReply{}
-	mi := &file_msg_proto_msgTypes[53]
+	mi := &file_msg_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4657,7 +4912,7 @@ func (x *CallbackReply) String() string {
 func (*CallbackReply) ProtoMessage() {}
 
 func (x *CallbackReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[53]
+	mi := &file_msg_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4670,7 +4925,7 @@ func (x *CallbackReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CallbackReply.ProtoReflect.Descriptor instead.
 func (*CallbackReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{53}
+	return file_msg_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *CallbackReply) GetKeep() Want {
@@ -4708,6 +4963,13 @@ func (x *CallbackReply) GetAtime() int64 {
 	return 0
 }
 
+func (x *CallbackReply) GetOver() bool {
+	if x != nil {
+		return x.Over
+	}
+	return false
+}
+
 type RegisterServer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Server        uint32                 `protobuf:"varint,1,opt,name=server,proto3" json:"server,omitempty"`
@@ -4724,7 +4986,7 @@ type RegisterServer struct {
 
 func (x *RegisterServer) Reset() {
 	*x = RegisterServer{}
-	mi := &file_msg_proto_msgTypes[54]
+	mi := &file_msg_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4736,7 +4998,7 @@ func (x *RegisterServer) String() string {
 func (*RegisterServer) ProtoMessage() {}
 
 func (x *RegisterServer) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[54]
+	mi := &file_msg_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4749,7 +5011,7 @@ func (x *RegisterServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterServer.ProtoReflect.Descriptor instead.
 func (*RegisterServer) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{54}
+	return file_msg_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *RegisterServer) GetServer() uint32 {
@@ -4816,13 +5078,15 @@ type RegisterServerReply struct {
 	Fenced        []uint64               `protobuf:"varint,4,rep,packed,name=fenced,proto3" json:"fenced,omitempty"`
 	Peers         []*Peer                `protobuf:"bytes,5,rep,name=peers,proto3" json:"peers,omitempty"`
 	Incarnation   uint64                 `protobuf:"varint,6,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	DataTls       bool                   `protobuf:"varint,7,opt,name=data_tls,json=dataTls,proto3" json:"data_tls,omitempty"`
+	Now           int64                  `protobuf:"varint,8,opt,name=now,proto3" json:"now,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RegisterServerReply) Reset() {
 	*x = RegisterServerReply{}
-	mi := &file_msg_proto_msgTypes[55]
+	mi := &file_msg_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4834,7 +5098,7 @@ func (x *RegisterServerReply) String() string {
 func (*RegisterServerReply) ProtoMessage() {}
 
 func (x *RegisterServerReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[55]
+	mi := &file_msg_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4847,7 +5111,7 @@ func (x *RegisterServerReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterServerReply.ProtoReflect.Descriptor instead.
 func (*RegisterServerReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{55}
+	return file_msg_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *RegisterServerReply) GetServer() uint32 {
@@ -4892,17 +5156,34 @@ func (x *RegisterServerReply) GetIncarnation() uint64 {
 	return 0
 }
 
+func (x *RegisterServerReply) GetDataTls() bool {
+	if x != nil {
+		return x.DataTls
+	}
+	return false
+}
+
+func (x *RegisterServerReply) GetNow() int64 {
+	if x != nil {
+		return x.Now
+	}
+	return 0
+}
+
+// addr: for replication; repair_addr: empty, the same; node: on which it runs, by whose certificate it is known, empty in an insecure cluster
 type Peer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Server        uint32                 `protobuf:"varint,1,opt,name=server,proto3" json:"server,omitempty"`
 	Addr          string                 `protobuf:"bytes,2,opt,name=addr,proto3" json:"addr,omitempty"`
+	RepairAddr    string                 `protobuf:"bytes,3,opt,name=repair_addr,json=repairAddr,proto3" json:"repair_addr,omitempty"`
+	Node          string                 `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_msg_proto_msgTypes[56]
+	mi := &file_msg_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4914,7 +5195,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[56]
+	mi := &file_msg_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4927,7 +5208,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{56}
+	return file_msg_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Peer) GetServer() uint32 {
@@ -4944,6 +5225,20 @@ func (x *Peer) GetAddr() string {
 	return ""
 }
 
+func (x *Peer) GetRepairAddr() string {
+	if x != nil {
+		return x.RepairAddr
+	}
+	return ""
+}
+
+func (x *Peer) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
 type ChunkReport struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Chunks        []*ChunkInfo           `protobuf:"bytes,1,rep,name=chunks,proto3" json:"chunks,omitempty"`
@@ -4955,7 +5250,7 @@ type ChunkReport struct {
 
 func (x *ChunkReport) Reset() {
 	*x = ChunkReport{}
-	mi := &file_msg_proto_msgTypes[57]
+	mi := &file_msg_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4967,7 +5262,7 @@ func (x *ChunkReport) String() string {
 func (*ChunkReport) ProtoMessage() {}
 
 func (x *ChunkReport) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[57]
+	mi := &file_msg_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4980,7 +5275,7 @@ func (x *ChunkReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkReport.ProtoReflect.Descriptor instead.
 func (*ChunkReport) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{57}
+	return file_msg_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ChunkReport) GetChunks() []*ChunkInfo {
@@ -5018,7 +5313,7 @@ type ChunkInfo struct {
 
 func (x *ChunkInfo) Reset() {
 	*x = ChunkInfo{}
-	mi := &file_msg_proto_msgTypes[58]
+	mi := &file_msg_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5030,7 +5325,7 @@ func (x *ChunkInfo) String() string {
 func (*ChunkInfo) ProtoMessage() {}
 
 func (x *ChunkInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[58]
+	mi := &file_msg_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5043,7 +5338,7 @@ func (x *ChunkInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkInfo.ProtoReflect.Descriptor instead.
 func (*ChunkInfo) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{58}
+	return file_msg_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ChunkInfo) GetId() uint64 {
@@ -5081,18 +5376,15 @@ func (x *ChunkInfo) GetPower() bool {
 	return false
 }
 
-// The answer to a page: what to do with each chunk of it that is not simply served.
 type ChunkReportReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Accept        []uint64               `protobuf:"varint,1,rep,packed,name=accept,proto3" json:"accept,omitempty"` // unclean but now the truth: serve it
-	Remove        []uint64               `protobuf:"varint,2,rep,packed,name=remove,proto3" json:"remove,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ChunkReportReply) Reset() {
 	*x = ChunkReportReply{}
-	mi := &file_msg_proto_msgTypes[59]
+	mi := &file_msg_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5104,7 +5396,7 @@ func (x *ChunkReportReply) String() string {
 func (*ChunkReportReply) ProtoMessage() {}
 
 func (x *ChunkReportReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[59]
+	mi := &file_msg_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5117,21 +5409,7 @@ func (x *ChunkReportReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkReportReply.ProtoReflect.Descriptor instead.
 func (*ChunkReportReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{59}
-}
-
-func (x *ChunkReportReply) GetAccept() []uint64 {
-	if x != nil {
-		return x.Accept
-	}
-	return nil
-}
-
-func (x *ChunkReportReply) GetRemove() []uint64 {
-	if x != nil {
-		return x.Remove
-	}
-	return nil
+	return file_msg_proto_rawDescGZIP(), []int{61}
 }
 
 type Heartbeat struct {
@@ -5155,14 +5433,15 @@ type Heartbeat struct {
 	DataPath      string                 `protobuf:"bytes,17,opt,name=data_path,json=dataPath,proto3" json:"data_path,omitempty"` // how requests are served: io_uring or plain, and why
 	Journal       *SSDJournal            `protobuf:"bytes,18,opt,name=journal,proto3" json:"journal,omitempty"`                   // none: there is no write journal on an SSD
 	Load          *LoadReport            `protobuf:"bytes,19,opt,name=load,proto3" json:"load,omitempty"`
-	Bad           []*BadBlock            `protobuf:"bytes,20,rep,name=bad,proto3" json:"bad,omitempty"`
+	Bad           []*BadBlock            `protobuf:"bytes,20,rep,name=bad,proto3" json:"bad,omitempty"` // quarantined blocks of bad_chunks, of each chunk at least one; and what was one lately
+	Net           *NetReport             `protobuf:"bytes,21,opt,name=net,proto3" json:"net,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_msg_proto_msgTypes[60]
+	mi := &file_msg_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5174,7 +5453,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[60]
+	mi := &file_msg_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5187,7 +5466,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{60}
+	return file_msg_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Heartbeat) GetServer() uint32 {
@@ -5330,6 +5609,282 @@ func (x *Heartbeat) GetBad() []*BadBlock {
 	return nil
 }
 
+func (x *Heartbeat) GetNet() *NetReport {
+	if x != nil {
+		return x.Net
+	}
+	return nil
+}
+
+// What is done with the network of a host, and what was counted there. classify, shape, guard, watch: "on", or "off: " and why.
+type NetReport struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Classify       string                 `protobuf:"bytes,1,opt,name=classify,proto3" json:"classify,omitempty"`
+	Shape          string                 `protobuf:"bytes,2,opt,name=shape,proto3" json:"shape,omitempty"`
+	Guard          string                 `protobuf:"bytes,3,opt,name=guard,proto3" json:"guard,omitempty"`
+	Watch          string                 `protobuf:"bytes,4,opt,name=watch,proto3" json:"watch,omitempty"`
+	Counts         []*NetCount            `protobuf:"bytes,5,rep,name=counts,proto3" json:"counts,omitempty"`
+	DroppedPackets uint64                 `protobuf:"varint,6,opt,name=dropped_packets,json=droppedPackets,proto3" json:"dropped_packets,omitempty"`
+	DroppedBytes   uint64                 `protobuf:"varint,7,opt,name=dropped_bytes,json=droppedBytes,proto3" json:"dropped_bytes,omitempty"`
+	Peers          []*NetPeer             `protobuf:"bytes,8,rep,name=peers,proto3" json:"peers,omitempty"`
+	Bonds          []string               `protobuf:"bytes,9,rep,name=bonds,proto3" json:"bonds,omitempty"`
+	Warnings       []string               `protobuf:"bytes,10,rep,name=warnings,proto3" json:"warnings,omitempty"` // what the bonds of the host do, a line each; what is wrong with its interfaces, a sentence each
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *NetReport) Reset() {
+	*x = NetReport{}
+	mi := &file_msg_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetReport) ProtoMessage() {}
+
+func (x *NetReport) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetReport.ProtoReflect.Descriptor instead.
+func (*NetReport) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *NetReport) GetClassify() string {
+	if x != nil {
+		return x.Classify
+	}
+	return ""
+}
+
+func (x *NetReport) GetShape() string {
+	if x != nil {
+		return x.Shape
+	}
+	return ""
+}
+
+func (x *NetReport) GetGuard() string {
+	if x != nil {
+		return x.Guard
+	}
+	return ""
+}
+
+func (x *NetReport) GetWatch() string {
+	if x != nil {
+		return x.Watch
+	}
+	return ""
+}
+
+func (x *NetReport) GetCounts() []*NetCount {
+	if x != nil {
+		return x.Counts
+	}
+	return nil
+}
+
+func (x *NetReport) GetDroppedPackets() uint64 {
+	if x != nil {
+		return x.DroppedPackets
+	}
+	return 0
+}
+
+func (x *NetReport) GetDroppedBytes() uint64 {
+	if x != nil {
+		return x.DroppedBytes
+	}
+	return 0
+}
+
+func (x *NetReport) GetPeers() []*NetPeer {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+func (x *NetReport) GetBonds() []string {
+	if x != nil {
+		return x.Bonds
+	}
+	return nil
+}
+
+func (x *NetReport) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+type NetCount struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Interface     string                 `protobuf:"bytes,1,opt,name=interface,proto3" json:"interface,omitempty"`
+	Class         string                 `protobuf:"bytes,2,opt,name=class,proto3" json:"class,omitempty"`
+	Out           bool                   `protobuf:"varint,3,opt,name=out,proto3" json:"out,omitempty"`
+	Packets       uint64                 `protobuf:"varint,4,opt,name=packets,proto3" json:"packets,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetCount) Reset() {
+	*x = NetCount{}
+	mi := &file_msg_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetCount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetCount) ProtoMessage() {}
+
+func (x *NetCount) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetCount.ProtoReflect.Descriptor instead.
+func (*NetCount) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *NetCount) GetInterface() string {
+	if x != nil {
+		return x.Interface
+	}
+	return ""
+}
+
+func (x *NetCount) GetClass() string {
+	if x != nil {
+		return x.Class
+	}
+	return ""
+}
+
+func (x *NetCount) GetOut() bool {
+	if x != nil {
+		return x.Out
+	}
+	return false
+}
+
+func (x *NetCount) GetPackets() uint64 {
+	if x != nil {
+		return x.Packets
+	}
+	return 0
+}
+
+func (x *NetCount) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+type NetPeer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Peer          string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"`
+	Connections   uint64                 `protobuf:"varint,2,opt,name=connections,proto3" json:"connections,omitempty"`
+	RttUs         uint32                 `protobuf:"varint,3,opt,name=rtt_us,json=rttUs,proto3" json:"rtt_us,omitempty"`
+	MinRttUs      uint32                 `protobuf:"varint,4,opt,name=min_rtt_us,json=minRttUs,proto3" json:"min_rtt_us,omitempty"`
+	Retransmits   uint64                 `protobuf:"varint,5,opt,name=retransmits,proto3" json:"retransmits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetPeer) Reset() {
+	*x = NetPeer{}
+	mi := &file_msg_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetPeer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetPeer) ProtoMessage() {}
+
+func (x *NetPeer) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetPeer.ProtoReflect.Descriptor instead.
+func (*NetPeer) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *NetPeer) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *NetPeer) GetConnections() uint64 {
+	if x != nil {
+		return x.Connections
+	}
+	return 0
+}
+
+func (x *NetPeer) GetRttUs() uint32 {
+	if x != nil {
+		return x.RttUs
+	}
+	return 0
+}
+
+func (x *NetPeer) GetMinRttUs() uint32 {
+	if x != nil {
+		return x.MinRttUs
+	}
+	return 0
+}
+
+func (x *NetPeer) GetRetransmits() uint64 {
+	if x != nil {
+		return x.Retransmits
+	}
+	return 0
+}
+
 // What a process has met since it told of it last. latencies: of guests' requests, how many in each bucket of internal/latency.
 type LoadReport struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
@@ -5348,7 +5903,7 @@ type LoadReport struct {
 
 func (x *LoadReport) Reset() {
 	*x = LoadReport{}
-	mi := &file_msg_proto_msgTypes[61]
+	mi := &file_msg_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5360,7 +5915,7 @@ func (x *LoadReport) String() string {
 func (*LoadReport) ProtoMessage() {}
 
 func (x *LoadReport) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[61]
+	mi := &file_msg_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5373,7 +5928,7 @@ func (x *LoadReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadReport.ProtoReflect.Descriptor instead.
 func (*LoadReport) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{61}
+	return file_msg_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *LoadReport) GetLatencies() []uint32 {
@@ -5450,7 +6005,7 @@ type PeerLatency struct {
 
 func (x *PeerLatency) Reset() {
 	*x = PeerLatency{}
-	mi := &file_msg_proto_msgTypes[62]
+	mi := &file_msg_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5462,7 +6017,7 @@ func (x *PeerLatency) String() string {
 func (*PeerLatency) ProtoMessage() {}
 
 func (x *PeerLatency) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[62]
+	mi := &file_msg_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5475,7 +6030,7 @@ func (x *PeerLatency) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerLatency.ProtoReflect.Descriptor instead.
 func (*PeerLatency) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{62}
+	return file_msg_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *PeerLatency) GetServer() uint32 {
@@ -5510,7 +6065,7 @@ type RebuildProgress struct {
 
 func (x *RebuildProgress) Reset() {
 	*x = RebuildProgress{}
-	mi := &file_msg_proto_msgTypes[63]
+	mi := &file_msg_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5522,7 +6077,7 @@ func (x *RebuildProgress) String() string {
 func (*RebuildProgress) ProtoMessage() {}
 
 func (x *RebuildProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[63]
+	mi := &file_msg_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5535,7 +6090,7 @@ func (x *RebuildProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebuildProgress.ProtoReflect.Descriptor instead.
 func (*RebuildProgress) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{63}
+	return file_msg_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *RebuildProgress) GetChunk() uint64 {
@@ -5581,7 +6136,7 @@ type SSDJournal struct {
 
 func (x *SSDJournal) Reset() {
 	*x = SSDJournal{}
-	mi := &file_msg_proto_msgTypes[64]
+	mi := &file_msg_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5593,7 +6148,7 @@ func (x *SSDJournal) String() string {
 func (*SSDJournal) ProtoMessage() {}
 
 func (x *SSDJournal) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[64]
+	mi := &file_msg_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5606,7 +6161,7 @@ func (x *SSDJournal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SSDJournal.ProtoReflect.Descriptor instead.
 func (*SSDJournal) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{64}
+	return file_msg_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *SSDJournal) GetSize() uint64 {
@@ -5708,13 +6263,17 @@ type HeartbeatReply struct {
 	LeaseMs       uint32                 `protobuf:"varint,3,opt,name=lease_ms,json=leaseMs,proto3" json:"lease_ms,omitempty"`
 	RepairRate    uint64                 `protobuf:"varint,4,opt,name=repair_rate,json=repairRate,proto3" json:"repair_rate,omitempty"`
 	Tier          uint32                 `protobuf:"varint,5,opt,name=tier,proto3" json:"tier,omitempty"`
+	Trust         uint64                 `protobuf:"varint,6,opt,name=trust,proto3" json:"trust,omitempty"`                    // version of what Trust answers; 0: the cluster has no security
+	DataTls       bool                   `protobuf:"varint,7,opt,name=data_tls,json=dataTls,proto3" json:"data_tls,omitempty"` // data is to be encrypted on connections that are made from now on
+	Now           int64                  `protobuf:"varint,8,opt,name=now,proto3" json:"now,omitempty"`                        // the leader's wall clock, ns, by which capabilities are dated
+	Opening       bool                   `protobuf:"varint,9,opt,name=opening,proto3" json:"opening,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_msg_proto_msgTypes[65]
+	mi := &file_msg_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5726,7 +6285,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[65]
+	mi := &file_msg_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5739,7 +6298,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{65}
+	return file_msg_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *HeartbeatReply) GetFenced() []uint64 {
@@ -5777,6 +6336,34 @@ func (x *HeartbeatReply) GetTier() uint32 {
 	return 0
 }
 
+func (x *HeartbeatReply) GetTrust() uint64 {
+	if x != nil {
+		return x.Trust
+	}
+	return 0
+}
+
+func (x *HeartbeatReply) GetDataTls() bool {
+	if x != nil {
+		return x.DataTls
+	}
+	return false
+}
+
+func (x *HeartbeatReply) GetNow() int64 {
+	if x != nil {
+		return x.Now
+	}
+	return 0
+}
+
+func (x *HeartbeatReply) GetOpening() bool {
+	if x != nil {
+		return x.Opening
+	}
+	return false
+}
+
 type ChunkCreate struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Chunk         uint64                 `protobuf:"varint,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
@@ -5787,7 +6374,7 @@ type ChunkCreate struct {
 
 func (x *ChunkCreate) Reset() {
 	*x = ChunkCreate{}
-	mi := &file_msg_proto_msgTypes[66]
+	mi := &file_msg_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5799,7 +6386,7 @@ func (x *ChunkCreate) String() string {
 func (*ChunkCreate) ProtoMessage() {}
 
 func (x *ChunkCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[66]
+	mi := &file_msg_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5812,7 +6399,7 @@ func (x *ChunkCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkCreate.ProtoReflect.Descriptor instead.
 func (*ChunkCreate) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{66}
+	return file_msg_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ChunkCreate) GetChunk() uint64 {
@@ -5829,16 +6416,18 @@ func (x *ChunkCreate) GetEpoch() uint64 {
 	return 0
 }
 
+// epochs: none, or one for each: the chunk stays if it has adopted a higher one meanwhile. 0: it goes at any.
 type ChunkDelete struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Chunks        []uint64               `protobuf:"varint,1,rep,packed,name=chunks,proto3" json:"chunks,omitempty"`
+	Epochs        []uint64               `protobuf:"varint,2,rep,packed,name=epochs,proto3" json:"epochs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ChunkDelete) Reset() {
 	*x = ChunkDelete{}
-	mi := &file_msg_proto_msgTypes[67]
+	mi := &file_msg_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5850,7 +6439,7 @@ func (x *ChunkDelete) String() string {
 func (*ChunkDelete) ProtoMessage() {}
 
 func (x *ChunkDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[67]
+	mi := &file_msg_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5863,12 +6452,19 @@ func (x *ChunkDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkDelete.ProtoReflect.Descriptor instead.
 func (*ChunkDelete) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{67}
+	return file_msg_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ChunkDelete) GetChunks() []uint64 {
 	if x != nil {
 		return x.Chunks
+	}
+	return nil
+}
+
+func (x *ChunkDelete) GetEpochs() []uint64 {
+	if x != nil {
+		return x.Epochs
 	}
 	return nil
 }
@@ -5883,7 +6479,7 @@ type ChunkAdopt struct {
 
 func (x *ChunkAdopt) Reset() {
 	*x = ChunkAdopt{}
-	mi := &file_msg_proto_msgTypes[68]
+	mi := &file_msg_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5895,7 +6491,7 @@ func (x *ChunkAdopt) String() string {
 func (*ChunkAdopt) ProtoMessage() {}
 
 func (x *ChunkAdopt) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[68]
+	mi := &file_msg_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5908,7 +6504,7 @@ func (x *ChunkAdopt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkAdopt.ProtoReflect.Descriptor instead.
 func (*ChunkAdopt) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{68}
+	return file_msg_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ChunkAdopt) GetChunk() uint64 {
@@ -5936,7 +6532,7 @@ type ChunkAccept struct {
 
 func (x *ChunkAccept) Reset() {
 	*x = ChunkAccept{}
-	mi := &file_msg_proto_msgTypes[69]
+	mi := &file_msg_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5948,7 +6544,7 @@ func (x *ChunkAccept) String() string {
 func (*ChunkAccept) ProtoMessage() {}
 
 func (x *ChunkAccept) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[69]
+	mi := &file_msg_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5961,7 +6557,7 @@ func (x *ChunkAccept) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkAccept.ProtoReflect.Descriptor instead.
 func (*ChunkAccept) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{69}
+	return file_msg_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ChunkAccept) GetChunks() []uint64 {
@@ -5989,7 +6585,7 @@ type ChunkJoin struct {
 
 func (x *ChunkJoin) Reset() {
 	*x = ChunkJoin{}
-	mi := &file_msg_proto_msgTypes[70]
+	mi := &file_msg_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6001,7 +6597,7 @@ func (x *ChunkJoin) String() string {
 func (*ChunkJoin) ProtoMessage() {}
 
 func (x *ChunkJoin) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[70]
+	mi := &file_msg_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6014,7 +6610,7 @@ func (x *ChunkJoin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkJoin.ProtoReflect.Descriptor instead.
 func (*ChunkJoin) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{70}
+	return file_msg_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ChunkJoin) GetChunk() uint64 {
@@ -6046,7 +6642,7 @@ type ChunkRebuild struct {
 
 func (x *ChunkRebuild) Reset() {
 	*x = ChunkRebuild{}
-	mi := &file_msg_proto_msgTypes[71]
+	mi := &file_msg_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6058,7 +6654,7 @@ func (x *ChunkRebuild) String() string {
 func (*ChunkRebuild) ProtoMessage() {}
 
 func (x *ChunkRebuild) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[71]
+	mi := &file_msg_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6071,7 +6667,7 @@ func (x *ChunkRebuild) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkRebuild.ProtoReflect.Descriptor instead.
 func (*ChunkRebuild) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{71}
+	return file_msg_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ChunkRebuild) GetChunk() uint64 {
@@ -6118,7 +6714,7 @@ type ChunkRebuildReply struct {
 
 func (x *ChunkRebuildReply) Reset() {
 	*x = ChunkRebuildReply{}
-	mi := &file_msg_proto_msgTypes[72]
+	mi := &file_msg_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6130,7 +6726,7 @@ func (x *ChunkRebuildReply) String() string {
 func (*ChunkRebuildReply) ProtoMessage() {}
 
 func (x *ChunkRebuildReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[72]
+	mi := &file_msg_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6143,7 +6739,7 @@ func (x *ChunkRebuildReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkRebuildReply.ProtoReflect.Descriptor instead.
 func (*ChunkRebuildReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{72}
+	return file_msg_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ChunkRebuildReply) GetBytesCopied() uint64 {
@@ -6163,7 +6759,7 @@ type ChunkPromote struct {
 
 func (x *ChunkPromote) Reset() {
 	*x = ChunkPromote{}
-	mi := &file_msg_proto_msgTypes[73]
+	mi := &file_msg_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6175,7 +6771,7 @@ func (x *ChunkPromote) String() string {
 func (*ChunkPromote) ProtoMessage() {}
 
 func (x *ChunkPromote) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[73]
+	mi := &file_msg_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6188,7 +6784,7 @@ func (x *ChunkPromote) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkPromote.ProtoReflect.Descriptor instead.
 func (*ChunkPromote) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{73}
+	return file_msg_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ChunkPromote) GetChunk() uint64 {
@@ -6217,7 +6813,7 @@ type ChunkPunch struct {
 
 func (x *ChunkPunch) Reset() {
 	*x = ChunkPunch{}
-	mi := &file_msg_proto_msgTypes[74]
+	mi := &file_msg_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6229,7 +6825,7 @@ func (x *ChunkPunch) String() string {
 func (*ChunkPunch) ProtoMessage() {}
 
 func (x *ChunkPunch) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[74]
+	mi := &file_msg_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6242,7 +6838,7 @@ func (x *ChunkPunch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkPunch.ProtoReflect.Descriptor instead.
 func (*ChunkPunch) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{74}
+	return file_msg_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ChunkPunch) GetChunk() uint64 {
@@ -6282,7 +6878,7 @@ type Fence struct {
 
 func (x *Fence) Reset() {
 	*x = Fence{}
-	mi := &file_msg_proto_msgTypes[75]
+	mi := &file_msg_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6294,7 +6890,7 @@ func (x *Fence) String() string {
 func (*Fence) ProtoMessage() {}
 
 func (x *Fence) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[75]
+	mi := &file_msg_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6307,7 +6903,7 @@ func (x *Fence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fence.ProtoReflect.Descriptor instead.
 func (*Fence) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{75}
+	return file_msg_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *Fence) GetSessions() []uint64 {
@@ -6325,7 +6921,7 @@ type Empty struct {
 
 func (x *Empty) Reset() {
 	*x = Empty{}
-	mi := &file_msg_proto_msgTypes[76]
+	mi := &file_msg_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6337,7 +6933,7 @@ func (x *Empty) String() string {
 func (*Empty) ProtoMessage() {}
 
 func (x *Empty) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[76]
+	mi := &file_msg_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6350,7 +6946,7 @@ func (x *Empty) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Empty.ProtoReflect.Descriptor instead.
 func (*Empty) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{76}
+	return file_msg_proto_rawDescGZIP(), []int{81}
 }
 
 type ChunkTable struct {
@@ -6363,7 +6959,7 @@ type ChunkTable struct {
 
 func (x *ChunkTable) Reset() {
 	*x = ChunkTable{}
-	mi := &file_msg_proto_msgTypes[77]
+	mi := &file_msg_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6375,7 +6971,7 @@ func (x *ChunkTable) String() string {
 func (*ChunkTable) ProtoMessage() {}
 
 func (x *ChunkTable) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[77]
+	mi := &file_msg_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6388,7 +6984,7 @@ func (x *ChunkTable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkTable.ProtoReflect.Descriptor instead.
 func (*ChunkTable) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{77}
+	return file_msg_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *ChunkTable) GetChunk() uint64 {
@@ -6417,7 +7013,7 @@ type ChunkTableReply struct {
 
 func (x *ChunkTableReply) Reset() {
 	*x = ChunkTableReply{}
-	mi := &file_msg_proto_msgTypes[78]
+	mi := &file_msg_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6429,7 +7025,7 @@ func (x *ChunkTableReply) String() string {
 func (*ChunkTableReply) ProtoMessage() {}
 
 func (x *ChunkTableReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[78]
+	mi := &file_msg_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6442,7 +7038,7 @@ func (x *ChunkTableReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkTableReply.ProtoReflect.Descriptor instead.
 func (*ChunkTableReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{78}
+	return file_msg_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *ChunkTableReply) GetEpoch() uint64 {
@@ -6484,7 +7080,7 @@ type ChunkSeek struct {
 
 func (x *ChunkSeek) Reset() {
 	*x = ChunkSeek{}
-	mi := &file_msg_proto_msgTypes[79]
+	mi := &file_msg_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6496,7 +7092,7 @@ func (x *ChunkSeek) String() string {
 func (*ChunkSeek) ProtoMessage() {}
 
 func (x *ChunkSeek) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[79]
+	mi := &file_msg_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6509,7 +7105,7 @@ func (x *ChunkSeek) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkSeek.ProtoReflect.Descriptor instead.
 func (*ChunkSeek) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{79}
+	return file_msg_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *ChunkSeek) GetChunk() uint64 {
@@ -6543,7 +7139,7 @@ type ChunkSeekReply struct {
 
 func (x *ChunkSeekReply) Reset() {
 	*x = ChunkSeekReply{}
-	mi := &file_msg_proto_msgTypes[80]
+	mi := &file_msg_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6555,7 +7151,7 @@ func (x *ChunkSeekReply) String() string {
 func (*ChunkSeekReply) ProtoMessage() {}
 
 func (x *ChunkSeekReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[80]
+	mi := &file_msg_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6568,7 +7164,7 @@ func (x *ChunkSeekReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkSeekReply.ProtoReflect.Descriptor instead.
 func (*ChunkSeekReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{80}
+	return file_msg_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *ChunkSeekReply) GetOffset() uint32 {
@@ -6595,7 +7191,7 @@ type ChunkList struct {
 
 func (x *ChunkList) Reset() {
 	*x = ChunkList{}
-	mi := &file_msg_proto_msgTypes[81]
+	mi := &file_msg_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6607,7 +7203,7 @@ func (x *ChunkList) String() string {
 func (*ChunkList) ProtoMessage() {}
 
 func (x *ChunkList) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[81]
+	mi := &file_msg_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6620,7 +7216,7 @@ func (x *ChunkList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkList.ProtoReflect.Descriptor instead.
 func (*ChunkList) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{81}
+	return file_msg_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *ChunkList) GetAfter() uint64 {
@@ -6647,7 +7243,7 @@ type ChunkListReply struct {
 
 func (x *ChunkListReply) Reset() {
 	*x = ChunkListReply{}
-	mi := &file_msg_proto_msgTypes[82]
+	mi := &file_msg_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6659,7 +7255,7 @@ func (x *ChunkListReply) String() string {
 func (*ChunkListReply) ProtoMessage() {}
 
 func (x *ChunkListReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[82]
+	mi := &file_msg_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6672,7 +7268,7 @@ func (x *ChunkListReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkListReply.ProtoReflect.Descriptor instead.
 func (*ChunkListReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{82}
+	return file_msg_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *ChunkListReply) GetChunks() []*ChunkInfo {
@@ -6698,7 +7294,7 @@ type ChunkVerify struct {
 
 func (x *ChunkVerify) Reset() {
 	*x = ChunkVerify{}
-	mi := &file_msg_proto_msgTypes[83]
+	mi := &file_msg_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6710,7 +7306,7 @@ func (x *ChunkVerify) String() string {
 func (*ChunkVerify) ProtoMessage() {}
 
 func (x *ChunkVerify) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[83]
+	mi := &file_msg_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6723,7 +7319,7 @@ func (x *ChunkVerify) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkVerify.ProtoReflect.Descriptor instead.
 func (*ChunkVerify) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{83}
+	return file_msg_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *ChunkVerify) GetChunk() uint64 {
@@ -6744,7 +7340,7 @@ type ChunkVerifyReply struct {
 
 func (x *ChunkVerifyReply) Reset() {
 	*x = ChunkVerifyReply{}
-	mi := &file_msg_proto_msgTypes[84]
+	mi := &file_msg_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6756,7 +7352,7 @@ func (x *ChunkVerifyReply) String() string {
 func (*ChunkVerifyReply) ProtoMessage() {}
 
 func (x *ChunkVerifyReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[84]
+	mi := &file_msg_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6769,7 +7365,7 @@ func (x *ChunkVerifyReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkVerifyReply.ProtoReflect.Descriptor instead.
 func (*ChunkVerifyReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{84}
+	return file_msg_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *ChunkVerifyReply) GetBlocks() uint32 {
@@ -6803,7 +7399,7 @@ type StoreStat struct {
 
 func (x *StoreStat) Reset() {
 	*x = StoreStat{}
-	mi := &file_msg_proto_msgTypes[85]
+	mi := &file_msg_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6815,7 +7411,7 @@ func (x *StoreStat) String() string {
 func (*StoreStat) ProtoMessage() {}
 
 func (x *StoreStat) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[85]
+	mi := &file_msg_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6828,7 +7424,7 @@ func (x *StoreStat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreStat.ProtoReflect.Descriptor instead.
 func (*StoreStat) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{85}
+	return file_msg_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *StoreStat) GetMaxBad() uint32 {
@@ -6864,7 +7460,7 @@ type StoreStatReply struct {
 
 func (x *StoreStatReply) Reset() {
 	*x = StoreStatReply{}
-	mi := &file_msg_proto_msgTypes[86]
+	mi := &file_msg_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6876,7 +7472,7 @@ func (x *StoreStatReply) String() string {
 func (*StoreStatReply) ProtoMessage() {}
 
 func (x *StoreStatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[86]
+	mi := &file_msg_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6889,7 +7485,7 @@ func (x *StoreStatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreStatReply.ProtoReflect.Descriptor instead.
 func (*StoreStatReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{86}
+	return file_msg_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *StoreStatReply) GetChunks() uint64 {
@@ -7030,7 +7626,7 @@ type BadBlock struct {
 
 func (x *BadBlock) Reset() {
 	*x = BadBlock{}
-	mi := &file_msg_proto_msgTypes[87]
+	mi := &file_msg_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7042,7 +7638,7 @@ func (x *BadBlock) String() string {
 func (*BadBlock) ProtoMessage() {}
 
 func (x *BadBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[87]
+	mi := &file_msg_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7055,7 +7651,7 @@ func (x *BadBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BadBlock.ProtoReflect.Descriptor instead.
 func (*BadBlock) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{87}
+	return file_msg_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *BadBlock) GetChunk() uint64 {
@@ -7104,7 +7700,7 @@ type ScrubStat struct {
 
 func (x *ScrubStat) Reset() {
 	*x = ScrubStat{}
-	mi := &file_msg_proto_msgTypes[88]
+	mi := &file_msg_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7116,7 +7712,7 @@ func (x *ScrubStat) String() string {
 func (*ScrubStat) ProtoMessage() {}
 
 func (x *ScrubStat) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[88]
+	mi := &file_msg_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7129,7 +7725,7 @@ func (x *ScrubStat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubStat.ProtoReflect.Descriptor instead.
 func (*ScrubStat) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{88}
+	return file_msg_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *ScrubStat) GetRate() uint64 {
@@ -7213,7 +7809,7 @@ type Scrub struct {
 
 func (x *Scrub) Reset() {
 	*x = Scrub{}
-	mi := &file_msg_proto_msgTypes[89]
+	mi := &file_msg_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7225,7 +7821,7 @@ func (x *Scrub) String() string {
 func (*Scrub) ProtoMessage() {}
 
 func (x *Scrub) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[89]
+	mi := &file_msg_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7238,7 +7834,7 @@ func (x *Scrub) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Scrub.ProtoReflect.Descriptor instead.
 func (*Scrub) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{89}
+	return file_msg_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *Scrub) GetRate() uint64 {
@@ -7270,7 +7866,7 @@ type Status struct {
 
 func (x *Status) Reset() {
 	*x = Status{}
-	mi := &file_msg_proto_msgTypes[90]
+	mi := &file_msg_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7282,7 +7878,7 @@ func (x *Status) String() string {
 func (*Status) ProtoMessage() {}
 
 func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[90]
+	mi := &file_msg_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7295,7 +7891,7 @@ func (x *Status) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Status.ProtoReflect.Descriptor instead.
 func (*Status) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{90}
+	return file_msg_proto_rawDescGZIP(), []int{95}
 }
 
 type StatusReply struct {
@@ -7324,13 +7920,14 @@ type StatusReply struct {
 	Disk          string                 `protobuf:"bytes,22,opt,name=disk,proto3" json:"disk,omitempty"`
 	DiskFree      uint64                 `protobuf:"varint,23,opt,name=disk_free,json=diskFree,proto3" json:"disk_free,omitempty"` // of the server that answers: empty, low or full; bytes free
 	Repair        *RepairStatus          `protobuf:"bytes,24,opt,name=repair,proto3" json:"repair,omitempty"`                      // of a leader
+	Keyed         bool                   `protobuf:"varint,25,opt,name=keyed,proto3" json:"keyed,omitempty"`                       // the server that answers has the cluster key and a certificate
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_msg_proto_msgTypes[91]
+	mi := &file_msg_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7342,7 +7939,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[91]
+	mi := &file_msg_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7355,7 +7952,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{91}
+	return file_msg_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *StatusReply) GetName() string {
@@ -7526,6 +8123,13 @@ func (x *StatusReply) GetRepair() *RepairStatus {
 	return nil
 }
 
+func (x *StatusReply) GetKeyed() bool {
+	if x != nil {
+		return x.Keyed
+	}
+	return false
+}
+
 // What repair, drains and moves do, and what is left of them.
 type RepairStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -7553,7 +8157,7 @@ type RepairStatus struct {
 
 func (x *RepairStatus) Reset() {
 	*x = RepairStatus{}
-	mi := &file_msg_proto_msgTypes[92]
+	mi := &file_msg_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7565,7 +8169,7 @@ func (x *RepairStatus) String() string {
 func (*RepairStatus) ProtoMessage() {}
 
 func (x *RepairStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[92]
+	mi := &file_msg_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7578,7 +8182,7 @@ func (x *RepairStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RepairStatus.ProtoReflect.Descriptor instead.
 func (*RepairStatus) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{92}
+	return file_msg_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *RepairStatus) GetRate() uint64 {
@@ -7725,7 +8329,7 @@ type RepairJob struct {
 
 func (x *RepairJob) Reset() {
 	*x = RepairJob{}
-	mi := &file_msg_proto_msgTypes[93]
+	mi := &file_msg_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7737,7 +8341,7 @@ func (x *RepairJob) String() string {
 func (*RepairJob) ProtoMessage() {}
 
 func (x *RepairJob) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[93]
+	mi := &file_msg_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7750,7 +8354,7 @@ func (x *RepairJob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RepairJob.ProtoReflect.Descriptor instead.
 func (*RepairJob) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{93}
+	return file_msg_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *RepairJob) GetChunk() uint64 {
@@ -7838,7 +8442,7 @@ type RepairWork struct {
 
 func (x *RepairWork) Reset() {
 	*x = RepairWork{}
-	mi := &file_msg_proto_msgTypes[94]
+	mi := &file_msg_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7850,7 +8454,7 @@ func (x *RepairWork) String() string {
 func (*RepairWork) ProtoMessage() {}
 
 func (x *RepairWork) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[94]
+	mi := &file_msg_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7863,7 +8467,7 @@ func (x *RepairWork) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RepairWork.ProtoReflect.Descriptor instead.
 func (*RepairWork) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{94}
+	return file_msg_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *RepairWork) GetClass() string {
@@ -7923,7 +8527,7 @@ type MetaServer struct {
 
 func (x *MetaServer) Reset() {
 	*x = MetaServer{}
-	mi := &file_msg_proto_msgTypes[95]
+	mi := &file_msg_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7935,7 +8539,7 @@ func (x *MetaServer) String() string {
 func (*MetaServer) ProtoMessage() {}
 
 func (x *MetaServer) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[95]
+	mi := &file_msg_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7948,7 +8552,7 @@ func (x *MetaServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaServer.ProtoReflect.Descriptor instead.
 func (*MetaServer) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{95}
+	return file_msg_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *MetaServer) GetServer() uint32 {
@@ -8032,14 +8636,16 @@ type ChunkServer struct {
 	ModeUntil     int64                  `protobuf:"varint,28,opt,name=mode_until,json=modeUntil,proto3" json:"mode_until,omitempty"` // ns, by the wall clock: of mode; 0: not known, no end
 	LeftChunks    uint64                 `protobuf:"varint,29,opt,name=left_chunks,json=leftChunks,proto3" json:"left_chunks,omitempty"`
 	LeftMost      uint64                 `protobuf:"varint,30,opt,name=left_most,json=leftMost,proto3" json:"left_most,omitempty"` // as left; the most that left was under this leader
-	Going         uint64                 `protobuf:"varint,31,opt,name=going,proto3" json:"going,omitempty"`
+	Going         uint64                 `protobuf:"varint,31,opt,name=going,proto3" json:"going,omitempty"`                       // bytes of chunks that it is still to delete, about
+	Planes        string                 `protobuf:"bytes,32,opt,name=planes,proto3" json:"planes,omitempty"`
+	Net           *NetReport             `protobuf:"bytes,33,opt,name=net,proto3" json:"net,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ChunkServer) Reset() {
 	*x = ChunkServer{}
-	mi := &file_msg_proto_msgTypes[96]
+	mi := &file_msg_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8051,7 +8657,7 @@ func (x *ChunkServer) String() string {
 func (*ChunkServer) ProtoMessage() {}
 
 func (x *ChunkServer) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[96]
+	mi := &file_msg_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8064,7 +8670,7 @@ func (x *ChunkServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkServer.ProtoReflect.Descriptor instead.
 func (*ChunkServer) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{96}
+	return file_msg_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *ChunkServer) GetServer() uint32 {
@@ -8284,6 +8890,20 @@ func (x *ChunkServer) GetGoing() uint64 {
 	return 0
 }
 
+func (x *ChunkServer) GetPlanes() string {
+	if x != nil {
+		return x.Planes
+	}
+	return ""
+}
+
+func (x *ChunkServer) GetNet() *NetReport {
+	if x != nil {
+		return x.Net
+	}
+	return nil
+}
+
 type Session struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
@@ -8300,7 +8920,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_msg_proto_msgTypes[97]
+	mi := &file_msg_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8312,7 +8932,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[97]
+	mi := &file_msg_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8325,7 +8945,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{97}
+	return file_msg_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *Session) GetSession() uint64 {
@@ -8397,7 +9017,7 @@ type StateDigest struct {
 
 func (x *StateDigest) Reset() {
 	*x = StateDigest{}
-	mi := &file_msg_proto_msgTypes[98]
+	mi := &file_msg_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8409,7 +9029,7 @@ func (x *StateDigest) String() string {
 func (*StateDigest) ProtoMessage() {}
 
 func (x *StateDigest) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[98]
+	mi := &file_msg_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8422,7 +9042,7 @@ func (x *StateDigest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateDigest.ProtoReflect.Descriptor instead.
 func (*StateDigest) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{98}
+	return file_msg_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *StateDigest) GetAtLeast() uint64 {
@@ -8457,7 +9077,7 @@ type StateDigestReply struct {
 
 func (x *StateDigestReply) Reset() {
 	*x = StateDigestReply{}
-	mi := &file_msg_proto_msgTypes[99]
+	mi := &file_msg_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8469,7 +9089,7 @@ func (x *StateDigestReply) String() string {
 func (*StateDigestReply) ProtoMessage() {}
 
 func (x *StateDigestReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[99]
+	mi := &file_msg_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8482,7 +9102,7 @@ func (x *StateDigestReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateDigestReply.ProtoReflect.Descriptor instead.
 func (*StateDigestReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{99}
+	return file_msg_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *StateDigestReply) GetIndex() uint64 {
@@ -8511,13 +9131,14 @@ type JoinMeta struct {
 	Addr          string                 `protobuf:"bytes,1,opt,name=addr,proto3" json:"addr,omitempty"`
 	Uuid          []byte                 `protobuf:"bytes,2,opt,name=uuid,proto3" json:"uuid,omitempty"`
 	Server        uint32                 `protobuf:"varint,3,opt,name=server,proto3" json:"server,omitempty"`
+	Proof         []byte                 `protobuf:"bytes,4,opt,name=proof,proto3" json:"proof,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *JoinMeta) Reset() {
 	*x = JoinMeta{}
-	mi := &file_msg_proto_msgTypes[100]
+	mi := &file_msg_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8529,7 +9150,7 @@ func (x *JoinMeta) String() string {
 func (*JoinMeta) ProtoMessage() {}
 
 func (x *JoinMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[100]
+	mi := &file_msg_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8542,7 +9163,7 @@ func (x *JoinMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinMeta.ProtoReflect.Descriptor instead.
 func (*JoinMeta) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{100}
+	return file_msg_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *JoinMeta) GetAddr() string {
@@ -8566,6 +9187,13 @@ func (x *JoinMeta) GetServer() uint32 {
 	return 0
 }
 
+func (x *JoinMeta) GetProof() []byte {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
 type JoinMetaReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Server        uint32                 `protobuf:"varint,1,opt,name=server,proto3" json:"server,omitempty"`
@@ -8573,13 +9201,14 @@ type JoinMetaReply struct {
 	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
 	Cluster       []byte                 `protobuf:"bytes,4,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	Detail        string                 `protobuf:"bytes,5,opt,name=detail,proto3" json:"detail,omitempty"`
+	ClusterKey    []byte                 `protobuf:"bytes,6,opt,name=cluster_key,json=clusterKey,proto3" json:"cluster_key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *JoinMetaReply) Reset() {
 	*x = JoinMetaReply{}
-	mi := &file_msg_proto_msgTypes[101]
+	mi := &file_msg_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8591,7 +9220,7 @@ func (x *JoinMetaReply) String() string {
 func (*JoinMetaReply) ProtoMessage() {}
 
 func (x *JoinMetaReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[101]
+	mi := &file_msg_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8604,7 +9233,7 @@ func (x *JoinMetaReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinMetaReply.ProtoReflect.Descriptor instead.
 func (*JoinMetaReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{101}
+	return file_msg_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *JoinMetaReply) GetServer() uint32 {
@@ -8642,6 +9271,13 @@ func (x *JoinMetaReply) GetDetail() string {
 	return ""
 }
 
+func (x *JoinMetaReply) GetClusterKey() []byte {
+	if x != nil {
+		return x.ClusterKey
+	}
+	return nil
+}
+
 type JournalRead struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	From          uint64                 `protobuf:"varint,1,opt,name=from,proto3" json:"from,omitempty"`
@@ -8654,7 +9290,7 @@ type JournalRead struct {
 
 func (x *JournalRead) Reset() {
 	*x = JournalRead{}
-	mi := &file_msg_proto_msgTypes[102]
+	mi := &file_msg_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8666,7 +9302,7 @@ func (x *JournalRead) String() string {
 func (*JournalRead) ProtoMessage() {}
 
 func (x *JournalRead) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[102]
+	mi := &file_msg_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8679,7 +9315,7 @@ func (x *JournalRead) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalRead.ProtoReflect.Descriptor instead.
 func (*JournalRead) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{102}
+	return file_msg_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *JournalRead) GetFrom() uint64 {
@@ -8723,7 +9359,7 @@ type JournalReadReply struct {
 
 func (x *JournalReadReply) Reset() {
 	*x = JournalReadReply{}
-	mi := &file_msg_proto_msgTypes[103]
+	mi := &file_msg_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8735,7 +9371,7 @@ func (x *JournalReadReply) String() string {
 func (*JournalReadReply) ProtoMessage() {}
 
 func (x *JournalReadReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[103]
+	mi := &file_msg_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8748,7 +9384,7 @@ func (x *JournalReadReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalReadReply.ProtoReflect.Descriptor instead.
 func (*JournalReadReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{103}
+	return file_msg_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *JournalReadReply) GetNext() uint64 {
@@ -8788,13 +9424,14 @@ func (x *JournalReadReply) GetMore() bool {
 
 type Members struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Net           bool                   `protobuf:"varint,1,opt,name=net,proto3" json:"net,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Members) Reset() {
 	*x = Members{}
-	mi := &file_msg_proto_msgTypes[104]
+	mi := &file_msg_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8806,7 +9443,7 @@ func (x *Members) String() string {
 func (*Members) ProtoMessage() {}
 
 func (x *Members) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[104]
+	mi := &file_msg_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8819,7 +9456,14 @@ func (x *Members) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Members.ProtoReflect.Descriptor instead.
 func (*Members) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{104}
+	return file_msg_proto_rawDescGZIP(), []int{109}
+}
+
+func (x *Members) GetNet() bool {
+	if x != nil {
+		return x.Net
+	}
+	return false
 }
 
 type MembersReply struct {
@@ -8828,13 +9472,17 @@ type MembersReply struct {
 	Leader        string                 `protobuf:"bytes,2,opt,name=leader,proto3" json:"leader,omitempty"`
 	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
 	Cluster       []byte                 `protobuf:"bytes,4,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Trust         uint64                 `protobuf:"varint,5,opt,name=trust,proto3" json:"trust,omitempty"` // as in HeartbeatReply
+	Servers       []string               `protobuf:"bytes,6,rep,name=servers,proto3" json:"servers,omitempty"`
+	Settings      []*Setting             `protobuf:"bytes,7,rep,name=settings,proto3" json:"settings,omitempty"` // the addresses of all servers; settings of the network that were set
+	Clients       []string               `protobuf:"bytes,8,rep,name=clients,proto3" json:"clients,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MembersReply) Reset() {
 	*x = MembersReply{}
-	mi := &file_msg_proto_msgTypes[105]
+	mi := &file_msg_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8846,7 +9494,7 @@ func (x *MembersReply) String() string {
 func (*MembersReply) ProtoMessage() {}
 
 func (x *MembersReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[105]
+	mi := &file_msg_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8859,7 +9507,7 @@ func (x *MembersReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MembersReply.ProtoReflect.Descriptor instead.
 func (*MembersReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{105}
+	return file_msg_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *MembersReply) GetAddrs() []string {
@@ -8890,6 +9538,34 @@ func (x *MembersReply) GetCluster() []byte {
 	return nil
 }
 
+func (x *MembersReply) GetTrust() uint64 {
+	if x != nil {
+		return x.Trust
+	}
+	return 0
+}
+
+func (x *MembersReply) GetServers() []string {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
+func (x *MembersReply) GetSettings() []*Setting {
+	if x != nil {
+		return x.Settings
+	}
+	return nil
+}
+
+func (x *MembersReply) GetClients() []string {
+	if x != nil {
+		return x.Clients
+	}
+	return nil
+}
+
 // Take a metadata server out of the cluster. Refused (Busy) when the rest would not be a quorum that answers; a leader hands over
 // first. Its id is retired for good.
 type RemoveMeta struct {
@@ -8901,7 +9577,7 @@ type RemoveMeta struct {
 
 func (x *RemoveMeta) Reset() {
 	*x = RemoveMeta{}
-	mi := &file_msg_proto_msgTypes[106]
+	mi := &file_msg_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8913,7 +9589,7 @@ func (x *RemoveMeta) String() string {
 func (*RemoveMeta) ProtoMessage() {}
 
 func (x *RemoveMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[106]
+	mi := &file_msg_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8926,7 +9602,7 @@ func (x *RemoveMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMeta.ProtoReflect.Descriptor instead.
 func (*RemoveMeta) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{106}
+	return file_msg_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *RemoveMeta) GetServer() uint32 {
@@ -8947,7 +9623,7 @@ type AdminReply struct {
 
 func (x *AdminReply) Reset() {
 	*x = AdminReply{}
-	mi := &file_msg_proto_msgTypes[107]
+	mi := &file_msg_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8959,7 +9635,7 @@ func (x *AdminReply) String() string {
 func (*AdminReply) ProtoMessage() {}
 
 func (x *AdminReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[107]
+	mi := &file_msg_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8972,7 +9648,7 @@ func (x *AdminReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminReply.ProtoReflect.Descriptor instead.
 func (*AdminReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{107}
+	return file_msg_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *AdminReply) GetDetail() string {
@@ -9002,7 +9678,7 @@ type SetServerMode struct {
 
 func (x *SetServerMode) Reset() {
 	*x = SetServerMode{}
-	mi := &file_msg_proto_msgTypes[108]
+	mi := &file_msg_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9014,7 +9690,7 @@ func (x *SetServerMode) String() string {
 func (*SetServerMode) ProtoMessage() {}
 
 func (x *SetServerMode) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[108]
+	mi := &file_msg_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9027,7 +9703,7 @@ func (x *SetServerMode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetServerMode.ProtoReflect.Descriptor instead.
 func (*SetServerMode) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{108}
+	return file_msg_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *SetServerMode) GetServers() []uint32 {
@@ -9065,7 +9741,7 @@ type RemoveServer struct {
 
 func (x *RemoveServer) Reset() {
 	*x = RemoveServer{}
-	mi := &file_msg_proto_msgTypes[109]
+	mi := &file_msg_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9077,7 +9753,7 @@ func (x *RemoveServer) String() string {
 func (*RemoveServer) ProtoMessage() {}
 
 func (x *RemoveServer) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[109]
+	mi := &file_msg_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9090,7 +9766,7 @@ func (x *RemoveServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveServer.ProtoReflect.Descriptor instead.
 func (*RemoveServer) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{109}
+	return file_msg_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *RemoveServer) GetServer() uint32 {
@@ -9125,7 +9801,7 @@ type RemoveServerReply struct {
 
 func (x *RemoveServerReply) Reset() {
 	*x = RemoveServerReply{}
-	mi := &file_msg_proto_msgTypes[110]
+	mi := &file_msg_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9137,7 +9813,7 @@ func (x *RemoveServerReply) String() string {
 func (*RemoveServerReply) ProtoMessage() {}
 
 func (x *RemoveServerReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[110]
+	mi := &file_msg_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9150,7 +9826,7 @@ func (x *RemoveServerReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveServerReply.ProtoReflect.Descriptor instead.
 func (*RemoveServerReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{110}
+	return file_msg_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *RemoveServerReply) GetRetired() bool {
@@ -9184,7 +9860,7 @@ type SetTier struct {
 
 func (x *SetTier) Reset() {
 	*x = SetTier{}
-	mi := &file_msg_proto_msgTypes[111]
+	mi := &file_msg_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9196,7 +9872,7 @@ func (x *SetTier) String() string {
 func (*SetTier) ProtoMessage() {}
 
 func (x *SetTier) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[111]
+	mi := &file_msg_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9209,7 +9885,7 @@ func (x *SetTier) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTier.ProtoReflect.Descriptor instead.
 func (*SetTier) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{111}
+	return file_msg_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *SetTier) GetServer() uint32 {
@@ -9235,7 +9911,7 @@ type TransferLeader struct {
 
 func (x *TransferLeader) Reset() {
 	*x = TransferLeader{}
-	mi := &file_msg_proto_msgTypes[112]
+	mi := &file_msg_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9247,7 +9923,7 @@ func (x *TransferLeader) String() string {
 func (*TransferLeader) ProtoMessage() {}
 
 func (x *TransferLeader) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[112]
+	mi := &file_msg_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9260,7 +9936,7 @@ func (x *TransferLeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeader.ProtoReflect.Descriptor instead.
 func (*TransferLeader) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{112}
+	return file_msg_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *TransferLeader) GetServer() uint32 {
@@ -9281,7 +9957,7 @@ type SetConfig struct {
 
 func (x *SetConfig) Reset() {
 	*x = SetConfig{}
-	mi := &file_msg_proto_msgTypes[113]
+	mi := &file_msg_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9293,7 +9969,7 @@ func (x *SetConfig) String() string {
 func (*SetConfig) ProtoMessage() {}
 
 func (x *SetConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[113]
+	mi := &file_msg_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9306,7 +9982,7 @@ func (x *SetConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetConfig.ProtoReflect.Descriptor instead.
 func (*SetConfig) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{113}
+	return file_msg_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *SetConfig) GetKey() string {
@@ -9331,7 +10007,7 @@ type GetConfig struct {
 
 func (x *GetConfig) Reset() {
 	*x = GetConfig{}
-	mi := &file_msg_proto_msgTypes[114]
+	mi := &file_msg_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9343,7 +10019,7 @@ func (x *GetConfig) String() string {
 func (*GetConfig) ProtoMessage() {}
 
 func (x *GetConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[114]
+	mi := &file_msg_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9356,7 +10032,7 @@ func (x *GetConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConfig.ProtoReflect.Descriptor instead.
 func (*GetConfig) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{114}
+	return file_msg_proto_rawDescGZIP(), []int{119}
 }
 
 // What would be if servers were lost: chunk servers, or all on hosts or in racks with these names. Nothing changes. rate: bytes/s that all repair
@@ -9375,7 +10051,7 @@ type WhatIf struct {
 
 func (x *WhatIf) Reset() {
 	*x = WhatIf{}
-	mi := &file_msg_proto_msgTypes[115]
+	mi := &file_msg_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9387,7 +10063,7 @@ func (x *WhatIf) String() string {
 func (*WhatIf) ProtoMessage() {}
 
 func (x *WhatIf) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[115]
+	mi := &file_msg_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9400,7 +10076,7 @@ func (x *WhatIf) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhatIf.ProtoReflect.Descriptor instead.
 func (*WhatIf) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{115}
+	return file_msg_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *WhatIf) GetServers() []uint32 {
@@ -9478,7 +10154,7 @@ type WhatIfReply struct {
 
 func (x *WhatIfReply) Reset() {
 	*x = WhatIfReply{}
-	mi := &file_msg_proto_msgTypes[116]
+	mi := &file_msg_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9490,7 +10166,7 @@ func (x *WhatIfReply) String() string {
 func (*WhatIfReply) ProtoMessage() {}
 
 func (x *WhatIfReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[116]
+	mi := &file_msg_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9503,7 +10179,7 @@ func (x *WhatIfReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhatIfReply.ProtoReflect.Descriptor instead.
 func (*WhatIfReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{116}
+	return file_msg_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *WhatIfReply) GetIndex() uint64 {
@@ -9700,7 +10376,7 @@ type WhatIfServer struct {
 
 func (x *WhatIfServer) Reset() {
 	*x = WhatIfServer{}
-	mi := &file_msg_proto_msgTypes[117]
+	mi := &file_msg_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9712,7 +10388,7 @@ func (x *WhatIfServer) String() string {
 func (*WhatIfServer) ProtoMessage() {}
 
 func (x *WhatIfServer) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[117]
+	mi := &file_msg_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9725,7 +10401,7 @@ func (x *WhatIfServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhatIfServer.ProtoReflect.Descriptor instead.
 func (*WhatIfServer) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{117}
+	return file_msg_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *WhatIfServer) GetServer() uint32 {
@@ -9819,7 +10495,7 @@ type WhatIfFile struct {
 
 func (x *WhatIfFile) Reset() {
 	*x = WhatIfFile{}
-	mi := &file_msg_proto_msgTypes[118]
+	mi := &file_msg_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9831,7 +10507,7 @@ func (x *WhatIfFile) String() string {
 func (*WhatIfFile) ProtoMessage() {}
 
 func (x *WhatIfFile) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[118]
+	mi := &file_msg_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9844,7 +10520,7 @@ func (x *WhatIfFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhatIfFile.ProtoReflect.Descriptor instead.
 func (*WhatIfFile) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{118}
+	return file_msg_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *WhatIfFile) GetIno() uint64 {
@@ -9898,7 +10574,7 @@ type GetConfigReply struct {
 
 func (x *GetConfigReply) Reset() {
 	*x = GetConfigReply{}
-	mi := &file_msg_proto_msgTypes[119]
+	mi := &file_msg_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9910,7 +10586,7 @@ func (x *GetConfigReply) String() string {
 func (*GetConfigReply) ProtoMessage() {}
 
 func (x *GetConfigReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[119]
+	mi := &file_msg_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9923,7 +10599,7 @@ func (x *GetConfigReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConfigReply.ProtoReflect.Descriptor instead.
 func (*GetConfigReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{119}
+	return file_msg_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *GetConfigReply) GetSettings() []*Setting {
@@ -9945,7 +10621,7 @@ type Setting struct {
 
 func (x *Setting) Reset() {
 	*x = Setting{}
-	mi := &file_msg_proto_msgTypes[120]
+	mi := &file_msg_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9957,7 +10633,7 @@ func (x *Setting) String() string {
 func (*Setting) ProtoMessage() {}
 
 func (x *Setting) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[120]
+	mi := &file_msg_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9970,7 +10646,7 @@ func (x *Setting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Setting.ProtoReflect.Descriptor instead.
 func (*Setting) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{120}
+	return file_msg_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *Setting) GetKey() string {
@@ -10012,7 +10688,7 @@ type FenceSession struct {
 
 func (x *FenceSession) Reset() {
 	*x = FenceSession{}
-	mi := &file_msg_proto_msgTypes[121]
+	mi := &file_msg_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10024,7 +10700,7 @@ func (x *FenceSession) String() string {
 func (*FenceSession) ProtoMessage() {}
 
 func (x *FenceSession) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[121]
+	mi := &file_msg_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10037,7 +10713,7 @@ func (x *FenceSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FenceSession.ProtoReflect.Descriptor instead.
 func (*FenceSession) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{121}
+	return file_msg_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *FenceSession) GetSession() uint64 {
@@ -10064,7 +10740,7 @@ type FenceSessionReply struct {
 
 func (x *FenceSessionReply) Reset() {
 	*x = FenceSessionReply{}
-	mi := &file_msg_proto_msgTypes[122]
+	mi := &file_msg_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10076,7 +10752,7 @@ func (x *FenceSessionReply) String() string {
 func (*FenceSessionReply) ProtoMessage() {}
 
 func (x *FenceSessionReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[122]
+	mi := &file_msg_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10089,7 +10765,7 @@ func (x *FenceSessionReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FenceSessionReply.ProtoReflect.Descriptor instead.
 func (*FenceSessionReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{122}
+	return file_msg_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *FenceSessionReply) GetIndex() uint64 {
@@ -10115,7 +10791,7 @@ type LeaseShow struct {
 
 func (x *LeaseShow) Reset() {
 	*x = LeaseShow{}
-	mi := &file_msg_proto_msgTypes[123]
+	mi := &file_msg_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10127,7 +10803,7 @@ func (x *LeaseShow) String() string {
 func (*LeaseShow) ProtoMessage() {}
 
 func (x *LeaseShow) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[123]
+	mi := &file_msg_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10140,7 +10816,7 @@ func (x *LeaseShow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseShow.ProtoReflect.Descriptor instead.
 func (*LeaseShow) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{123}
+	return file_msg_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *LeaseShow) GetIno() uint64 {
@@ -10168,7 +10844,7 @@ type LeaseHolder struct {
 
 func (x *LeaseHolder) Reset() {
 	*x = LeaseHolder{}
-	mi := &file_msg_proto_msgTypes[124]
+	mi := &file_msg_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10180,7 +10856,7 @@ func (x *LeaseHolder) String() string {
 func (*LeaseHolder) ProtoMessage() {}
 
 func (x *LeaseHolder) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[124]
+	mi := &file_msg_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10193,7 +10869,7 @@ func (x *LeaseHolder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseHolder.ProtoReflect.Descriptor instead.
 func (*LeaseHolder) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{124}
+	return file_msg_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *LeaseHolder) GetIno() uint64 {
@@ -10276,7 +10952,7 @@ type LeaseShowReply struct {
 
 func (x *LeaseShowReply) Reset() {
 	*x = LeaseShowReply{}
-	mi := &file_msg_proto_msgTypes[125]
+	mi := &file_msg_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10288,7 +10964,7 @@ func (x *LeaseShowReply) String() string {
 func (*LeaseShowReply) ProtoMessage() {}
 
 func (x *LeaseShowReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[125]
+	mi := &file_msg_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10301,7 +10977,7 @@ func (x *LeaseShowReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseShowReply.ProtoReflect.Descriptor instead.
 func (*LeaseShowReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{125}
+	return file_msg_proto_rawDescGZIP(), []int{130}
 }
 
 func (x *LeaseShowReply) GetHolders() []*LeaseHolder {
@@ -10331,7 +11007,7 @@ type LeaseTake struct {
 
 func (x *LeaseTake) Reset() {
 	*x = LeaseTake{}
-	mi := &file_msg_proto_msgTypes[126]
+	mi := &file_msg_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10343,7 +11019,7 @@ func (x *LeaseTake) String() string {
 func (*LeaseTake) ProtoMessage() {}
 
 func (x *LeaseTake) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[126]
+	mi := &file_msg_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10356,7 +11032,7 @@ func (x *LeaseTake) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseTake.ProtoReflect.Descriptor instead.
 func (*LeaseTake) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{126}
+	return file_msg_proto_rawDescGZIP(), []int{131}
 }
 
 func (x *LeaseTake) GetIno() uint64 {
@@ -10398,7 +11074,7 @@ type LeaseTakeReply struct {
 
 func (x *LeaseTakeReply) Reset() {
 	*x = LeaseTakeReply{}
-	mi := &file_msg_proto_msgTypes[127]
+	mi := &file_msg_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10410,7 +11086,7 @@ func (x *LeaseTakeReply) String() string {
 func (*LeaseTakeReply) ProtoMessage() {}
 
 func (x *LeaseTakeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_msg_proto_msgTypes[127]
+	mi := &file_msg_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10423,7 +11099,7 @@ func (x *LeaseTakeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseTakeReply.ProtoReflect.Descriptor instead.
 func (*LeaseTakeReply) Descriptor() ([]byte, []int) {
-	return file_msg_proto_rawDescGZIP(), []int{127}
+	return file_msg_proto_rawDescGZIP(), []int{132}
 }
 
 func (x *LeaseTakeReply) GetReleased() []uint64 {
@@ -10447,31 +11123,1530 @@ func (x *LeaseTakeReply) GetRefused() []uint64 {
 	return nil
 }
 
+// What a member knows of its own network. Times are its wall clock, ns: when the question came, when the answer left.
+type NetInfo struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetInfo) Reset() {
+	*x = NetInfo{}
+	mi := &file_msg_proto_msgTypes[133]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetInfo) ProtoMessage() {}
+
+func (x *NetInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[133]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetInfo.ProtoReflect.Descriptor instead.
+func (*NetInfo) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{133}
+}
+
+type NetInfoReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Host          string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	Addr          string                 `protobuf:"bytes,2,opt,name=addr,proto3" json:"addr,omitempty"`
+	Received      int64                  `protobuf:"varint,3,opt,name=received,proto3" json:"received,omitempty"`
+	Sent          int64                  `protobuf:"varint,4,opt,name=sent,proto3" json:"sent,omitempty"` // addr: where it listens
+	Interface     string                 `protobuf:"bytes,5,opt,name=interface,proto3" json:"interface,omitempty"`
+	Mtu           uint32                 `protobuf:"varint,6,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	SpeedMbit     uint32                 `protobuf:"varint,7,opt,name=speed_mbit,json=speedMbit,proto3" json:"speed_mbit,omitempty"` // that has addr; 0: not known
+	Duplex        string                 `protobuf:"bytes,8,opt,name=duplex,proto3" json:"duplex,omitempty"`
+	State         string                 `protobuf:"bytes,9,opt,name=state,proto3" json:"state,omitempty"`
+	Warnings      []string               `protobuf:"bytes,10,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	WarningsOff   string                 `protobuf:"bytes,11,opt,name=warnings_off,json=warningsOff,proto3" json:"warnings_off,omitempty"` // why nothing is known of what to warn of
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetInfoReply) Reset() {
+	*x = NetInfoReply{}
+	mi := &file_msg_proto_msgTypes[134]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetInfoReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetInfoReply) ProtoMessage() {}
+
+func (x *NetInfoReply) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[134]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetInfoReply.ProtoReflect.Descriptor instead.
+func (*NetInfoReply) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{134}
+}
+
+func (x *NetInfoReply) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *NetInfoReply) GetAddr() string {
+	if x != nil {
+		return x.Addr
+	}
+	return ""
+}
+
+func (x *NetInfoReply) GetReceived() int64 {
+	if x != nil {
+		return x.Received
+	}
+	return 0
+}
+
+func (x *NetInfoReply) GetSent() int64 {
+	if x != nil {
+		return x.Sent
+	}
+	return 0
+}
+
+func (x *NetInfoReply) GetInterface() string {
+	if x != nil {
+		return x.Interface
+	}
+	return ""
+}
+
+func (x *NetInfoReply) GetMtu() uint32 {
+	if x != nil {
+		return x.Mtu
+	}
+	return 0
+}
+
+func (x *NetInfoReply) GetSpeedMbit() uint32 {
+	if x != nil {
+		return x.SpeedMbit
+	}
+	return 0
+}
+
+func (x *NetInfoReply) GetDuplex() string {
+	if x != nil {
+		return x.Duplex
+	}
+	return ""
+}
+
+func (x *NetInfoReply) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *NetInfoReply) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+func (x *NetInfoReply) GetWarningsOff() string {
+	if x != nil {
+		return x.WarningsOff
+	}
+	return ""
+}
+
+// Answered at once, with so many bytes of data.
+type NetEcho struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Answer        uint32                 `protobuf:"varint,1,opt,name=answer,proto3" json:"answer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetEcho) Reset() {
+	*x = NetEcho{}
+	mi := &file_msg_proto_msgTypes[135]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetEcho) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetEcho) ProtoMessage() {}
+
+func (x *NetEcho) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[135]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetEcho.ProtoReflect.Descriptor instead.
+func (*NetEcho) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{135}
+}
+
+func (x *NetEcho) GetAnswer() uint32 {
+	if x != nil {
+		return x.Answer
+	}
+	return 0
+}
+
+type NetEchoReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Received      int64                  `protobuf:"varint,1,opt,name=received,proto3" json:"received,omitempty"`
+	Sent          int64                  `protobuf:"varint,2,opt,name=sent,proto3" json:"sent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetEchoReply) Reset() {
+	*x = NetEchoReply{}
+	mi := &file_msg_proto_msgTypes[136]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetEchoReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetEchoReply) ProtoMessage() {}
+
+func (x *NetEchoReply) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[136]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetEchoReply.ProtoReflect.Descriptor instead.
+func (*NetEchoReply) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{136}
+}
+
+func (x *NetEchoReply) GetReceived() int64 {
+	if x != nil {
+		return x.Received
+	}
+	return 0
+}
+
+func (x *NetEchoReply) GetSent() int64 {
+	if x != nil {
+		return x.Sent
+	}
+	return 0
+}
+
+// Answers datagrams for a moment: a UDP port of its address, and what they must begin with.
+type NetProbe struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetProbe) Reset() {
+	*x = NetProbe{}
+	mi := &file_msg_proto_msgTypes[137]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetProbe) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetProbe) ProtoMessage() {}
+
+func (x *NetProbe) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[137]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetProbe.ProtoReflect.Descriptor instead.
+func (*NetProbe) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{137}
+}
+
+type NetProbeReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Port          uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	Token         []byte                 `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetProbeReply) Reset() {
+	*x = NetProbeReply{}
+	mi := &file_msg_proto_msgTypes[138]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetProbeReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetProbeReply) ProtoMessage() {}
+
+func (x *NetProbeReply) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[138]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetProbeReply.ProtoReflect.Descriptor instead.
+func (*NetProbeReply) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{138}
+}
+
+func (x *NetProbeReply) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *NetProbeReply) GetToken() []byte {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
+// Measure the way to another member: connect to addr as for traffic of a class, expect that server there. rate: bytes/s at most, 0: no limit.
+// pull: the way from there.
+type NetTest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Addr          string                 `protobuf:"bytes,1,opt,name=addr,proto3" json:"addr,omitempty"`
+	Server        uint32                 `protobuf:"varint,2,opt,name=server,proto3" json:"server,omitempty"`
+	Class         uint32                 `protobuf:"varint,3,opt,name=class,proto3" json:"class,omitempty"`
+	Ms            uint32                 `protobuf:"varint,4,opt,name=ms,proto3" json:"ms,omitempty"`
+	Rate          uint64                 `protobuf:"varint,5,opt,name=rate,proto3" json:"rate,omitempty"`
+	Mtu           bool                   `protobuf:"varint,6,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	Pull          bool                   `protobuf:"varint,7,opt,name=pull,proto3" json:"pull,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetTest) Reset() {
+	*x = NetTest{}
+	mi := &file_msg_proto_msgTypes[139]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetTest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetTest) ProtoMessage() {}
+
+func (x *NetTest) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[139]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetTest.ProtoReflect.Descriptor instead.
+func (*NetTest) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{139}
+}
+
+func (x *NetTest) GetAddr() string {
+	if x != nil {
+		return x.Addr
+	}
+	return ""
+}
+
+func (x *NetTest) GetServer() uint32 {
+	if x != nil {
+		return x.Server
+	}
+	return 0
+}
+
+func (x *NetTest) GetClass() uint32 {
+	if x != nil {
+		return x.Class
+	}
+	return 0
+}
+
+func (x *NetTest) GetMs() uint32 {
+	if x != nil {
+		return x.Ms
+	}
+	return 0
+}
+
+func (x *NetTest) GetRate() uint64 {
+	if x != nil {
+		return x.Rate
+	}
+	return 0
+}
+
+func (x *NetTest) GetMtu() bool {
+	if x != nil {
+		return x.Mtu
+	}
+	return false
+}
+
+func (x *NetTest) GetPull() bool {
+	if x != nil {
+		return x.Pull
+	}
+	return false
+}
+
+// The leader asks a session's client, for an administrator: a NetInfo, NetEcho or NetTest. The answer's body is body.
+type NetRelay struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
+	Type          uint32                 `protobuf:"varint,2,opt,name=type,proto3" json:"type,omitempty"`
+	Body          []byte                 `protobuf:"bytes,3,opt,name=body,proto3" json:"body,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetRelay) Reset() {
+	*x = NetRelay{}
+	mi := &file_msg_proto_msgTypes[140]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetRelay) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetRelay) ProtoMessage() {}
+
+func (x *NetRelay) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[140]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetRelay.ProtoReflect.Descriptor instead.
+func (*NetRelay) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{140}
+}
+
+func (x *NetRelay) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *NetRelay) GetType() uint32 {
+	if x != nil {
+		return x.Type
+	}
+	return 0
+}
+
+func (x *NetRelay) GetBody() []byte {
+	if x != nil {
+		return x.Body
+	}
+	return nil
+}
+
+type NetRelayReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Body          []byte                 `protobuf:"bytes,1,opt,name=body,proto3" json:"body,omitempty"`
+	Detail        string                 `protobuf:"bytes,2,opt,name=detail,proto3" json:"detail,omitempty"`
+	Leader        string                 `protobuf:"bytes,3,opt,name=leader,proto3" json:"leader,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetRelayReply) Reset() {
+	*x = NetRelayReply{}
+	mi := &file_msg_proto_msgTypes[141]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetRelayReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetRelayReply) ProtoMessage() {}
+
+func (x *NetRelayReply) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[141]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetRelayReply.ProtoReflect.Descriptor instead.
+func (*NetRelayReply) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{141}
+}
+
+func (x *NetRelayReply) GetBody() []byte {
+	if x != nil {
+		return x.Body
+	}
+	return nil
+}
+
+func (x *NetRelayReply) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *NetRelayReply) GetLeader() string {
+	if x != nil {
+		return x.Leader
+	}
+	return ""
+}
+
+type NetTestReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Bytes         uint64                 `protobuf:"varint,1,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	TookNs        int64                  `protobuf:"varint,2,opt,name=took_ns,json=tookNs,proto3" json:"took_ns,omitempty"` // of data that arrived
+	Echoes        uint32                 `protobuf:"varint,3,opt,name=echoes,proto3" json:"echoes,omitempty"`
+	LeastNs       int64                  `protobuf:"varint,4,opt,name=least_ns,json=leastNs,proto3" json:"least_ns,omitempty"`
+	MedianNs      int64                  `protobuf:"varint,5,opt,name=median_ns,json=medianNs,proto3" json:"median_ns,omitempty"`
+	P99Ns         int64                  `protobuf:"varint,6,opt,name=p99_ns,json=p99Ns,proto3" json:"p99_ns,omitempty"` // how long small messages took to be answered
+	Segments      uint64                 `protobuf:"varint,7,opt,name=segments,proto3" json:"segments,omitempty"`
+	Retransmitted uint64                 `protobuf:"varint,8,opt,name=retransmitted,proto3" json:"retransmitted,omitempty"`
+	Tcp           bool                   `protobuf:"varint,9,opt,name=tcp,proto3" json:"tcp,omitempty"` // tcp: the kernel told of them
+	PathMtu       uint32                 `protobuf:"varint,10,opt,name=path_mtu,json=pathMtu,proto3" json:"path_mtu,omitempty"`
+	MtuBy         string                 `protobuf:"bytes,11,opt,name=mtu_by,json=mtuBy,proto3" json:"mtu_by,omitempty"` // how it was found out
+	LocalMtu      uint32                 `protobuf:"varint,12,opt,name=local_mtu,json=localMtu,proto3" json:"local_mtu,omitempty"`
+	Hole          bool                   `protobuf:"varint,13,opt,name=hole,proto3" json:"hole,omitempty"` // hole: what is larger vanishes without a word
+	Failed        string                 `protobuf:"bytes,14,opt,name=failed,proto3" json:"failed,omitempty"`
+	Local         string                 `protobuf:"bytes,15,opt,name=local,proto3" json:"local,omitempty"` // failed: why it broke off; local: this end's address
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetTestReply) Reset() {
+	*x = NetTestReply{}
+	mi := &file_msg_proto_msgTypes[142]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetTestReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetTestReply) ProtoMessage() {}
+
+func (x *NetTestReply) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[142]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetTestReply.ProtoReflect.Descriptor instead.
+func (*NetTestReply) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{142}
+}
+
+func (x *NetTestReply) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *NetTestReply) GetTookNs() int64 {
+	if x != nil {
+		return x.TookNs
+	}
+	return 0
+}
+
+func (x *NetTestReply) GetEchoes() uint32 {
+	if x != nil {
+		return x.Echoes
+	}
+	return 0
+}
+
+func (x *NetTestReply) GetLeastNs() int64 {
+	if x != nil {
+		return x.LeastNs
+	}
+	return 0
+}
+
+func (x *NetTestReply) GetMedianNs() int64 {
+	if x != nil {
+		return x.MedianNs
+	}
+	return 0
+}
+
+func (x *NetTestReply) GetP99Ns() int64 {
+	if x != nil {
+		return x.P99Ns
+	}
+	return 0
+}
+
+func (x *NetTestReply) GetSegments() uint64 {
+	if x != nil {
+		return x.Segments
+	}
+	return 0
+}
+
+func (x *NetTestReply) GetRetransmitted() uint64 {
+	if x != nil {
+		return x.Retransmitted
+	}
+	return 0
+}
+
+func (x *NetTestReply) GetTcp() bool {
+	if x != nil {
+		return x.Tcp
+	}
+	return false
+}
+
+func (x *NetTestReply) GetPathMtu() uint32 {
+	if x != nil {
+		return x.PathMtu
+	}
+	return 0
+}
+
+func (x *NetTestReply) GetMtuBy() string {
+	if x != nil {
+		return x.MtuBy
+	}
+	return ""
+}
+
+func (x *NetTestReply) GetLocalMtu() uint32 {
+	if x != nil {
+		return x.LocalMtu
+	}
+	return 0
+}
+
+func (x *NetTestReply) GetHole() bool {
+	if x != nil {
+		return x.Hole
+	}
+	return false
+}
+
+func (x *NetTestReply) GetFailed() string {
+	if x != nil {
+		return x.Failed
+	}
+	return ""
+}
+
+func (x *NetTestReply) GetLocal() string {
+	if x != nil {
+		return x.Local
+	}
+	return ""
+}
+
+// What a member must know of who may speak, if known is not the newest version of it; and with csr (PKCS #10, DER) a new certificate for
+// the identity that the peer's certificate names. The same key gets the same certificate.
+// key: the cluster key as well, which an administrator gets for a metadata server that was made before the cluster was secured.
+type Trust struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Known         uint64                 `protobuf:"varint,1,opt,name=known,proto3" json:"known,omitempty"`
+	Csr           []byte                 `protobuf:"bytes,2,opt,name=csr,proto3" json:"csr,omitempty"`
+	Key           bool                   `protobuf:"varint,3,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Trust) Reset() {
+	*x = Trust{}
+	mi := &file_msg_proto_msgTypes[143]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Trust) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Trust) ProtoMessage() {}
+
+func (x *Trust) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[143]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Trust.ProtoReflect.Descriptor instead.
+func (*Trust) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{143}
+}
+
+func (x *Trust) GetKnown() uint64 {
+	if x != nil {
+		return x.Known
+	}
+	return 0
+}
+
+func (x *Trust) GetCsr() []byte {
+	if x != nil {
+		return x.Csr
+	}
+	return nil
+}
+
+func (x *Trust) GetKey() bool {
+	if x != nil {
+		return x.Key
+	}
+	return false
+}
+
+// version 0: the cluster has no security. The fields after it are empty if version is known; chain (DER, the certificate first) if there was no csr.
+type TrustReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Version       uint64                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	Bundle        []byte                 `protobuf:"bytes,2,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	Keys          []*TrustKey            `protobuf:"bytes,3,rep,name=keys,proto3" json:"keys,omitempty"`
+	Revoked       []string               `protobuf:"bytes,4,rep,name=revoked,proto3" json:"revoked,omitempty"`
+	Chain         [][]byte               `protobuf:"bytes,5,rep,name=chain,proto3" json:"chain,omitempty"`
+	Detail        string                 `protobuf:"bytes,6,opt,name=detail,proto3" json:"detail,omitempty"`
+	Leader        string                 `protobuf:"bytes,7,opt,name=leader,proto3" json:"leader,omitempty"` // of a refusal
+	Signature     []byte                 `protobuf:"bytes,8,opt,name=signature,proto3" json:"signature,omitempty"`
+	Cross         [][]byte               `protobuf:"bytes,9,rep,name=cross,proto3" json:"cross,omitempty"` // as in pki.Statement
+	ClusterKey    []byte                 `protobuf:"bytes,10,opt,name=cluster_key,json=clusterKey,proto3" json:"cluster_key,omitempty"`
+	Opening       bool                   `protobuf:"varint,11,opt,name=opening,proto3" json:"opening,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrustReply) Reset() {
+	*x = TrustReply{}
+	mi := &file_msg_proto_msgTypes[144]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrustReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrustReply) ProtoMessage() {}
+
+func (x *TrustReply) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[144]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrustReply.ProtoReflect.Descriptor instead.
+func (*TrustReply) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{144}
+}
+
+func (x *TrustReply) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *TrustReply) GetBundle() []byte {
+	if x != nil {
+		return x.Bundle
+	}
+	return nil
+}
+
+func (x *TrustReply) GetKeys() []*TrustKey {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *TrustReply) GetRevoked() []string {
+	if x != nil {
+		return x.Revoked
+	}
+	return nil
+}
+
+func (x *TrustReply) GetChain() [][]byte {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
+func (x *TrustReply) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *TrustReply) GetLeader() string {
+	if x != nil {
+		return x.Leader
+	}
+	return ""
+}
+
+func (x *TrustReply) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
+func (x *TrustReply) GetCross() [][]byte {
+	if x != nil {
+		return x.Cross
+	}
+	return nil
+}
+
+func (x *TrustReply) GetClusterKey() []byte {
+	if x != nil {
+		return x.ClusterKey
+	}
+	return nil
+}
+
+func (x *TrustReply) GetOpening() bool {
+	if x != nil {
+		return x.Opening
+	}
+	return false
+}
+
+type TrustKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Generation    uint32                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	Public        []byte                 `protobuf:"bytes,2,opt,name=public,proto3" json:"public,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrustKey) Reset() {
+	*x = TrustKey{}
+	mi := &file_msg_proto_msgTypes[145]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrustKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrustKey) ProtoMessage() {}
+
+func (x *TrustKey) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[145]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrustKey.ProtoReflect.Descriptor instead.
+func (*TrustKey) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{145}
+}
+
+func (x *TrustKey) GetGeneration() uint32 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *TrustKey) GetPublic() []byte {
+	if x != nil {
+		return x.Public
+	}
+	return nil
+}
+
+// Revoke all certificates of a node, or the one with the serial number. Refused (Busy) when it is the one that the asker shows.
+type Revoke struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Who           string                 `protobuf:"bytes,1,opt,name=who,proto3" json:"who,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Revoke) Reset() {
+	*x = Revoke{}
+	mi := &file_msg_proto_msgTypes[146]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Revoke) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Revoke) ProtoMessage() {}
+
+func (x *Revoke) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[146]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Revoke.ProtoReflect.Descriptor instead.
+func (*Revoke) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{146}
+}
+
+func (x *Revoke) GetWho() string {
+	if x != nil {
+		return x.Who
+	}
+	return ""
+}
+
+type RevokeReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Serials       []string               `protobuf:"bytes,1,rep,name=serials,proto3" json:"serials,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeReply) Reset() {
+	*x = RevokeReply{}
+	mi := &file_msg_proto_msgTypes[147]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeReply) ProtoMessage() {}
+
+func (x *RevokeReply) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[147]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeReply.ProtoReflect.Descriptor instead.
+func (*RevokeReply) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{147}
+}
+
+func (x *RevokeReply) GetSerials() []string {
+	if x != nil {
+		return x.Serials
+	}
+	return nil
+}
+
+type ListCertificates struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListCertificates) Reset() {
+	*x = ListCertificates{}
+	mi := &file_msg_proto_msgTypes[148]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListCertificates) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListCertificates) ProtoMessage() {}
+
+func (x *ListCertificates) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[148]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListCertificates.ProtoReflect.Descriptor instead.
+func (*ListCertificates) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{148}
+}
+
+type ListCertificatesReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Certificates  []*Certificate         `protobuf:"bytes,1,rep,name=certificates,proto3" json:"certificates,omitempty"`
+	Authority     uint32                 `protobuf:"varint,2,opt,name=authority,proto3" json:"authority,omitempty"`
+	Oldest        uint32                 `protobuf:"varint,3,opt,name=oldest,proto3" json:"oldest,omitempty"`
+	Keys          []*TrustKey            `protobuf:"bytes,4,rep,name=keys,proto3" json:"keys,omitempty"`
+	Secured       bool                   `protobuf:"varint,5,opt,name=secured,proto3" json:"secured,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListCertificatesReply) Reset() {
+	*x = ListCertificatesReply{}
+	mi := &file_msg_proto_msgTypes[149]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListCertificatesReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListCertificatesReply) ProtoMessage() {}
+
+func (x *ListCertificatesReply) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[149]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListCertificatesReply.ProtoReflect.Descriptor instead.
+func (*ListCertificatesReply) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{149}
+}
+
+func (x *ListCertificatesReply) GetCertificates() []*Certificate {
+	if x != nil {
+		return x.Certificates
+	}
+	return nil
+}
+
+func (x *ListCertificatesReply) GetAuthority() uint32 {
+	if x != nil {
+		return x.Authority
+	}
+	return 0
+}
+
+func (x *ListCertificatesReply) GetOldest() uint32 {
+	if x != nil {
+		return x.Oldest
+	}
+	return 0
+}
+
+func (x *ListCertificatesReply) GetKeys() []*TrustKey {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *ListCertificatesReply) GetSecured() bool {
+	if x != nil {
+		return x.Secured
+	}
+	return false
+}
+
+type Certificate struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Serial        string                 `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`
+	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	Role          uint32                 `protobuf:"varint,3,opt,name=role,proto3" json:"role,omitempty"`
+	From          int64                  `protobuf:"varint,4,opt,name=from,proto3" json:"from,omitempty"`
+	Until         int64                  `protobuf:"varint,5,opt,name=until,proto3" json:"until,omitempty"`
+	Authority     uint32                 `protobuf:"varint,6,opt,name=authority,proto3" json:"authority,omitempty"`
+	Revoked       int64                  `protobuf:"varint,7,opt,name=revoked,proto3" json:"revoked,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Certificate) Reset() {
+	*x = Certificate{}
+	mi := &file_msg_proto_msgTypes[150]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Certificate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Certificate) ProtoMessage() {}
+
+func (x *Certificate) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[150]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Certificate.ProtoReflect.Descriptor instead.
+func (*Certificate) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{150}
+}
+
+func (x *Certificate) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *Certificate) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Certificate) GetRole() uint32 {
+	if x != nil {
+		return x.Role
+	}
+	return 0
+}
+
+func (x *Certificate) GetFrom() int64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *Certificate) GetUntil() int64 {
+	if x != nil {
+		return x.Until
+	}
+	return 0
+}
+
+func (x *Certificate) GetAuthority() uint32 {
+	if x != nil {
+		return x.Authority
+	}
+	return 0
+}
+
+func (x *Certificate) GetRevoked() int64 {
+	if x != nil {
+		return x.Revoked
+	}
+	return 0
+}
+
+// Answered with AdminReply if refused. verifier: what the password is verified with from now on; the password does not travel.
+type ChangeSecurity struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	What          ChangeSecurity_What    `protobuf:"varint,1,opt,name=what,proto3,enum=varve.msg.ChangeSecurity_What" json:"what,omitempty"`
+	Verifier      []byte                 `protobuf:"bytes,2,opt,name=verifier,proto3" json:"verifier,omitempty"`
+	Force         bool                   `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"` // CLOSE: although members that run would be shut out
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeSecurity) Reset() {
+	*x = ChangeSecurity{}
+	mi := &file_msg_proto_msgTypes[151]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeSecurity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeSecurity) ProtoMessage() {}
+
+func (x *ChangeSecurity) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[151]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeSecurity.ProtoReflect.Descriptor instead.
+func (*ChangeSecurity) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{151}
+}
+
+func (x *ChangeSecurity) GetWhat() ChangeSecurity_What {
+	if x != nil {
+		return x.What
+	}
+	return ChangeSecurity_NONE
+}
+
+func (x *ChangeSecurity) GetVerifier() []byte {
+	if x != nil {
+		return x.Verifier
+	}
+	return nil
+}
+
+func (x *ChangeSecurity) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+// How far a cluster is on its way into security, and who of those that the leader knows is not.
+type SecureStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SecureStatus) Reset() {
+	*x = SecureStatus{}
+	mi := &file_msg_proto_msgTypes[152]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SecureStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SecureStatus) ProtoMessage() {}
+
+func (x *SecureStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[152]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SecureStatus.ProtoReflect.Descriptor instead.
+func (*SecureStatus) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{152}
+}
+
+type SecureStatusReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Secured       bool                   `protobuf:"varint,1,opt,name=secured,proto3" json:"secured,omitempty"`
+	Opening       bool                   `protobuf:"varint,2,opt,name=opening,proto3" json:"opening,omitempty"`
+	Members       []*SecureMember        `protobuf:"bytes,3,rep,name=members,proto3" json:"members,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SecureStatusReply) Reset() {
+	*x = SecureStatusReply{}
+	mi := &file_msg_proto_msgTypes[153]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SecureStatusReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SecureStatusReply) ProtoMessage() {}
+
+func (x *SecureStatusReply) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[153]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SecureStatusReply.ProtoReflect.Descriptor instead.
+func (*SecureStatusReply) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{153}
+}
+
+func (x *SecureStatusReply) GetSecured() bool {
+	if x != nil {
+		return x.Secured
+	}
+	return false
+}
+
+func (x *SecureStatusReply) GetOpening() bool {
+	if x != nil {
+		return x.Opening
+	}
+	return false
+}
+
+func (x *SecureStatusReply) GetMembers() []*SecureMember {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+// name: mds1, cs2, a session. plain: it runs and speaks without a certificate. away: it does not run. need: what it lacks, for people.
+type SecureMember struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Host          string                 `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
+	Addr          string                 `protobuf:"bytes,3,opt,name=addr,proto3" json:"addr,omitempty"`
+	Plain         bool                   `protobuf:"varint,4,opt,name=plain,proto3" json:"plain,omitempty"`
+	Away          bool                   `protobuf:"varint,5,opt,name=away,proto3" json:"away,omitempty"`
+	Need          string                 `protobuf:"bytes,6,opt,name=need,proto3" json:"need,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SecureMember) Reset() {
+	*x = SecureMember{}
+	mi := &file_msg_proto_msgTypes[154]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SecureMember) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SecureMember) ProtoMessage() {}
+
+func (x *SecureMember) ProtoReflect() protoreflect.Message {
+	mi := &file_msg_proto_msgTypes[154]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SecureMember.ProtoReflect.Descriptor instead.
+func (*SecureMember) Descriptor() ([]byte, []int) {
+	return file_msg_proto_rawDescGZIP(), []int{154}
+}
+
+func (x *SecureMember) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SecureMember) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *SecureMember) GetAddr() string {
+	if x != nil {
+		return x.Addr
+	}
+	return ""
+}
+
+func (x *SecureMember) GetPlain() bool {
+	if x != nil {
+		return x.Plain
+	}
+	return false
+}
+
+func (x *SecureMember) GetAway() bool {
+	if x != nil {
+		return x.Away
+	}
+	return false
+}
+
+func (x *SecureMember) GetNeed() string {
+	if x != nil {
+		return x.Need
+	}
+	return ""
+}
+
 var File_msg_proto protoreflect.FileDescriptor
 
 const file_msg_proto_rawDesc = "" +
 	"\n" +
-	"\tmsg.proto\x12\tvarve.msg\"\xff\x01\n" +
+	"\tmsg.proto\x12\tvarve.msg\"\x9f\x02\n" +
 	"\x05Hello\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\fR\acluster\x12)\n" +
 	"\x04role\x18\x02 \x01(\x0e2\x15.varve.msg.Hello.RoleR\x04role\x12\x18\n" +
 	"\asession\x18\x03 \x01(\x04R\asession\x12\x16\n" +
 	"\x06server\x18\x04 \x01(\rR\x06server\x12\x18\n" +
 	"\aversion\x18\x05 \x01(\tR\aversion\x12\x12\n" +
-	"\x04lane\x18\x06 \x01(\rR\x04lane\"Q\n" +
+	"\x04lane\x18\x06 \x01(\rR\x04lane\x12\x1e\n" +
+	"\n" +
+	"capability\x18\a \x01(\fR\n" +
+	"capability\"Q\n" +
 	"\x04Role\x12\v\n" +
 	"\aUNKNOWN\x10\x00\x12\n" +
 	"\n" +
 	"\x06CLIENT\x10\x01\x12\x10\n" +
 	"\fCHUNK_SERVER\x10\x02\x12\x13\n" +
 	"\x0fMETADATA_SERVER\x10\x03\x12\t\n" +
-	"\x05ADMIN\x10\x04\"l\n" +
+	"\x05ADMIN\x10\x04\"\x98\x01\n" +
 	"\n" +
 	"HelloReply\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\fR\acluster\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x16\n" +
 	"\x06server\x18\x03 \x01(\rR\x06server\x12\x12\n" +
-	"\x04name\x18\x04 \x01(\tR\x04name\"\\\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12\x14\n" +
+	"\x05proof\x18\x06 \x01(\fR\x05proof\x12\x14\n" +
+	"\x05takes\x18\x05 \x01(\rR\x05takes\"\\\n" +
 	"\x04Cred\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\rR\x03uid\x12\x10\n" +
 	"\x03gid\x18\x02 \x01(\rR\x03gid\x12\x16\n" +
@@ -10754,15 +12929,25 @@ const file_msg_proto_rawDesc = "" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\rR\x03pid\x12\x14\n" +
 	"\x05mount\x18\x03 \x01(\tR\x05mount\x12\x14\n" +
-	"\x05nonce\x18\x04 \x01(\fR\x05nonce\"b\n" +
+	"\x05nonce\x18\x04 \x01(\fR\x05nonce\"\x82\x01\n" +
 	"\x10OpenSessionReply\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x19\n" +
 	"\blease_ms\x18\x02 \x01(\rR\aleaseMs\x12\x19\n" +
-	"\brenew_ms\x18\x03 \x01(\rR\arenewMs\"\x80\x01\n" +
+	"\brenew_ms\x18\x03 \x01(\rR\arenewMs\x12\x1e\n" +
+	"\n" +
+	"capability\x18\x04 \x01(\fR\n" +
+	"capability\"0\n" +
+	"\x0eShowCapability\x12\x1e\n" +
+	"\n" +
+	"capability\x18\x01 \x01(\fR\n" +
+	"capability\"\xa0\x01\n" +
 	"\fRenewSession\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12+\n" +
 	"\x05local\x18\x02 \x01(\v2\x15.varve.msg.LocalReadsR\x05local\x12)\n" +
-	"\x04load\x18\x03 \x01(\v2\x15.varve.msg.LoadReportR\x04load\"\xa2\x01\n" +
+	"\x04load\x18\x03 \x01(\v2\x15.varve.msg.LoadReportR\x04load\x12\x1e\n" +
+	"\n" +
+	"capability\x18\x04 \x01(\bR\n" +
+	"capability\"\xa2\x01\n" +
 	"\n" +
 	"LocalReads\x12\x18\n" +
 	"\aservers\x18\x01 \x01(\rR\aservers\x12\x16\n" +
@@ -10770,14 +12955,24 @@ const file_msg_proto_rawDesc = "" +
 	"\x05reads\x18\x03 \x01(\x04R\x05reads\x12\x14\n" +
 	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\x12\x1c\n" +
 	"\tfallbacks\x18\x05 \x01(\x04R\tfallbacks\x12\x18\n" +
-	"\adamaged\x18\x06 \x01(\x04R\adamaged\"u\n" +
+	"\adamaged\x18\x06 \x01(\x04R\adamaged\"\xdb\x01\n" +
 	"\x11RenewSessionReply\x12\x19\n" +
 	"\blease_ms\x18\x01 \x01(\rR\aleaseMs\x12\x19\n" +
 	"\bcache_ms\x18\x02 \x01(\rR\acacheMs\x12\x12\n" +
 	"\x04slow\x18\x03 \x03(\rR\x04slow\x12\x16\n" +
-	"\x06silent\x18\x04 \x03(\rR\x06silent\"(\n" +
+	"\x06silent\x18\x04 \x03(\rR\x06silent\x12\x1e\n" +
+	"\n" +
+	"capability\x18\x05 \x01(\fR\n" +
+	"capability\x12\x14\n" +
+	"\x05trust\x18\x06 \x01(\x04R\x05trust\x12\x18\n" +
+	"\aopening\x18\a \x01(\bR\aopening\x12\x14\n" +
+	"\x05index\x18\b \x01(\x04R\x05index\"Z\n" +
 	"\fCloseSession\x12\x18\n" +
-	"\asession\x18\x01 \x01(\x04R\asession\"\x8c\x03\n" +
+	"\asession\x18\x01 \x01(\x04R\asession\x12\x16\n" +
+	"\x06secret\x18\x02 \x01(\fR\x06secret\x12\x18\n" +
+	"\amounted\x18\x03 \x01(\bR\amounted\"-\n" +
+	"\x11CloseSessionReply\x12\x18\n" +
+	"\asession\x18\x01 \x01(\x04R\asession\"\x96\x03\n" +
 	"\bCallback\x12,\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x18.varve.msg.Callback.KindR\x04kind\x12\x10\n" +
 	"\x03ino\x18\x02 \x01(\x04R\x03ino\x12\x14\n" +
@@ -10790,7 +12985,7 @@ const file_msg_proto_rawDesc = "" +
 	"\x05names\x18\t \x03(\x04R\x05names\x12\x18\n" +
 	"\amembers\x18\n" +
 	" \x01(\bR\amembers\x12\x1a\n" +
-	"\bwritable\x18\v \x01(\x04R\bwritable\"W\n" +
+	"\bwritable\x18\v \x01(\x04R\bwritable\"a\n" +
 	"\x04Kind\x12\a\n" +
 	"\x03NOP\x10\x00\x12\t\n" +
 	"\x05LEASE\x10\x01\x12\b\n" +
@@ -10800,13 +12995,15 @@ const file_msg_proto_rawDesc = "" +
 	"\n" +
 	"INVALIDATE\x10\x04\x12\v\n" +
 	"\aUPGRADE\x10\x05\x12\b\n" +
-	"\x04META\x10\x06\"\x8f\x01\n" +
+	"\x04META\x10\x06\x12\b\n" +
+	"\x04OVER\x10\a\"\xa3\x01\n" +
 	"\rCallbackReply\x12#\n" +
 	"\x04keep\x18\x01 \x01(\x0e2\x0f.varve.msg.WantR\x04keep\x12\x19\n" +
 	"\bhas_attr\x18\x02 \x01(\bR\ahasAttr\x12\x12\n" +
 	"\x04size\x18\x03 \x01(\x04R\x04size\x12\x14\n" +
 	"\x05mtime\x18\x04 \x01(\x03R\x05mtime\x12\x14\n" +
-	"\x05atime\x18\x05 \x01(\x03R\x05atime\"\xb6\x01\n" +
+	"\x05atime\x18\x05 \x01(\x03R\x05atime\x12\x12\n" +
+	"\x04over\x18\x06 \x01(\bR\x04over\"\xb6\x01\n" +
 	"\x0eRegisterServer\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\rR\x06server\x12\x12\n" +
 	"\x04addr\x18\x02 \x01(\tR\x04addr\x12\x12\n" +
@@ -10815,17 +13012,22 @@ const file_msg_proto_rawDesc = "" +
 	"\x04uuid\x18\x05 \x01(\fR\x04uuid\x12\x14\n" +
 	"\x05total\x18\x06 \x01(\x04R\x05total\x12\x12\n" +
 	"\x04free\x18\a \x01(\x04R\x04free\x12\x12\n" +
-	"\x04rack\x18\b \x01(\tR\x04rack\"\xcc\x01\n" +
+	"\x04rack\x18\b \x01(\tR\x04rack\"\xf9\x01\n" +
 	"\x13RegisterServerReply\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\rR\x06server\x12!\n" +
 	"\fheartbeat_ms\x18\x02 \x01(\rR\vheartbeatMs\x12\x19\n" +
 	"\blease_ms\x18\x03 \x01(\rR\aleaseMs\x12\x16\n" +
 	"\x06fenced\x18\x04 \x03(\x04R\x06fenced\x12%\n" +
 	"\x05peers\x18\x05 \x03(\v2\x0f.varve.msg.PeerR\x05peers\x12 \n" +
-	"\vincarnation\x18\x06 \x01(\x04R\vincarnation\"2\n" +
+	"\vincarnation\x18\x06 \x01(\x04R\vincarnation\x12\x19\n" +
+	"\bdata_tls\x18\a \x01(\bR\adataTls\x12\x10\n" +
+	"\x03now\x18\b \x01(\x03R\x03now\"g\n" +
 	"\x04Peer\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\rR\x06server\x12\x12\n" +
-	"\x04addr\x18\x02 \x01(\tR\x04addr\"g\n" +
+	"\x04addr\x18\x02 \x01(\tR\x04addr\x12\x1f\n" +
+	"\vrepair_addr\x18\x03 \x01(\tR\n" +
+	"repairAddr\x12\x12\n" +
+	"\x04node\x18\x04 \x01(\tR\x04node\"g\n" +
 	"\vChunkReport\x12,\n" +
 	"\x06chunks\x18\x01 \x03(\v2\x14.varve.msg.ChunkInfoR\x06chunks\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\bR\x04last\x12\x16\n" +
@@ -10835,10 +13037,8 @@ const file_msg_proto_rawDesc = "" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x18\n" +
 	"\aunclean\x18\x03 \x01(\bR\aunclean\x12\x18\n" +
 	"\ajoining\x18\x04 \x01(\bR\ajoining\x12\x14\n" +
-	"\x05power\x18\x05 \x01(\bR\x05power\"B\n" +
-	"\x10ChunkReportReply\x12\x16\n" +
-	"\x06accept\x18\x01 \x03(\x04R\x06accept\x12\x16\n" +
-	"\x06remove\x18\x02 \x03(\x04R\x06remove\"\xd3\x04\n" +
+	"\x05power\x18\x05 \x01(\bR\x05power\"\x1e\n" +
+	"\x10ChunkReportReplyJ\x04\b\x01\x10\x02J\x04\b\x02\x10\x03\"\xfb\x04\n" +
 	"\tHeartbeat\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\rR\x06server\x12\x14\n" +
 	"\x05total\x18\x02 \x01(\x04R\x05total\x12\x12\n" +
@@ -10863,7 +13063,33 @@ const file_msg_proto_rawDesc = "" +
 	"\tdata_path\x18\x11 \x01(\tR\bdataPath\x12/\n" +
 	"\ajournal\x18\x12 \x01(\v2\x15.varve.msg.SSDJournalR\ajournal\x12)\n" +
 	"\x04load\x18\x13 \x01(\v2\x15.varve.msg.LoadReportR\x04load\x12%\n" +
-	"\x03bad\x18\x14 \x03(\v2\x13.varve.msg.BadBlockR\x03bad\"\xd1\x02\n" +
+	"\x03bad\x18\x14 \x03(\v2\x13.varve.msg.BadBlockR\x03bad\x12&\n" +
+	"\x03net\x18\x15 \x01(\v2\x14.varve.msg.NetReportR\x03net\"\xc0\x02\n" +
+	"\tNetReport\x12\x1a\n" +
+	"\bclassify\x18\x01 \x01(\tR\bclassify\x12\x14\n" +
+	"\x05shape\x18\x02 \x01(\tR\x05shape\x12\x14\n" +
+	"\x05guard\x18\x03 \x01(\tR\x05guard\x12\x14\n" +
+	"\x05watch\x18\x04 \x01(\tR\x05watch\x12+\n" +
+	"\x06counts\x18\x05 \x03(\v2\x13.varve.msg.NetCountR\x06counts\x12'\n" +
+	"\x0fdropped_packets\x18\x06 \x01(\x04R\x0edroppedPackets\x12#\n" +
+	"\rdropped_bytes\x18\a \x01(\x04R\fdroppedBytes\x12(\n" +
+	"\x05peers\x18\b \x03(\v2\x12.varve.msg.NetPeerR\x05peers\x12\x14\n" +
+	"\x05bonds\x18\t \x03(\tR\x05bonds\x12\x1a\n" +
+	"\bwarnings\x18\n" +
+	" \x03(\tR\bwarnings\"\x80\x01\n" +
+	"\bNetCount\x12\x1c\n" +
+	"\tinterface\x18\x01 \x01(\tR\tinterface\x12\x14\n" +
+	"\x05class\x18\x02 \x01(\tR\x05class\x12\x10\n" +
+	"\x03out\x18\x03 \x01(\bR\x03out\x12\x18\n" +
+	"\apackets\x18\x04 \x01(\x04R\apackets\x12\x14\n" +
+	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\"\x96\x01\n" +
+	"\aNetPeer\x12\x12\n" +
+	"\x04peer\x18\x01 \x01(\tR\x04peer\x12 \n" +
+	"\vconnections\x18\x02 \x01(\x04R\vconnections\x12\x15\n" +
+	"\x06rtt_us\x18\x03 \x01(\rR\x05rttUs\x12\x1c\n" +
+	"\n" +
+	"min_rtt_us\x18\x04 \x01(\rR\bminRttUs\x12 \n" +
+	"\vretransmits\x18\x05 \x01(\x04R\vretransmits\"\xd1\x02\n" +
 	"\n" +
 	"LoadReport\x12\x1c\n" +
 	"\tlatencies\x18\x01 \x03(\rR\tlatencies\x12\x18\n" +
@@ -10901,19 +13127,24 @@ const file_msg_proto_rawDesc = "" +
 	"\n" +
 	"slow_syncs\x18\v \x01(\x04R\tslowSyncs\x12\x19\n" +
 	"\bpaced_ms\x18\f \x01(\x04R\apacedMs\x12\x12\n" +
-	"\x04full\x18\r \x01(\bR\x04full\"\x9f\x01\n" +
+	"\x04full\x18\r \x01(\bR\x04full\"\xfc\x01\n" +
 	"\x0eHeartbeatReply\x12\x16\n" +
 	"\x06fenced\x18\x01 \x03(\x04R\x06fenced\x12%\n" +
 	"\x05peers\x18\x02 \x03(\v2\x0f.varve.msg.PeerR\x05peers\x12\x19\n" +
 	"\blease_ms\x18\x03 \x01(\rR\aleaseMs\x12\x1f\n" +
 	"\vrepair_rate\x18\x04 \x01(\x04R\n" +
 	"repairRate\x12\x12\n" +
-	"\x04tier\x18\x05 \x01(\rR\x04tier\"9\n" +
+	"\x04tier\x18\x05 \x01(\rR\x04tier\x12\x14\n" +
+	"\x05trust\x18\x06 \x01(\x04R\x05trust\x12\x19\n" +
+	"\bdata_tls\x18\a \x01(\bR\adataTls\x12\x10\n" +
+	"\x03now\x18\b \x01(\x03R\x03now\x12\x18\n" +
+	"\aopening\x18\t \x01(\bR\aopening\"9\n" +
 	"\vChunkCreate\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\x04R\x05chunk\x12\x14\n" +
-	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"%\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"=\n" +
 	"\vChunkDelete\x12\x16\n" +
-	"\x06chunks\x18\x01 \x03(\x04R\x06chunks\"8\n" +
+	"\x06chunks\x18\x01 \x03(\x04R\x06chunks\x12\x16\n" +
+	"\x06epochs\x18\x02 \x03(\x04R\x06epochs\"8\n" +
 	"\n" +
 	"ChunkAdopt\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\x04R\x05chunk\x12\x14\n" +
@@ -11019,7 +13250,7 @@ const file_msg_proto_rawDesc = "" +
 	"\x04rate\x18\x01 \x01(\x04R\x04rate\x12\x19\n" +
 	"\bset_rate\x18\x02 \x01(\bR\asetRate\x12\x14\n" +
 	"\x05begin\x18\x03 \x01(\bR\x05begin\"\b\n" +
-	"\x06Status\"\xcf\x05\n" +
+	"\x06Status\"\xe5\x05\n" +
 	"\vStatusReply\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\fR\acluster\x12\x14\n" +
@@ -11048,7 +13279,8 @@ const file_msg_proto_rawDesc = "" +
 	"leading_ms\x18\x15 \x01(\x03R\tleadingMs\x12\x12\n" +
 	"\x04disk\x18\x16 \x01(\tR\x04disk\x12\x1b\n" +
 	"\tdisk_free\x18\x17 \x01(\x04R\bdiskFree\x12/\n" +
-	"\x06repair\x18\x18 \x01(\v2\x17.varve.msg.RepairStatusR\x06repair\"\x86\x04\n" +
+	"\x06repair\x18\x18 \x01(\v2\x17.varve.msg.RepairStatusR\x06repair\x12\x14\n" +
+	"\x05keyed\x18\x19 \x01(\bR\x05keyed\"\x86\x04\n" +
 	"\fRepairStatus\x12\x12\n" +
 	"\x04rate\x18\x01 \x01(\x04R\x04rate\x12\x12\n" +
 	"\x04most\x18\x02 \x01(\x04R\x04most\x12\x18\n" +
@@ -11101,7 +13333,7 @@ const file_msg_proto_rawDesc = "" +
 	"\aapplied\x18\x04 \x01(\x04R\aapplied\x12\x14\n" +
 	"\x05voter\x18\x05 \x01(\bR\x05voter\x12\x12\n" +
 	"\x04disk\x18\x06 \x01(\tR\x04disk\x12\x1b\n" +
-	"\tdisk_free\x18\a \x01(\x04R\bdiskFree\"\xc7\x06\n" +
+	"\tdisk_free\x18\a \x01(\x04R\bdiskFree\"\x87\a\n" +
 	"\vChunkServer\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\rR\x06server\x12\x12\n" +
 	"\x04addr\x18\x02 \x01(\tR\x04addr\x12\x12\n" +
@@ -11140,7 +13372,9 @@ const file_msg_proto_rawDesc = "" +
 	"\vleft_chunks\x18\x1d \x01(\x04R\n" +
 	"leftChunks\x12\x1b\n" +
 	"\tleft_most\x18\x1e \x01(\x04R\bleftMost\x12\x14\n" +
-	"\x05going\x18\x1f \x01(\x04R\x05going\"\xe5\x01\n" +
+	"\x05going\x18\x1f \x01(\x04R\x05going\x12\x16\n" +
+	"\x06planes\x18  \x01(\tR\x06planes\x12&\n" +
+	"\x03net\x18! \x01(\v2\x14.varve.msg.NetReportR\x03net\"\xe5\x01\n" +
 	"\aSession\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x14\n" +
@@ -11158,17 +13392,20 @@ const file_msg_proto_rawDesc = "" +
 	"\x10StateDigestReply\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\fR\x06digest\x12\x12\n" +
-	"\x04kind\x18\x03 \x01(\rR\x04kind\"J\n" +
+	"\x04kind\x18\x03 \x01(\rR\x04kind\"`\n" +
 	"\bJoinMeta\x12\x12\n" +
 	"\x04addr\x18\x01 \x01(\tR\x04addr\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\fR\x04uuid\x12\x16\n" +
-	"\x06server\x18\x03 \x01(\rR\x06server\"\x83\x01\n" +
+	"\x06server\x18\x03 \x01(\rR\x06server\x12\x14\n" +
+	"\x05proof\x18\x04 \x01(\fR\x05proof\"\xa4\x01\n" +
 	"\rJoinMetaReply\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\rR\x06server\x12\x14\n" +
 	"\x05addrs\x18\x02 \x03(\tR\x05addrs\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12\x18\n" +
 	"\acluster\x18\x04 \x01(\fR\acluster\x12\x16\n" +
-	"\x06detail\x18\x05 \x01(\tR\x06detail\"\x83\x01\n" +
+	"\x06detail\x18\x05 \x01(\tR\x06detail\x12\x1f\n" +
+	"\vcluster_key\x18\x06 \x01(\fR\n" +
+	"clusterKey\"\x83\x01\n" +
 	"\vJournalRead\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\x04R\x04from\x12\x1b\n" +
 	"\tmax_bytes\x18\x02 \x01(\rR\bmaxBytes\x12\x1e\n" +
@@ -11183,13 +13420,18 @@ const file_msg_proto_rawDesc = "" +
 	"\n" +
 	"checkpoint\x18\x04 \x01(\x04R\n" +
 	"checkpoint\x12\x12\n" +
-	"\x04more\x18\x05 \x01(\bR\x04more\"\t\n" +
-	"\aMembers\"j\n" +
+	"\x04more\x18\x05 \x01(\bR\x04more\"\x1b\n" +
+	"\aMembers\x12\x10\n" +
+	"\x03net\x18\x01 \x01(\bR\x03net\"\xe4\x01\n" +
 	"\fMembersReply\x12\x14\n" +
 	"\x05addrs\x18\x01 \x03(\tR\x05addrs\x12\x16\n" +
 	"\x06leader\x18\x02 \x01(\tR\x06leader\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12\x18\n" +
-	"\acluster\x18\x04 \x01(\fR\acluster\"$\n" +
+	"\acluster\x18\x04 \x01(\fR\acluster\x12\x14\n" +
+	"\x05trust\x18\x05 \x01(\x04R\x05trust\x12\x18\n" +
+	"\aservers\x18\x06 \x03(\tR\aservers\x12.\n" +
+	"\bsettings\x18\a \x03(\v2\x12.varve.msg.SettingR\bsettings\x12\x18\n" +
+	"\aclients\x18\b \x03(\tR\aclients\"$\n" +
 	"\n" +
 	"RemoveMeta\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\rR\x06server\"<\n" +
@@ -11320,7 +13562,133 @@ const file_msg_proto_rawDesc = "" +
 	"\x0eLeaseTakeReply\x12\x1a\n" +
 	"\breleased\x18\x01 \x03(\x04R\breleased\x12\x16\n" +
 	"\x06fenced\x18\x02 \x03(\x04R\x06fenced\x12\x18\n" +
-	"\arefused\x18\x03 \x03(\x04R\arefused*h\n" +
+	"\arefused\x18\x03 \x03(\x04R\arefused\"\t\n" +
+	"\aNetInfo\"\xa2\x02\n" +
+	"\fNetInfoReply\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\x12\x12\n" +
+	"\x04addr\x18\x02 \x01(\tR\x04addr\x12\x1a\n" +
+	"\breceived\x18\x03 \x01(\x03R\breceived\x12\x12\n" +
+	"\x04sent\x18\x04 \x01(\x03R\x04sent\x12\x1c\n" +
+	"\tinterface\x18\x05 \x01(\tR\tinterface\x12\x10\n" +
+	"\x03mtu\x18\x06 \x01(\rR\x03mtu\x12\x1d\n" +
+	"\n" +
+	"speed_mbit\x18\a \x01(\rR\tspeedMbit\x12\x16\n" +
+	"\x06duplex\x18\b \x01(\tR\x06duplex\x12\x14\n" +
+	"\x05state\x18\t \x01(\tR\x05state\x12\x1a\n" +
+	"\bwarnings\x18\n" +
+	" \x03(\tR\bwarnings\x12!\n" +
+	"\fwarnings_off\x18\v \x01(\tR\vwarningsOff\"!\n" +
+	"\aNetEcho\x12\x16\n" +
+	"\x06answer\x18\x01 \x01(\rR\x06answer\">\n" +
+	"\fNetEchoReply\x12\x1a\n" +
+	"\breceived\x18\x01 \x01(\x03R\breceived\x12\x12\n" +
+	"\x04sent\x18\x02 \x01(\x03R\x04sent\"\n" +
+	"\n" +
+	"\bNetProbe\"9\n" +
+	"\rNetProbeReply\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\rR\x04port\x12\x14\n" +
+	"\x05token\x18\x02 \x01(\fR\x05token\"\x95\x01\n" +
+	"\aNetTest\x12\x12\n" +
+	"\x04addr\x18\x01 \x01(\tR\x04addr\x12\x16\n" +
+	"\x06server\x18\x02 \x01(\rR\x06server\x12\x14\n" +
+	"\x05class\x18\x03 \x01(\rR\x05class\x12\x0e\n" +
+	"\x02ms\x18\x04 \x01(\rR\x02ms\x12\x12\n" +
+	"\x04rate\x18\x05 \x01(\x04R\x04rate\x12\x10\n" +
+	"\x03mtu\x18\x06 \x01(\bR\x03mtu\x12\x12\n" +
+	"\x04pull\x18\a \x01(\bR\x04pull\"L\n" +
+	"\bNetRelay\x12\x18\n" +
+	"\asession\x18\x01 \x01(\x04R\asession\x12\x12\n" +
+	"\x04type\x18\x02 \x01(\rR\x04type\x12\x12\n" +
+	"\x04body\x18\x03 \x01(\fR\x04body\"S\n" +
+	"\rNetRelayReply\x12\x12\n" +
+	"\x04body\x18\x01 \x01(\fR\x04body\x12\x16\n" +
+	"\x06detail\x18\x02 \x01(\tR\x06detail\x12\x16\n" +
+	"\x06leader\x18\x03 \x01(\tR\x06leader\"\x89\x03\n" +
+	"\fNetTestReply\x12\x14\n" +
+	"\x05bytes\x18\x01 \x01(\x04R\x05bytes\x12\x17\n" +
+	"\atook_ns\x18\x02 \x01(\x03R\x06tookNs\x12\x16\n" +
+	"\x06echoes\x18\x03 \x01(\rR\x06echoes\x12\x19\n" +
+	"\bleast_ns\x18\x04 \x01(\x03R\aleastNs\x12\x1b\n" +
+	"\tmedian_ns\x18\x05 \x01(\x03R\bmedianNs\x12\x15\n" +
+	"\x06p99_ns\x18\x06 \x01(\x03R\x05p99Ns\x12\x1a\n" +
+	"\bsegments\x18\a \x01(\x04R\bsegments\x12$\n" +
+	"\rretransmitted\x18\b \x01(\x04R\rretransmitted\x12\x10\n" +
+	"\x03tcp\x18\t \x01(\bR\x03tcp\x12\x19\n" +
+	"\bpath_mtu\x18\n" +
+	" \x01(\rR\apathMtu\x12\x15\n" +
+	"\x06mtu_by\x18\v \x01(\tR\x05mtuBy\x12\x1b\n" +
+	"\tlocal_mtu\x18\f \x01(\rR\blocalMtu\x12\x12\n" +
+	"\x04hole\x18\r \x01(\bR\x04hole\x12\x16\n" +
+	"\x06failed\x18\x0e \x01(\tR\x06failed\x12\x14\n" +
+	"\x05local\x18\x0f \x01(\tR\x05local\"A\n" +
+	"\x05Trust\x12\x14\n" +
+	"\x05known\x18\x01 \x01(\x04R\x05known\x12\x10\n" +
+	"\x03csr\x18\x02 \x01(\fR\x03csr\x12\x10\n" +
+	"\x03key\x18\x03 \x01(\bR\x03key\"\xb6\x02\n" +
+	"\n" +
+	"TrustReply\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x16\n" +
+	"\x06bundle\x18\x02 \x01(\fR\x06bundle\x12'\n" +
+	"\x04keys\x18\x03 \x03(\v2\x13.varve.msg.TrustKeyR\x04keys\x12\x18\n" +
+	"\arevoked\x18\x04 \x03(\tR\arevoked\x12\x14\n" +
+	"\x05chain\x18\x05 \x03(\fR\x05chain\x12\x16\n" +
+	"\x06detail\x18\x06 \x01(\tR\x06detail\x12\x16\n" +
+	"\x06leader\x18\a \x01(\tR\x06leader\x12\x1c\n" +
+	"\tsignature\x18\b \x01(\fR\tsignature\x12\x14\n" +
+	"\x05cross\x18\t \x03(\fR\x05cross\x12\x1f\n" +
+	"\vcluster_key\x18\n" +
+	" \x01(\fR\n" +
+	"clusterKey\x12\x18\n" +
+	"\aopening\x18\v \x01(\bR\aopening\"B\n" +
+	"\bTrustKey\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\rR\n" +
+	"generation\x12\x16\n" +
+	"\x06public\x18\x02 \x01(\fR\x06public\"\x1a\n" +
+	"\x06Revoke\x12\x10\n" +
+	"\x03who\x18\x01 \x01(\tR\x03who\"3\n" +
+	"\vRevokeReply\x12\x18\n" +
+	"\aserials\x18\x01 \x03(\tR\aserialsJ\x04\b\x02\x10\x03J\x04\b\x03\x10\x04\"\x12\n" +
+	"\x10ListCertificates\"\xd2\x01\n" +
+	"\x15ListCertificatesReply\x12:\n" +
+	"\fcertificates\x18\x01 \x03(\v2\x16.varve.msg.CertificateR\fcertificates\x12\x1c\n" +
+	"\tauthority\x18\x02 \x01(\rR\tauthority\x12\x16\n" +
+	"\x06oldest\x18\x03 \x01(\rR\x06oldest\x12'\n" +
+	"\x04keys\x18\x04 \x03(\v2\x13.varve.msg.TrustKeyR\x04keys\x12\x18\n" +
+	"\asecured\x18\x05 \x01(\bR\asecuredJ\x04\b\x06\x10\a\"\xaf\x01\n" +
+	"\vCertificate\x12\x16\n" +
+	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
+	"\x04role\x18\x03 \x01(\rR\x04role\x12\x12\n" +
+	"\x04from\x18\x04 \x01(\x03R\x04from\x12\x14\n" +
+	"\x05until\x18\x05 \x01(\x03R\x05until\x12\x1c\n" +
+	"\tauthority\x18\x06 \x01(\rR\tauthority\x12\x18\n" +
+	"\arevoked\x18\a \x01(\x03R\arevoked\"\xf3\x01\n" +
+	"\x0eChangeSecurity\x122\n" +
+	"\x04what\x18\x01 \x01(\x0e2\x1e.varve.msg.ChangeSecurity.WhatR\x04what\x12\x1a\n" +
+	"\bverifier\x18\x02 \x01(\fR\bverifier\x12\x14\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\"{\n" +
+	"\x04What\x12\b\n" +
+	"\x04NONE\x10\x00\x12\f\n" +
+	"\bPASSWORD\x10\x01\x12\x14\n" +
+	"\x10ROTATE_AUTHORITY\x10\x02\x12\x14\n" +
+	"\x10RETIRE_AUTHORITY\x10\x03\x12\x0f\n" +
+	"\vROTATE_KEYS\x10\x04\x12\b\n" +
+	"\x04OPEN\x10\x05\x12\t\n" +
+	"\x05CLOSE\x10\x06\x12\t\n" +
+	"\x05ABORT\x10\a\"\x0e\n" +
+	"\fSecureStatus\"z\n" +
+	"\x11SecureStatusReply\x12\x18\n" +
+	"\asecured\x18\x01 \x01(\bR\asecured\x12\x18\n" +
+	"\aopening\x18\x02 \x01(\bR\aopening\x121\n" +
+	"\amembers\x18\x03 \x03(\v2\x17.varve.msg.SecureMemberR\amembers\"\x88\x01\n" +
+	"\fSecureMember\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04host\x18\x02 \x01(\tR\x04host\x12\x12\n" +
+	"\x04addr\x18\x03 \x01(\tR\x04addr\x12\x14\n" +
+	"\x05plain\x18\x04 \x01(\bR\x05plain\x12\x12\n" +
+	"\x04away\x18\x05 \x01(\bR\x04away\x12\x12\n" +
+	"\x04need\x18\x06 \x01(\tR\x04need*h\n" +
 	"\bFileType\x12\b\n" +
 	"\x04NONE\x10\x00\x12\v\n" +
 	"\aREGULAR\x10\x01\x12\r\n" +
@@ -11360,239 +13728,277 @@ func file_msg_proto_rawDescGZIP() []byte {
 	return file_msg_proto_rawDescData
 }
 
-var file_msg_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_msg_proto_msgTypes = make([]protoimpl.MessageInfo, 128)
+var file_msg_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
+var file_msg_proto_msgTypes = make([]protoimpl.MessageInfo, 155)
 var file_msg_proto_goTypes = []any{
-	(FileType)(0),               // 0: varve.msg.FileType
-	(Want)(0),                   // 1: varve.msg.Want
-	(Mode)(0),                   // 2: varve.msg.Mode
-	(LockType)(0),               // 3: varve.msg.LockType
-	(Hello_Role)(0),             // 4: varve.msg.Hello.Role
-	(Callback_Kind)(0),          // 5: varve.msg.Callback.Kind
-	(*Hello)(nil),               // 6: varve.msg.Hello
-	(*HelloReply)(nil),          // 7: varve.msg.HelloReply
-	(*Cred)(nil),                // 8: varve.msg.Cred
-	(*Attr)(nil),                // 9: varve.msg.Attr
-	(*Policy)(nil),              // 10: varve.msg.Policy
-	(*MetaRequest)(nil),         // 11: varve.msg.MetaRequest
-	(*MetaReply)(nil),           // 12: varve.msg.MetaReply
-	(*Grant)(nil),               // 13: varve.msg.Grant
-	(*Lookup)(nil),              // 14: varve.msg.Lookup
-	(*GetAttr)(nil),             // 15: varve.msg.GetAttr
-	(*SetAttr)(nil),             // 16: varve.msg.SetAttr
-	(*SetAttrReply)(nil),        // 17: varve.msg.SetAttrReply
-	(*PunchDone)(nil),           // 18: varve.msg.PunchDone
-	(*Create)(nil),              // 19: varve.msg.Create
-	(*Link)(nil),                // 20: varve.msg.Link
-	(*Remove)(nil),              // 21: varve.msg.Remove
-	(*Rename)(nil),              // 22: varve.msg.Rename
-	(*ReadDir)(nil),             // 23: varve.msg.ReadDir
-	(*Dirent)(nil),              // 24: varve.msg.Dirent
-	(*ReadDirReply)(nil),        // 25: varve.msg.ReadDirReply
-	(*ReadLink)(nil),            // 26: varve.msg.ReadLink
-	(*GetXattr)(nil),            // 27: varve.msg.GetXattr
-	(*SetXattr)(nil),            // 28: varve.msg.SetXattr
-	(*ListXattr)(nil),           // 29: varve.msg.ListXattr
-	(*RemoveXattr)(nil),         // 30: varve.msg.RemoveXattr
-	(*NameList)(nil),            // 31: varve.msg.NameList
-	(*Access)(nil),              // 32: varve.msg.Access
-	(*StatFS)(nil),              // 33: varve.msg.StatFS
-	(*StatFSReply)(nil),         // 34: varve.msg.StatFSReply
-	(*Open)(nil),                // 35: varve.msg.Open
-	(*OpenReply)(nil),           // 36: varve.msg.OpenReply
-	(*Release)(nil),             // 37: varve.msg.Release
-	(*GetLayout)(nil),           // 38: varve.msg.GetLayout
-	(*AllocChunk)(nil),          // 39: varve.msg.AllocChunk
-	(*Replica)(nil),             // 40: varve.msg.Replica
-	(*Chunk)(nil),               // 41: varve.msg.Chunk
-	(*LayoutReply)(nil),         // 42: varve.msg.LayoutReply
-	(*DropReplica)(nil),         // 43: varve.msg.DropReplica
-	(*WriteDone)(nil),           // 44: varve.msg.WriteDone
-	(*Append)(nil),              // 45: varve.msg.Append
-	(*AppendReply)(nil),         // 46: varve.msg.AppendReply
-	(*Lock)(nil),                // 47: varve.msg.Lock
-	(*LockReply)(nil),           // 48: varve.msg.LockReply
-	(*GetPolicy)(nil),           // 49: varve.msg.GetPolicy
-	(*SetPolicy)(nil),           // 50: varve.msg.SetPolicy
-	(*PolicyReply)(nil),         // 51: varve.msg.PolicyReply
-	(*OpenSession)(nil),         // 52: varve.msg.OpenSession
-	(*OpenSessionReply)(nil),    // 53: varve.msg.OpenSessionReply
-	(*RenewSession)(nil),        // 54: varve.msg.RenewSession
-	(*LocalReads)(nil),          // 55: varve.msg.LocalReads
-	(*RenewSessionReply)(nil),   // 56: varve.msg.RenewSessionReply
-	(*CloseSession)(nil),        // 57: varve.msg.CloseSession
-	(*Callback)(nil),            // 58: varve.msg.Callback
-	(*CallbackReply)(nil),       // 59: varve.msg.CallbackReply
-	(*RegisterServer)(nil),      // 60: varve.msg.RegisterServer
-	(*RegisterServerReply)(nil), // 61: varve.msg.RegisterServerReply
-	(*Peer)(nil),                // 62: varve.msg.Peer
-	(*ChunkReport)(nil),         // 63: varve.msg.ChunkReport
-	(*ChunkInfo)(nil),           // 64: varve.msg.ChunkInfo
-	(*ChunkReportReply)(nil),    // 65: varve.msg.ChunkReportReply
-	(*Heartbeat)(nil),           // 66: varve.msg.Heartbeat
-	(*LoadReport)(nil),          // 67: varve.msg.LoadReport
-	(*PeerLatency)(nil),         // 68: varve.msg.PeerLatency
-	(*RebuildProgress)(nil),     // 69: varve.msg.RebuildProgress
-	(*SSDJournal)(nil),          // 70: varve.msg.SSDJournal
-	(*HeartbeatReply)(nil),      // 71: varve.msg.HeartbeatReply
-	(*ChunkCreate)(nil),         // 72: varve.msg.ChunkCreate
-	(*ChunkDelete)(nil),         // 73: varve.msg.ChunkDelete
-	(*ChunkAdopt)(nil),          // 74: varve.msg.ChunkAdopt
-	(*ChunkAccept)(nil),         // 75: varve.msg.ChunkAccept
-	(*ChunkJoin)(nil),           // 76: varve.msg.ChunkJoin
-	(*ChunkRebuild)(nil),        // 77: varve.msg.ChunkRebuild
-	(*ChunkRebuildReply)(nil),   // 78: varve.msg.ChunkRebuildReply
-	(*ChunkPromote)(nil),        // 79: varve.msg.ChunkPromote
-	(*ChunkPunch)(nil),          // 80: varve.msg.ChunkPunch
-	(*Fence)(nil),               // 81: varve.msg.Fence
-	(*Empty)(nil),               // 82: varve.msg.Empty
-	(*ChunkTable)(nil),          // 83: varve.msg.ChunkTable
-	(*ChunkTableReply)(nil),     // 84: varve.msg.ChunkTableReply
-	(*ChunkSeek)(nil),           // 85: varve.msg.ChunkSeek
-	(*ChunkSeekReply)(nil),      // 86: varve.msg.ChunkSeekReply
-	(*ChunkList)(nil),           // 87: varve.msg.ChunkList
-	(*ChunkListReply)(nil),      // 88: varve.msg.ChunkListReply
-	(*ChunkVerify)(nil),         // 89: varve.msg.ChunkVerify
-	(*ChunkVerifyReply)(nil),    // 90: varve.msg.ChunkVerifyReply
-	(*StoreStat)(nil),           // 91: varve.msg.StoreStat
-	(*StoreStatReply)(nil),      // 92: varve.msg.StoreStatReply
-	(*BadBlock)(nil),            // 93: varve.msg.BadBlock
-	(*ScrubStat)(nil),           // 94: varve.msg.ScrubStat
-	(*Scrub)(nil),               // 95: varve.msg.Scrub
-	(*Status)(nil),              // 96: varve.msg.Status
-	(*StatusReply)(nil),         // 97: varve.msg.StatusReply
-	(*RepairStatus)(nil),        // 98: varve.msg.RepairStatus
-	(*RepairJob)(nil),           // 99: varve.msg.RepairJob
-	(*RepairWork)(nil),          // 100: varve.msg.RepairWork
-	(*MetaServer)(nil),          // 101: varve.msg.MetaServer
-	(*ChunkServer)(nil),         // 102: varve.msg.ChunkServer
-	(*Session)(nil),             // 103: varve.msg.Session
-	(*StateDigest)(nil),         // 104: varve.msg.StateDigest
-	(*StateDigestReply)(nil),    // 105: varve.msg.StateDigestReply
-	(*JoinMeta)(nil),            // 106: varve.msg.JoinMeta
-	(*JoinMetaReply)(nil),       // 107: varve.msg.JoinMetaReply
-	(*JournalRead)(nil),         // 108: varve.msg.JournalRead
-	(*JournalReadReply)(nil),    // 109: varve.msg.JournalReadReply
-	(*Members)(nil),             // 110: varve.msg.Members
-	(*MembersReply)(nil),        // 111: varve.msg.MembersReply
-	(*RemoveMeta)(nil),          // 112: varve.msg.RemoveMeta
-	(*AdminReply)(nil),          // 113: varve.msg.AdminReply
-	(*SetServerMode)(nil),       // 114: varve.msg.SetServerMode
-	(*RemoveServer)(nil),        // 115: varve.msg.RemoveServer
-	(*RemoveServerReply)(nil),   // 116: varve.msg.RemoveServerReply
-	(*SetTier)(nil),             // 117: varve.msg.SetTier
-	(*TransferLeader)(nil),      // 118: varve.msg.TransferLeader
-	(*SetConfig)(nil),           // 119: varve.msg.SetConfig
-	(*GetConfig)(nil),           // 120: varve.msg.GetConfig
-	(*WhatIf)(nil),              // 121: varve.msg.WhatIf
-	(*WhatIfReply)(nil),         // 122: varve.msg.WhatIfReply
-	(*WhatIfServer)(nil),        // 123: varve.msg.WhatIfServer
-	(*WhatIfFile)(nil),          // 124: varve.msg.WhatIfFile
-	(*GetConfigReply)(nil),      // 125: varve.msg.GetConfigReply
-	(*Setting)(nil),             // 126: varve.msg.Setting
-	(*FenceSession)(nil),        // 127: varve.msg.FenceSession
-	(*FenceSessionReply)(nil),   // 128: varve.msg.FenceSessionReply
-	(*LeaseShow)(nil),           // 129: varve.msg.LeaseShow
-	(*LeaseHolder)(nil),         // 130: varve.msg.LeaseHolder
-	(*LeaseShowReply)(nil),      // 131: varve.msg.LeaseShowReply
-	(*LeaseTake)(nil),           // 132: varve.msg.LeaseTake
-	(*LeaseTakeReply)(nil),      // 133: varve.msg.LeaseTakeReply
+	(FileType)(0),                 // 0: varve.msg.FileType
+	(Want)(0),                     // 1: varve.msg.Want
+	(Mode)(0),                     // 2: varve.msg.Mode
+	(LockType)(0),                 // 3: varve.msg.LockType
+	(Hello_Role)(0),               // 4: varve.msg.Hello.Role
+	(Callback_Kind)(0),            // 5: varve.msg.Callback.Kind
+	(ChangeSecurity_What)(0),      // 6: varve.msg.ChangeSecurity.What
+	(*Hello)(nil),                 // 7: varve.msg.Hello
+	(*HelloReply)(nil),            // 8: varve.msg.HelloReply
+	(*Cred)(nil),                  // 9: varve.msg.Cred
+	(*Attr)(nil),                  // 10: varve.msg.Attr
+	(*Policy)(nil),                // 11: varve.msg.Policy
+	(*MetaRequest)(nil),           // 12: varve.msg.MetaRequest
+	(*MetaReply)(nil),             // 13: varve.msg.MetaReply
+	(*Grant)(nil),                 // 14: varve.msg.Grant
+	(*Lookup)(nil),                // 15: varve.msg.Lookup
+	(*GetAttr)(nil),               // 16: varve.msg.GetAttr
+	(*SetAttr)(nil),               // 17: varve.msg.SetAttr
+	(*SetAttrReply)(nil),          // 18: varve.msg.SetAttrReply
+	(*PunchDone)(nil),             // 19: varve.msg.PunchDone
+	(*Create)(nil),                // 20: varve.msg.Create
+	(*Link)(nil),                  // 21: varve.msg.Link
+	(*Remove)(nil),                // 22: varve.msg.Remove
+	(*Rename)(nil),                // 23: varve.msg.Rename
+	(*ReadDir)(nil),               // 24: varve.msg.ReadDir
+	(*Dirent)(nil),                // 25: varve.msg.Dirent
+	(*ReadDirReply)(nil),          // 26: varve.msg.ReadDirReply
+	(*ReadLink)(nil),              // 27: varve.msg.ReadLink
+	(*GetXattr)(nil),              // 28: varve.msg.GetXattr
+	(*SetXattr)(nil),              // 29: varve.msg.SetXattr
+	(*ListXattr)(nil),             // 30: varve.msg.ListXattr
+	(*RemoveXattr)(nil),           // 31: varve.msg.RemoveXattr
+	(*NameList)(nil),              // 32: varve.msg.NameList
+	(*Access)(nil),                // 33: varve.msg.Access
+	(*StatFS)(nil),                // 34: varve.msg.StatFS
+	(*StatFSReply)(nil),           // 35: varve.msg.StatFSReply
+	(*Open)(nil),                  // 36: varve.msg.Open
+	(*OpenReply)(nil),             // 37: varve.msg.OpenReply
+	(*Release)(nil),               // 38: varve.msg.Release
+	(*GetLayout)(nil),             // 39: varve.msg.GetLayout
+	(*AllocChunk)(nil),            // 40: varve.msg.AllocChunk
+	(*Replica)(nil),               // 41: varve.msg.Replica
+	(*Chunk)(nil),                 // 42: varve.msg.Chunk
+	(*LayoutReply)(nil),           // 43: varve.msg.LayoutReply
+	(*DropReplica)(nil),           // 44: varve.msg.DropReplica
+	(*WriteDone)(nil),             // 45: varve.msg.WriteDone
+	(*Append)(nil),                // 46: varve.msg.Append
+	(*AppendReply)(nil),           // 47: varve.msg.AppendReply
+	(*Lock)(nil),                  // 48: varve.msg.Lock
+	(*LockReply)(nil),             // 49: varve.msg.LockReply
+	(*GetPolicy)(nil),             // 50: varve.msg.GetPolicy
+	(*SetPolicy)(nil),             // 51: varve.msg.SetPolicy
+	(*PolicyReply)(nil),           // 52: varve.msg.PolicyReply
+	(*OpenSession)(nil),           // 53: varve.msg.OpenSession
+	(*OpenSessionReply)(nil),      // 54: varve.msg.OpenSessionReply
+	(*ShowCapability)(nil),        // 55: varve.msg.ShowCapability
+	(*RenewSession)(nil),          // 56: varve.msg.RenewSession
+	(*LocalReads)(nil),            // 57: varve.msg.LocalReads
+	(*RenewSessionReply)(nil),     // 58: varve.msg.RenewSessionReply
+	(*CloseSession)(nil),          // 59: varve.msg.CloseSession
+	(*CloseSessionReply)(nil),     // 60: varve.msg.CloseSessionReply
+	(*Callback)(nil),              // 61: varve.msg.Callback
+	(*CallbackReply)(nil),         // 62: varve.msg.CallbackReply
+	(*RegisterServer)(nil),        // 63: varve.msg.RegisterServer
+	(*RegisterServerReply)(nil),   // 64: varve.msg.RegisterServerReply
+	(*Peer)(nil),                  // 65: varve.msg.Peer
+	(*ChunkReport)(nil),           // 66: varve.msg.ChunkReport
+	(*ChunkInfo)(nil),             // 67: varve.msg.ChunkInfo
+	(*ChunkReportReply)(nil),      // 68: varve.msg.ChunkReportReply
+	(*Heartbeat)(nil),             // 69: varve.msg.Heartbeat
+	(*NetReport)(nil),             // 70: varve.msg.NetReport
+	(*NetCount)(nil),              // 71: varve.msg.NetCount
+	(*NetPeer)(nil),               // 72: varve.msg.NetPeer
+	(*LoadReport)(nil),            // 73: varve.msg.LoadReport
+	(*PeerLatency)(nil),           // 74: varve.msg.PeerLatency
+	(*RebuildProgress)(nil),       // 75: varve.msg.RebuildProgress
+	(*SSDJournal)(nil),            // 76: varve.msg.SSDJournal
+	(*HeartbeatReply)(nil),        // 77: varve.msg.HeartbeatReply
+	(*ChunkCreate)(nil),           // 78: varve.msg.ChunkCreate
+	(*ChunkDelete)(nil),           // 79: varve.msg.ChunkDelete
+	(*ChunkAdopt)(nil),            // 80: varve.msg.ChunkAdopt
+	(*ChunkAccept)(nil),           // 81: varve.msg.ChunkAccept
+	(*ChunkJoin)(nil),             // 82: varve.msg.ChunkJoin
+	(*ChunkRebuild)(nil),          // 83: varve.msg.ChunkRebuild
+	(*ChunkRebuildReply)(nil),     // 84: varve.msg.ChunkRebuildReply
+	(*ChunkPromote)(nil),          // 85: varve.msg.ChunkPromote
+	(*ChunkPunch)(nil),            // 86: varve.msg.ChunkPunch
+	(*Fence)(nil),                 // 87: varve.msg.Fence
+	(*Empty)(nil),                 // 88: varve.msg.Empty
+	(*ChunkTable)(nil),            // 89: varve.msg.ChunkTable
+	(*ChunkTableReply)(nil),       // 90: varve.msg.ChunkTableReply
+	(*ChunkSeek)(nil),             // 91: varve.msg.ChunkSeek
+	(*ChunkSeekReply)(nil),        // 92: varve.msg.ChunkSeekReply
+	(*ChunkList)(nil),             // 93: varve.msg.ChunkList
+	(*ChunkListReply)(nil),        // 94: varve.msg.ChunkListReply
+	(*ChunkVerify)(nil),           // 95: varve.msg.ChunkVerify
+	(*ChunkVerifyReply)(nil),      // 96: varve.msg.ChunkVerifyReply
+	(*StoreStat)(nil),             // 97: varve.msg.StoreStat
+	(*StoreStatReply)(nil),        // 98: varve.msg.StoreStatReply
+	(*BadBlock)(nil),              // 99: varve.msg.BadBlock
+	(*ScrubStat)(nil),             // 100: varve.msg.ScrubStat
+	(*Scrub)(nil),                 // 101: varve.msg.Scrub
+	(*Status)(nil),                // 102: varve.msg.Status
+	(*StatusReply)(nil),           // 103: varve.msg.StatusReply
+	(*RepairStatus)(nil),          // 104: varve.msg.RepairStatus
+	(*RepairJob)(nil),             // 105: varve.msg.RepairJob
+	(*RepairWork)(nil),            // 106: varve.msg.RepairWork
+	(*MetaServer)(nil),            // 107: varve.msg.MetaServer
+	(*ChunkServer)(nil),           // 108: varve.msg.ChunkServer
+	(*Session)(nil),               // 109: varve.msg.Session
+	(*StateDigest)(nil),           // 110: varve.msg.StateDigest
+	(*StateDigestReply)(nil),      // 111: varve.msg.StateDigestReply
+	(*JoinMeta)(nil),              // 112: varve.msg.JoinMeta
+	(*JoinMetaReply)(nil),         // 113: varve.msg.JoinMetaReply
+	(*JournalRead)(nil),           // 114: varve.msg.JournalRead
+	(*JournalReadReply)(nil),      // 115: varve.msg.JournalReadReply
+	(*Members)(nil),               // 116: varve.msg.Members
+	(*MembersReply)(nil),          // 117: varve.msg.MembersReply
+	(*RemoveMeta)(nil),            // 118: varve.msg.RemoveMeta
+	(*AdminReply)(nil),            // 119: varve.msg.AdminReply
+	(*SetServerMode)(nil),         // 120: varve.msg.SetServerMode
+	(*RemoveServer)(nil),          // 121: varve.msg.RemoveServer
+	(*RemoveServerReply)(nil),     // 122: varve.msg.RemoveServerReply
+	(*SetTier)(nil),               // 123: varve.msg.SetTier
+	(*TransferLeader)(nil),        // 124: varve.msg.TransferLeader
+	(*SetConfig)(nil),             // 125: varve.msg.SetConfig
+	(*GetConfig)(nil),             // 126: varve.msg.GetConfig
+	(*WhatIf)(nil),                // 127: varve.msg.WhatIf
+	(*WhatIfReply)(nil),           // 128: varve.msg.WhatIfReply
+	(*WhatIfServer)(nil),          // 129: varve.msg.WhatIfServer
+	(*WhatIfFile)(nil),            // 130: varve.msg.WhatIfFile
+	(*GetConfigReply)(nil),        // 131: varve.msg.GetConfigReply
+	(*Setting)(nil),               // 132: varve.msg.Setting
+	(*FenceSession)(nil),          // 133: varve.msg.FenceSession
+	(*FenceSessionReply)(nil),     // 134: varve.msg.FenceSessionReply
+	(*LeaseShow)(nil),             // 135: varve.msg.LeaseShow
+	(*LeaseHolder)(nil),           // 136: varve.msg.LeaseHolder
+	(*LeaseShowReply)(nil),        // 137: varve.msg.LeaseShowReply
+	(*LeaseTake)(nil),             // 138: varve.msg.LeaseTake
+	(*LeaseTakeReply)(nil),        // 139: varve.msg.LeaseTakeReply
+	(*NetInfo)(nil),               // 140: varve.msg.NetInfo
+	(*NetInfoReply)(nil),          // 141: varve.msg.NetInfoReply
+	(*NetEcho)(nil),               // 142: varve.msg.NetEcho
+	(*NetEchoReply)(nil),          // 143: varve.msg.NetEchoReply
+	(*NetProbe)(nil),              // 144: varve.msg.NetProbe
+	(*NetProbeReply)(nil),         // 145: varve.msg.NetProbeReply
+	(*NetTest)(nil),               // 146: varve.msg.NetTest
+	(*NetRelay)(nil),              // 147: varve.msg.NetRelay
+	(*NetRelayReply)(nil),         // 148: varve.msg.NetRelayReply
+	(*NetTestReply)(nil),          // 149: varve.msg.NetTestReply
+	(*Trust)(nil),                 // 150: varve.msg.Trust
+	(*TrustReply)(nil),            // 151: varve.msg.TrustReply
+	(*TrustKey)(nil),              // 152: varve.msg.TrustKey
+	(*Revoke)(nil),                // 153: varve.msg.Revoke
+	(*RevokeReply)(nil),           // 154: varve.msg.RevokeReply
+	(*ListCertificates)(nil),      // 155: varve.msg.ListCertificates
+	(*ListCertificatesReply)(nil), // 156: varve.msg.ListCertificatesReply
+	(*Certificate)(nil),           // 157: varve.msg.Certificate
+	(*ChangeSecurity)(nil),        // 158: varve.msg.ChangeSecurity
+	(*SecureStatus)(nil),          // 159: varve.msg.SecureStatus
+	(*SecureStatusReply)(nil),     // 160: varve.msg.SecureStatusReply
+	(*SecureMember)(nil),          // 161: varve.msg.SecureMember
 }
 var file_msg_proto_depIdxs = []int32{
 	4,   // 0: varve.msg.Hello.role:type_name -> varve.msg.Hello.Role
 	0,   // 1: varve.msg.Attr.type:type_name -> varve.msg.FileType
-	8,   // 2: varve.msg.MetaRequest.cred:type_name -> varve.msg.Cred
-	14,  // 3: varve.msg.MetaRequest.lookup:type_name -> varve.msg.Lookup
-	15,  // 4: varve.msg.MetaRequest.get_attr:type_name -> varve.msg.GetAttr
-	16,  // 5: varve.msg.MetaRequest.set_attr:type_name -> varve.msg.SetAttr
-	19,  // 6: varve.msg.MetaRequest.create:type_name -> varve.msg.Create
-	20,  // 7: varve.msg.MetaRequest.link:type_name -> varve.msg.Link
-	21,  // 8: varve.msg.MetaRequest.remove:type_name -> varve.msg.Remove
-	22,  // 9: varve.msg.MetaRequest.rename:type_name -> varve.msg.Rename
-	23,  // 10: varve.msg.MetaRequest.read_dir:type_name -> varve.msg.ReadDir
-	26,  // 11: varve.msg.MetaRequest.read_link:type_name -> varve.msg.ReadLink
-	27,  // 12: varve.msg.MetaRequest.get_xattr:type_name -> varve.msg.GetXattr
-	28,  // 13: varve.msg.MetaRequest.set_xattr:type_name -> varve.msg.SetXattr
-	29,  // 14: varve.msg.MetaRequest.list_xattr:type_name -> varve.msg.ListXattr
-	30,  // 15: varve.msg.MetaRequest.remove_xattr:type_name -> varve.msg.RemoveXattr
-	32,  // 16: varve.msg.MetaRequest.access:type_name -> varve.msg.Access
-	33,  // 17: varve.msg.MetaRequest.stat_fs:type_name -> varve.msg.StatFS
-	35,  // 18: varve.msg.MetaRequest.open:type_name -> varve.msg.Open
-	37,  // 19: varve.msg.MetaRequest.release:type_name -> varve.msg.Release
-	38,  // 20: varve.msg.MetaRequest.get_layout:type_name -> varve.msg.GetLayout
-	39,  // 21: varve.msg.MetaRequest.alloc_chunk:type_name -> varve.msg.AllocChunk
-	43,  // 22: varve.msg.MetaRequest.drop_replica:type_name -> varve.msg.DropReplica
-	44,  // 23: varve.msg.MetaRequest.write_done:type_name -> varve.msg.WriteDone
-	45,  // 24: varve.msg.MetaRequest.append:type_name -> varve.msg.Append
-	18,  // 25: varve.msg.MetaRequest.punch_done:type_name -> varve.msg.PunchDone
-	47,  // 26: varve.msg.MetaRequest.lock:type_name -> varve.msg.Lock
-	49,  // 27: varve.msg.MetaRequest.get_policy:type_name -> varve.msg.GetPolicy
-	50,  // 28: varve.msg.MetaRequest.set_policy:type_name -> varve.msg.SetPolicy
-	9,   // 29: varve.msg.MetaReply.attr:type_name -> varve.msg.Attr
-	25,  // 30: varve.msg.MetaReply.read_dir:type_name -> varve.msg.ReadDirReply
-	31,  // 31: varve.msg.MetaReply.names:type_name -> varve.msg.NameList
-	34,  // 32: varve.msg.MetaReply.stat_fs:type_name -> varve.msg.StatFSReply
-	36,  // 33: varve.msg.MetaReply.open:type_name -> varve.msg.OpenReply
-	42,  // 34: varve.msg.MetaReply.layout:type_name -> varve.msg.LayoutReply
-	46,  // 35: varve.msg.MetaReply.append:type_name -> varve.msg.AppendReply
-	48,  // 36: varve.msg.MetaReply.lock:type_name -> varve.msg.LockReply
-	51,  // 37: varve.msg.MetaReply.policy:type_name -> varve.msg.PolicyReply
-	17,  // 38: varve.msg.MetaReply.set_attr:type_name -> varve.msg.SetAttrReply
-	13,  // 39: varve.msg.MetaReply.grant:type_name -> varve.msg.Grant
-	9,   // 40: varve.msg.MetaReply.touched:type_name -> varve.msg.Attr
+	9,   // 2: varve.msg.MetaRequest.cred:type_name -> varve.msg.Cred
+	15,  // 3: varve.msg.MetaRequest.lookup:type_name -> varve.msg.Lookup
+	16,  // 4: varve.msg.MetaRequest.get_attr:type_name -> varve.msg.GetAttr
+	17,  // 5: varve.msg.MetaRequest.set_attr:type_name -> varve.msg.SetAttr
+	20,  // 6: varve.msg.MetaRequest.create:type_name -> varve.msg.Create
+	21,  // 7: varve.msg.MetaRequest.link:type_name -> varve.msg.Link
+	22,  // 8: varve.msg.MetaRequest.remove:type_name -> varve.msg.Remove
+	23,  // 9: varve.msg.MetaRequest.rename:type_name -> varve.msg.Rename
+	24,  // 10: varve.msg.MetaRequest.read_dir:type_name -> varve.msg.ReadDir
+	27,  // 11: varve.msg.MetaRequest.read_link:type_name -> varve.msg.ReadLink
+	28,  // 12: varve.msg.MetaRequest.get_xattr:type_name -> varve.msg.GetXattr
+	29,  // 13: varve.msg.MetaRequest.set_xattr:type_name -> varve.msg.SetXattr
+	30,  // 14: varve.msg.MetaRequest.list_xattr:type_name -> varve.msg.ListXattr
+	31,  // 15: varve.msg.MetaRequest.remove_xattr:type_name -> varve.msg.RemoveXattr
+	33,  // 16: varve.msg.MetaRequest.access:type_name -> varve.msg.Access
+	34,  // 17: varve.msg.MetaRequest.stat_fs:type_name -> varve.msg.StatFS
+	36,  // 18: varve.msg.MetaRequest.open:type_name -> varve.msg.Open
+	38,  // 19: varve.msg.MetaRequest.release:type_name -> varve.msg.Release
+	39,  // 20: varve.msg.MetaRequest.get_layout:type_name -> varve.msg.GetLayout
+	40,  // 21: varve.msg.MetaRequest.alloc_chunk:type_name -> varve.msg.AllocChunk
+	44,  // 22: varve.msg.MetaRequest.drop_replica:type_name -> varve.msg.DropReplica
+	45,  // 23: varve.msg.MetaRequest.write_done:type_name -> varve.msg.WriteDone
+	46,  // 24: varve.msg.MetaRequest.append:type_name -> varve.msg.Append
+	19,  // 25: varve.msg.MetaRequest.punch_done:type_name -> varve.msg.PunchDone
+	48,  // 26: varve.msg.MetaRequest.lock:type_name -> varve.msg.Lock
+	50,  // 27: varve.msg.MetaRequest.get_policy:type_name -> varve.msg.GetPolicy
+	51,  // 28: varve.msg.MetaRequest.set_policy:type_name -> varve.msg.SetPolicy
+	10,  // 29: varve.msg.MetaReply.attr:type_name -> varve.msg.Attr
+	26,  // 30: varve.msg.MetaReply.read_dir:type_name -> varve.msg.ReadDirReply
+	32,  // 31: varve.msg.MetaReply.names:type_name -> varve.msg.NameList
+	35,  // 32: varve.msg.MetaReply.stat_fs:type_name -> varve.msg.StatFSReply
+	37,  // 33: varve.msg.MetaReply.open:type_name -> varve.msg.OpenReply
+	43,  // 34: varve.msg.MetaReply.layout:type_name -> varve.msg.LayoutReply
+	47,  // 35: varve.msg.MetaReply.append:type_name -> varve.msg.AppendReply
+	49,  // 36: varve.msg.MetaReply.lock:type_name -> varve.msg.LockReply
+	52,  // 37: varve.msg.MetaReply.policy:type_name -> varve.msg.PolicyReply
+	18,  // 38: varve.msg.MetaReply.set_attr:type_name -> varve.msg.SetAttrReply
+	14,  // 39: varve.msg.MetaReply.grant:type_name -> varve.msg.Grant
+	10,  // 40: varve.msg.MetaReply.touched:type_name -> varve.msg.Attr
 	0,   // 41: varve.msg.Create.type:type_name -> varve.msg.FileType
 	0,   // 42: varve.msg.Dirent.type:type_name -> varve.msg.FileType
-	9,   // 43: varve.msg.Dirent.attr:type_name -> varve.msg.Attr
-	24,  // 44: varve.msg.ReadDirReply.entries:type_name -> varve.msg.Dirent
+	10,  // 43: varve.msg.Dirent.attr:type_name -> varve.msg.Attr
+	25,  // 44: varve.msg.ReadDirReply.entries:type_name -> varve.msg.Dirent
 	1,   // 45: varve.msg.Open.want:type_name -> varve.msg.Want
 	2,   // 46: varve.msg.OpenReply.mode:type_name -> varve.msg.Mode
-	42,  // 47: varve.msg.OpenReply.layout:type_name -> varve.msg.LayoutReply
-	17,  // 48: varve.msg.OpenReply.punch:type_name -> varve.msg.SetAttrReply
+	43,  // 47: varve.msg.OpenReply.layout:type_name -> varve.msg.LayoutReply
+	18,  // 48: varve.msg.OpenReply.punch:type_name -> varve.msg.SetAttrReply
 	1,   // 49: varve.msg.Release.keep:type_name -> varve.msg.Want
-	40,  // 50: varve.msg.Chunk.replicas:type_name -> varve.msg.Replica
-	41,  // 51: varve.msg.LayoutReply.chunks:type_name -> varve.msg.Chunk
+	41,  // 50: varve.msg.Chunk.replicas:type_name -> varve.msg.Replica
+	42,  // 51: varve.msg.LayoutReply.chunks:type_name -> varve.msg.Chunk
 	3,   // 52: varve.msg.Lock.type:type_name -> varve.msg.LockType
 	3,   // 53: varve.msg.LockReply.type:type_name -> varve.msg.LockType
-	10,  // 54: varve.msg.SetPolicy.policy:type_name -> varve.msg.Policy
-	10,  // 55: varve.msg.PolicyReply.effective:type_name -> varve.msg.Policy
-	10,  // 56: varve.msg.PolicyReply.own:type_name -> varve.msg.Policy
-	41,  // 57: varve.msg.PolicyReply.chunks:type_name -> varve.msg.Chunk
-	55,  // 58: varve.msg.RenewSession.local:type_name -> varve.msg.LocalReads
-	67,  // 59: varve.msg.RenewSession.load:type_name -> varve.msg.LoadReport
+	11,  // 54: varve.msg.SetPolicy.policy:type_name -> varve.msg.Policy
+	11,  // 55: varve.msg.PolicyReply.effective:type_name -> varve.msg.Policy
+	11,  // 56: varve.msg.PolicyReply.own:type_name -> varve.msg.Policy
+	42,  // 57: varve.msg.PolicyReply.chunks:type_name -> varve.msg.Chunk
+	57,  // 58: varve.msg.RenewSession.local:type_name -> varve.msg.LocalReads
+	73,  // 59: varve.msg.RenewSession.load:type_name -> varve.msg.LoadReport
 	5,   // 60: varve.msg.Callback.kind:type_name -> varve.msg.Callback.Kind
 	2,   // 61: varve.msg.Callback.mode:type_name -> varve.msg.Mode
 	1,   // 62: varve.msg.CallbackReply.keep:type_name -> varve.msg.Want
-	62,  // 63: varve.msg.RegisterServerReply.peers:type_name -> varve.msg.Peer
-	64,  // 64: varve.msg.ChunkReport.chunks:type_name -> varve.msg.ChunkInfo
-	70,  // 65: varve.msg.Heartbeat.journal:type_name -> varve.msg.SSDJournal
-	67,  // 66: varve.msg.Heartbeat.load:type_name -> varve.msg.LoadReport
-	93,  // 67: varve.msg.Heartbeat.bad:type_name -> varve.msg.BadBlock
-	68,  // 68: varve.msg.LoadReport.peers:type_name -> varve.msg.PeerLatency
-	69,  // 69: varve.msg.LoadReport.rebuilds:type_name -> varve.msg.RebuildProgress
-	62,  // 70: varve.msg.HeartbeatReply.peers:type_name -> varve.msg.Peer
-	64,  // 71: varve.msg.ChunkListReply.chunks:type_name -> varve.msg.ChunkInfo
-	93,  // 72: varve.msg.StoreStatReply.bad_blocks:type_name -> varve.msg.BadBlock
-	94,  // 73: varve.msg.StoreStatReply.scrub:type_name -> varve.msg.ScrubStat
-	101, // 74: varve.msg.StatusReply.metas:type_name -> varve.msg.MetaServer
-	102, // 75: varve.msg.StatusReply.servers:type_name -> varve.msg.ChunkServer
-	103, // 76: varve.msg.StatusReply.sessions:type_name -> varve.msg.Session
-	98,  // 77: varve.msg.StatusReply.repair:type_name -> varve.msg.RepairStatus
-	99,  // 78: varve.msg.RepairStatus.jobs:type_name -> varve.msg.RepairJob
-	100, // 79: varve.msg.RepairStatus.work:type_name -> varve.msg.RepairWork
-	70,  // 80: varve.msg.ChunkServer.journal:type_name -> varve.msg.SSDJournal
-	55,  // 81: varve.msg.Session.local:type_name -> varve.msg.LocalReads
-	123, // 82: varve.msg.WhatIfReply.lost:type_name -> varve.msg.WhatIfServer
-	123, // 83: varve.msg.WhatIfReply.survivors:type_name -> varve.msg.WhatIfServer
-	124, // 84: varve.msg.WhatIfReply.files:type_name -> varve.msg.WhatIfFile
-	126, // 85: varve.msg.GetConfigReply.settings:type_name -> varve.msg.Setting
-	1,   // 86: varve.msg.LeaseHolder.want:type_name -> varve.msg.Want
-	2,   // 87: varve.msg.LeaseHolder.mode:type_name -> varve.msg.Mode
-	130, // 88: varve.msg.LeaseShowReply.holders:type_name -> varve.msg.LeaseHolder
-	89,  // [89:89] is the sub-list for method output_type
-	89,  // [89:89] is the sub-list for method input_type
-	89,  // [89:89] is the sub-list for extension type_name
-	89,  // [89:89] is the sub-list for extension extendee
-	0,   // [0:89] is the sub-list for field type_name
+	65,  // 63: varve.msg.RegisterServerReply.peers:type_name -> varve.msg.Peer
+	67,  // 64: varve.msg.ChunkReport.chunks:type_name -> varve.msg.ChunkInfo
+	76,  // 65: varve.msg.Heartbeat.journal:type_name -> varve.msg.SSDJournal
+	73,  // 66: varve.msg.Heartbeat.load:type_name -> varve.msg.LoadReport
+	99,  // 67: varve.msg.Heartbeat.bad:type_name -> varve.msg.BadBlock
+	70,  // 68: varve.msg.Heartbeat.net:type_name -> varve.msg.NetReport
+	71,  // 69: varve.msg.NetReport.counts:type_name -> varve.msg.NetCount
+	72,  // 70: varve.msg.NetReport.peers:type_name -> varve.msg.NetPeer
+	74,  // 71: varve.msg.LoadReport.peers:type_name -> varve.msg.PeerLatency
+	75,  // 72: varve.msg.LoadReport.rebuilds:type_name -> varve.msg.RebuildProgress
+	65,  // 73: varve.msg.HeartbeatReply.peers:type_name -> varve.msg.Peer
+	67,  // 74: varve.msg.ChunkListReply.chunks:type_name -> varve.msg.ChunkInfo
+	99,  // 75: varve.msg.StoreStatReply.bad_blocks:type_name -> varve.msg.BadBlock
+	100, // 76: varve.msg.StoreStatReply.scrub:type_name -> varve.msg.ScrubStat
+	107, // 77: varve.msg.StatusReply.metas:type_name -> varve.msg.MetaServer
+	108, // 78: varve.msg.StatusReply.servers:type_name -> varve.msg.ChunkServer
+	109, // 79: varve.msg.StatusReply.sessions:type_name -> varve.msg.Session
+	104, // 80: varve.msg.StatusReply.repair:type_name -> varve.msg.RepairStatus
+	105, // 81: varve.msg.RepairStatus.jobs:type_name -> varve.msg.RepairJob
+	106, // 82: varve.msg.RepairStatus.work:type_name -> varve.msg.RepairWork
+	76,  // 83: varve.msg.ChunkServer.journal:type_name -> varve.msg.SSDJournal
+	70,  // 84: varve.msg.ChunkServer.net:type_name -> varve.msg.NetReport
+	57,  // 85: varve.msg.Session.local:type_name -> varve.msg.LocalReads
+	132, // 86: varve.msg.MembersReply.settings:type_name -> varve.msg.Setting
+	129, // 87: varve.msg.WhatIfReply.lost:type_name -> varve.msg.WhatIfServer
+	129, // 88: varve.msg.WhatIfReply.survivors:type_name -> varve.msg.WhatIfServer
+	130, // 89: varve.msg.WhatIfReply.files:type_name -> varve.msg.WhatIfFile
+	132, // 90: varve.msg.GetConfigReply.settings:type_name -> varve.msg.Setting
+	1,   // 91: varve.msg.LeaseHolder.want:type_name -> varve.msg.Want
+	2,   // 92: varve.msg.LeaseHolder.mode:type_name -> varve.msg.Mode
+	136, // 93: varve.msg.LeaseShowReply.holders:type_name -> varve.msg.LeaseHolder
+	152, // 94: varve.msg.TrustReply.keys:type_name -> varve.msg.TrustKey
+	157, // 95: varve.msg.ListCertificatesReply.certificates:type_name -> varve.msg.Certificate
+	152, // 96: varve.msg.ListCertificatesReply.keys:type_name -> varve.msg.TrustKey
+	6,   // 97: varve.msg.ChangeSecurity.what:type_name -> varve.msg.ChangeSecurity.What
+	161, // 98: varve.msg.SecureStatusReply.members:type_name -> varve.msg.SecureMember
+	99,  // [99:99] is the sub-list for method output_type
+	99,  // [99:99] is the sub-list for method input_type
+	99,  // [99:99] is the sub-list for extension type_name
+	99,  // [99:99] is the sub-list for extension extendee
+	0,   // [0:99] is the sub-list for field type_name
 }
 
 func init() { file_msg_proto_init() }
@@ -11646,8 +14052,8 @@ func file_msg_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_msg_proto_rawDesc), len(file_msg_proto_rawDesc)),
-			NumEnums:      6,
-			NumMessages:   128,
+			NumEnums:      7,
+			NumMessages:   155,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
