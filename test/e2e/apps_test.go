@@ -42,13 +42,13 @@ func TestApplications(t *testing.T) {
 	t.Run("git", func(t *testing.T) {
 		// A repository of some thousand files, made from the standard library's sources.
 		origin := filepath.Join(t.TempDir(), "origin")
-		sh(t, "/", 2*time.Minute, fmt.Sprintf(`mkdir %[1]s && cd %[1]s && git init -q .
+		sh(t, "/", 4*time.Minute, fmt.Sprintf(`mkdir %[1]s && cd %[1]s && git init -q .
 			cp -r %[2]s/src/net %[2]s/src/crypto %[2]s/src/encoding %[2]s/src/go . && chmod -R u+w .
 			git add -A && git -c user.name=t -c user.email=t@localhost commit -qm one`, origin, strings.TrimSpace(sh(t, "/", time.Minute, "go env GOROOT"))))
 		begin := time.Now()
 		out := sh(t, m, 5*time.Minute, `git clone -q --no-hardlinks `+origin+` repo && cd repo && git fsck --full 2>&1 && git status --porcelain && git ls-files | wc -l`)
 		t.Logf("clone and fsck of %s files in %v", strings.TrimSpace(out[strings.LastIndex(strings.TrimSpace(out), "\n")+1:]), time.Since(begin).Round(time.Second))
-		sh(t, m, time.Minute, `diff -r --exclude=.git `+origin+` repo`)
+		sh(t, m, 3*time.Minute, `diff -r --exclude=.git `+origin+` repo`)
 	})
 	t.Run("make", func(t *testing.T) {
 		// varve itself, cloned and built on the mount.
@@ -56,9 +56,9 @@ func TestApplications(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		sh(t, m, time.Minute, `git clone -q --no-hardlinks file://`+top+` varve`)
+		sh(t, m, 3*time.Minute, `git clone -q --no-hardlinks file://`+top+` varve`)
 		begin := time.Now()
-		sh(t, filepath.Join(m, "varve"), 5*time.Minute, `make build && ./build/varve version`, "GOTMPDIR="+m, "GOFLAGS=-trimpath")
+		sh(t, filepath.Join(m, "varve"), 12*time.Minute, `make build && ./build/varve version`, "GOTMPDIR="+m, "GOFLAGS=-trimpath")
 		t.Logf("make build on the mount in %v", time.Since(begin).Round(time.Second))
 	})
 	t.Run("sqlite", func(t *testing.T) {

@@ -54,7 +54,7 @@ func TestAttributes(t *testing.T) {
 	}
 	until := func(what string, replicas int, ok func(servers []string) bool) {
 		t.Helper()
-		c.wait(90*time.Second, what, func() error {
+		c.wait(3*time.Minute, what, func() error {
 			for _, servers := range on() {
 				if len(servers) != replicas || !ok(servers) {
 					return fmt.Errorf("replicas are %v", on())
@@ -86,6 +86,7 @@ func TestAttributes(t *testing.T) {
 	}
 	lose := func(servers ...string) (gone uint64, code int) {
 		t.Helper()
+		c.wait(3*time.Minute, "the cluster to be whole", c.healthy) // the writes through what moves may have cost a replica
 		out, err := c.varve(30*time.Second, append([]string{"-c", c.name(), "--json", "whatif", "lose"}, servers...)...)
 		var exit *exec.ExitError
 		if err != nil && !errors.As(err, &exit) {

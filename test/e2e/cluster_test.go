@@ -114,7 +114,7 @@ func up(t *testing.T, mds, cs, mounts int, replicas string, more ...string) *clu
 	}
 	t.Logf("transport %s, read cache %t", w.transport, w.cache)
 	t.Cleanup(func() {
-		c.varve(60*time.Second, "dev", "down", "--dir", c.dir)
+		c.varve(3*time.Minute, "dev", "down", "--dir", c.dir) // each kind of process may take its time
 		if t.Failed() {
 			c.keepLogs()
 		}
@@ -208,7 +208,7 @@ func (c *cluster) kill(name string) int {
 // waitRestart waits until a killed process runs again under another pid.
 func (c *cluster) waitRestart(name string, old int) {
 	c.t.Helper()
-	c.wait(20*time.Second, name+" to run again", func() error {
+	c.wait(time.Minute, name+" to run again", func() error {
 		if pid := c.pid(name); pid == 0 || pid == old {
 			return errors.New("not running")
 		}
@@ -318,6 +318,19 @@ func (c *cluster) healthy() error {
 	if st.Degraded > 0 || st.Joining > 0 || st.Garbage > 0 {
 		return fmt.Errorf("%d of %d chunks degraded, %d joining, %d to be deleted", st.Degraded, st.Chunks, st.Joining, st.Garbage)
 	}
+	return c.allIn(st)
+}
+
+// allLive reports that not all chunk servers are live, or nil. One that a busy machine kept from its heartbeats is not, for a moment.
+func (c *cluster) allLive() error {
+	st, err := c.status()
+	if err != nil {
+		return err
+	}
+	return c.allIn(st)
+}
+
+func (c *cluster) allIn(st *msg.StatusReply) error {
 	live := 0
 	for _, s := range st.Servers {
 		if s.State == "live" {
@@ -337,4 +350,14 @@ func (c *cluster) leader() (string, error) {
 		return "", err
 	}
 	return fmt.Sprintf("mds%d", st.Answering), nil
+}
+
+// mustLead waits until there is a leader and returns the name of its process.
+func (c *cluster) mustLead() (name string) {
+	c.t.Helper()
+	c.wait(time.Minute, "a leader", func() (err error) {
+		name, err = c.leader()
+		return err
+	})
+	return name
 }

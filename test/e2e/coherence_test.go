@@ -119,11 +119,7 @@ func TestMountsSeeEachOther(t *testing.T) {
 				lookAround(filepath.Join(m, name))
 			}
 			if round == 5 && i == 4 {
-				leader, err := c.leader()
-				if err != nil {
-					t.Fatal(err)
-				}
-				c.kill(leader)
+				c.kill(c.mustLead())
 			}
 			if err := s.change(filepath.Join(one, name)); err != nil {
 				t.Fatalf("round %d, %s: %v", round, s.name, err)
@@ -170,7 +166,7 @@ func TestStoppedMountDelaysNobodyForLong(t *testing.T) {
 	}
 	took := time.Since(begin)
 	t.Logf("the change took %v while the other mount was stopped", took.Round(time.Millisecond))
-	if limit := 40 * time.Second; took > limit { // the lease of what is cached is 5 s; a session's is 10 s
+	if limit := time.Minute; took > limit { // the lease of what is cached is 5 s; a session's is 10 s
 		t.Errorf("the change took %v, want at most %v", took, limit)
 	}
 	mode := make(chan uint32, 1)
@@ -190,7 +186,7 @@ func TestStoppedMountDelaysNobodyForLong(t *testing.T) {
 		select {
 		case m := <-mode:
 			got = append(got, m)
-		case <-time.After(30 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatal("no answer after the process was woken up")
 		}
 	}

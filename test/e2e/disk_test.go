@@ -74,7 +74,7 @@ func (c *cluster) serve(name string, args ...string) *export {
 		c.t.Fatal(err)
 	}
 	c.t.Cleanup(func() { e.cmd.Process.Kill(); e.cmd.Wait() })
-	c.wait(30*time.Second, name+" to be ready", func() error {
+	c.wait(time.Minute, name+" to be ready", func() error {
 		b, err := os.ReadFile(e.log)
 		if err == nil && !strings.Contains(string(b), " is ") {
 			err = fmt.Errorf("it says %q", b)
@@ -143,7 +143,7 @@ func TestDisks(t *testing.T) {
 	}
 	nbd.stop()
 	c.waitRestart("cs1", old)
-	c.wait(60*time.Second, "the cluster to be whole", c.healthy)
+	c.wait(3*time.Minute, "the cluster to be whole", c.healthy)
 }
 
 // TestGuestDisks installs a Debian guest by qemu-img over NBD, boots it from NBD, and from vhost-user, where it writes with fsync, and the server is stopped and started

@@ -14,7 +14,7 @@ import (
 func TestFailover(t *testing.T) {
 	need(t)
 	t.Parallel() // it waits more than it works
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "go", "run", "varve/bench", "failover", "--kills", "5", "--dir", t.TempDir())
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }

@@ -149,7 +149,7 @@ func (g *guest) until(limit time.Duration, word string) (rest string, ok bool) {
 
 func (g *guest) expect(word string) string {
 	g.t.Helper()
-	rest, ok := g.until(4*time.Minute, word)
+	rest, ok := g.until(8*time.Minute, word)
 	if !ok {
 		g.t.Fatalf("guest ended without saying %q; its console:\n%s", word, tail(strings.Join(g.seen, "\n"), 3000))
 	}
@@ -169,7 +169,7 @@ func (g *guest) off() {
 	}()
 	select {
 	case <-done:
-	case <-time.After(90 * time.Second):
+	case <-time.After(3 * time.Minute):
 		g.t.Fatal("guest did not power off")
 	}
 }

@@ -140,7 +140,7 @@ func TestHeir(t *testing.T) {
 	answered := func(more uint64) {
 		t.Helper()
 		from := w.writes()
-		c.wait(30*time.Second, "writes to be answered", func() error {
+		c.wait(time.Minute, "writes to be answered", func() error {
 			if n := w.writes(); n < from+more {
 				return fmt.Errorf("%d of %d", n-from, more)
 			}
@@ -225,7 +225,7 @@ func (c *cluster) inForeground(name, dir string) *export {
 		_, _ = c.varve(30*time.Second, "umount", "--lazy", dir) // of one that has ended there may be none
 		e.kill()
 	})
-	c.wait(30*time.Second, dir+" to be mounted", func() error {
+	c.wait(time.Minute, dir+" to be mounted", func() error {
 		_, err := os.Stat(filepath.Join(dir, ".varve.info"))
 		return err
 	})

@@ -14,7 +14,7 @@ import (
 )
 
 // maxStall bounds how long one write+fsync may take while a server is killed.
-const maxStall = 20 * time.Second
+const maxStall = time.Minute
 
 // TestKillServers kills any one chunk server and any one metadata server, the leader too, again and again
 // while writers write and fsync: the mount never fails, nothing acknowledged is lost or changed, stalls are bounded, and
@@ -62,7 +62,7 @@ func TestKillServers(t *testing.T) {
 		for i, v := range victims {
 			c.waitRestart(v, pids[i])
 		}
-		c.wait(60*time.Second, "the cluster to be whole again after killing "+fmt.Sprint(victims), c.healthy)
+		c.wait(3*time.Minute, "the cluster to be whole again after killing "+fmt.Sprint(victims), c.healthy)
 		time.Sleep(time.Duration(rng.IntN(1000)) * time.Millisecond)
 	}
 	stop.Store(true)
@@ -142,7 +142,7 @@ func TestKillEverything(t *testing.T) {
 			}
 			writes += w.writes
 		}
-		c.must(60*time.Second, "dev", "down", "--dir", c.dir)
+		c.must(3*time.Minute, "dev", "down", "--dir", c.dir)
 		c.start()
 		for _, w := range writers {
 			if err := w.verify(w.path); err != nil {

@@ -161,7 +161,7 @@ func (c *cluster) locks(t *testing.T) {
 			must(kind.set(fa, unix.F_WRLCK, false))
 			done := kind.waits(t, fb)
 			must(kind.set(fa, unix.F_UNLCK, false))
-			granted(t, "unlocked", done, 20*time.Second)
+			granted(t, "unlocked", done, time.Minute)
 			must(kind.set(fb, unix.F_UNLCK, false))
 
 			// Who closes the file and then has another open it finds it free there, though the kernel says it later.
@@ -179,7 +179,7 @@ func (c *cluster) locks(t *testing.T) {
 			p := locker(t, kind, a)
 			done = kind.waits(t, fb)
 			p.Process.Kill()
-			granted(t, "its process was killed", done, 20*time.Second)
+			granted(t, "its process was killed", done, time.Minute)
 			must(kind.set(fb, unix.F_UNLCK, false))
 		})
 	}
@@ -194,7 +194,7 @@ func (c *cluster) locks(t *testing.T) {
 	c.kill("mount1")
 	begin := time.Now()
 	for i, done := range waiting {
-		granted(t, string(lockKinds[i])+": its mount was killed", done, 60*time.Second)
+		granted(t, string(lockKinds[i])+": its mount was killed", done, 2*time.Minute)
 	}
 	t.Logf("locks of a killed mount were free after %v", time.Since(begin).Round(100*time.Millisecond))
 }

@@ -12,9 +12,9 @@ import (
 func (c *cluster) checkReplicas(norm int) {
 	c.t.Helper()
 	begin := time.Now()
-	c.wait(90*time.Second, "the cluster to be whole", c.healthy)
+	c.wait(3*time.Minute, "the cluster to be whole", c.healthy)
 	c.t.Logf("whole after %v", time.Since(begin).Round(time.Millisecond))
-	c.wait(60*time.Second, "replicas to be equal", func() error { return c.compareReplicas(norm) })
+	c.wait(2*time.Minute, "replicas to be equal", func() error { return c.compareReplicas(norm) })
 }
 
 func (c *cluster) compareReplicas(norm int) error {
