@@ -128,8 +128,13 @@ func TestSharedBlocks(t *testing.T) {
 			}
 		})
 	}
+	enough := func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(history) >= 300 || len(errs) > 0
+	}
 	kills := 0
-	for end := time.Now().Add(soak(t, 6*time.Second)); time.Now().Before(end); kills++ {
+	for begin, long := time.Now(), soak(t, 6*time.Second); time.Since(begin) < long || !enough() && time.Since(begin) < long+2*time.Minute; {
 		victim := fmt.Sprint("cs", 1+kills/2%3)
 		if kills%2 == 1 {
 			leader, err := c.leader()
@@ -142,7 +147,7 @@ func TestSharedBlocks(t *testing.T) {
 		time.Sleep(time.Duration(300+rand.IntN(500)) * time.Millisecond)
 		old := c.kill(victim)
 		c.waitRestart(victim, old)
-		if kills%2 == 1 {
+		if kills++; kills%2 == 0 {
 			c.wait(time.Minute, "every replica to be in sync", c.healthy)
 		}
 	}

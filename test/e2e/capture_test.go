@@ -30,7 +30,7 @@ func (c *cluster) capture(mount, glob string) (stop func() string) {
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	c.t.Cleanup(func() { _ = cmd.Process.Kill() }) // it has ended, normally
-	c.wait(20*time.Second, "the capture to begin", func() error {
+	c.wait(time.Minute, "the capture to begin", func() error {
 		_, err := os.Stat(path) // made when the mount has agreed
 		return err
 	})
@@ -64,7 +64,7 @@ type replayResult struct {
 	Replayed loads         `json:"replayed"`
 }
 
-type loads struct{ Read, Write struct{ Latency latencies } }
+type loads struct{ Total, Read, Write, Fsync struct{ Latency latencies } }
 
 type latencies struct {
 	P50 time.Duration `json:"p50_ns"`
@@ -72,8 +72,9 @@ type latencies struct {
 	Max time.Duration `json:"max_ns"`
 }
 
-// replay replays a capture, and returns an error unless all of it was done in the time that it should take, or in a share of it more or less. Another
-// process may take the machine away for a while, so that counts only if it happens each time.
+// replay replays a capture, and returns an error unless all of it was done in the time that it should take, or in a share of it more or less. It may
+// take longer by as much as an operation began late or took, and less by as much as one took when it was recorded: who else uses the machine decides
+// that. A shorter disturbance counts only if it happens each time.
 func (c *cluster) replay(path, mount string, speed, share float64) error {
 	const tries = 5
 	for try := 1; ; try++ {
@@ -92,7 +93,10 @@ func (c *cluster) replay(path, mount string, speed, share float64) error {
 		c.t.Logf("replay at speed %g: %d operations of %v in %v, %+.2f %% off; late p50 %v, p99 %v; read p50 %v recorded, %v replayed; write p50 %v, %v", speed, r.Done,
 			r.Length.Round(time.Millisecond), r.Elapsed.Round(time.Millisecond), 100*off, r.Slip.P50, r.Slip.P99, r.Recorded.Read.Latency.P50, r.Replayed.Read.Latency.P50,
 			r.Recorded.Write.Latency.P50, r.Replayed.Write.Latency.P50)
-		if math.Abs(off) <= share {
+		late := r.Slip.Max + max(r.Replayed.Total.Latency.Max, r.Replayed.Fsync.Latency.Max)
+		soon := max(r.Recorded.Total.Latency.Max, r.Recorded.Fsync.Latency.Max)
+		room := time.Duration(min(share, 1e3) * float64(r.Wanted))
+		if r.Elapsed <= r.Wanted+room+late && r.Elapsed >= r.Wanted-room-soon {
 			return nil
 		}
 		if try == tries {
@@ -127,7 +131,7 @@ func TestCapture(t *testing.T) {
 	sh(t, c.mounts[0], time.Minute, "mkdir vm && truncate -s 16m vm/disk.img")
 	stop := c.capture(c.mounts[0], "vm/*.img")
 	sh(t, c.mounts[0], time.Minute, "echo other > other.txt; fio --name=load --filename=vm/disk.img --size=16m --rw=randrw --bs=4k --ioengine=libaio --iodepth=4 --direct=1 "+
-		"--rate_iops=150 --time_based --runtime=2 --fsync=32 --output-format=json --output="+c.dir+"/fio.json")
+		"--rate_iops=150 --io_size=2400k --fsync=32 --output-format=json --output="+c.dir+"/fio.json")
 	path := stop()
 	var fio struct {
 		Jobs []struct {
@@ -178,7 +182,7 @@ func TestCapture(t *testing.T) {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- stop2.Wait() }()
-	c.wait(20*time.Second, "the capture to begin", func() error { _, err := os.Stat(path + ".2"); return err })
+	c.wait(time.Minute, "the capture to begin", func() error { _, err := os.Stat(path + ".2"); return err })
 	sh(t, c.mounts[0], time.Minute, "dd if=/dev/zero of=vm/disk.img bs=4k count=100 conv=notrunc,fsync status=none")
 	writes := func() int {
 		if err := json.Unmarshal([]byte(c.must(time.Minute, "perf", "trace", "show", path+".2", "--json")), &shown); err != nil {
@@ -191,7 +195,7 @@ func TestCapture(t *testing.T) {
 		}
 		return 0
 	}
-	c.wait(20*time.Second, "what was captured to be in the file", func() error {
+	c.wait(time.Minute, "what was captured to be in the file", func() error {
 		if out, _ := c.varve(time.Minute, "perf", "trace", "show", path+".2"); !strings.Contains(out, "write") { // it may be empty as yet
 			return errors.New(out)
 		}

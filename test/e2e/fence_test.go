@@ -35,6 +35,7 @@ const holdFile = "VARVE_E2E_HOLD"
 type holder struct {
 	cmd    *exec.Cmd
 	writes atomic.Int64
+	as     atomic.Int64 // when there were so many, by the clock of the day
 	mu     sync.Mutex
 	errs   []string // of writers, in the end one each, and of one more write
 	done   chan struct{}
@@ -71,14 +72,15 @@ func runHolder(path string) int {
 			case <-stop:
 				return
 			case <-time.After(20 * time.Millisecond):
-				fmt.Println("writes", writes.Load())
+				at := time.Now().UnixNano()
+				fmt.Println("writes", writes.Load(), at)
 			}
 		}
 	})
 	wg.Wait()
 	close(stop)
 	said.Wait()
-	fmt.Println("writes", writes.Load())
+	fmt.Println("writes", writes.Load(), time.Now().UnixNano())
 	if _, err := f.WriteAt(disk.AlignedBuffer(blockSize), 0); err != nil {
 		fmt.Println("error", err)
 	}
@@ -102,9 +104,10 @@ func hold(t *testing.T, path string) *holder {
 	go func() {
 		defer close(h.done)
 		for lines := bufio.NewScanner(out); lines.Scan(); {
-			what, rest, _ := strings.Cut(lines.Text(), " ")
-			if n, err := strconv.ParseInt(rest, 10, 64); err == nil && what == "writes" {
+			var n, at int64
+			if k, _ := fmt.Sscanf(lines.Text(), "writes %d %d", &n, &at); k == 2 {
 				h.writes.Store(n)
+				h.as.Store(at)
 				continue
 			}
 			h.mu.Lock()
@@ -122,7 +125,7 @@ func (h *holder) end(t *testing.T) {
 	t.Helper()
 	select {
 	case <-h.done:
-	case <-time.After(60 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Fatal("a writer of the fenced mount still writes")
 	}
 	if len(h.errs) != fencedWriters+1 {
@@ -270,14 +273,14 @@ func (c *cluster) exit(args ...string) (string, int) {
 
 func (c *cluster) fence(name string, take func(*testing.T, string, uint64), reason, stop string, order []string) {
 	t := c.t
-	c.wait(90*time.Second, "the cluster to be whole", c.healthy)
+	c.wait(3*time.Minute, "the cluster to be whole", c.healthy)
 	old, next := filepath.Join(c.mounts[0], name), filepath.Join(c.mounts[1], name)
 	if err := os.WriteFile(old, make([]byte, fencedBlocks*blockSize), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	session := c.sessionOf(c.mounts[0])
 	h := hold(t, old)
-	c.wait(30*time.Second, "writes", func() error {
+	c.wait(time.Minute, "writes", func() error {
 		if h.writes.Load() < 100 {
 			return fmt.Errorf("%d so far", h.writes.Load())
 		}
@@ -296,11 +299,18 @@ func (c *cluster) fence(name string, take func(*testing.T, string, uint64), reas
 		time.Sleep(300 * time.Millisecond)
 	}
 	resume["mount1"] = c.pause("mount1")
+	paused := time.Now().UnixNano()
 	take(t, old, session)
 	want := newcomer(t, next, uint64(len(name)))
 	if line := c.closing(session); !strings.Contains(line, reason) || !strings.Contains(line, "last renewed") {
 		t.Errorf("the event that ended session %d: %q, want %q in it", session, line, reason)
 	}
+	c.wait(time.Minute, "the holder to say how much was written before the stop", func() error {
+		if h.as.Load() <= paused {
+			return errors.New("not yet")
+		}
+		return nil
+	})
 	before := h.writes.Load()
 	for _, who := range order {
 		resume[who]()

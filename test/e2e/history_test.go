@@ -56,7 +56,7 @@ func (c *cluster) digest(addr string, atLeast uint64) (uint64, string, error) {
 // sameDigests expects the same state on all metadata servers at one index.
 func (c *cluster) sameDigests() {
 	c.t.Helper()
-	c.wait(30*time.Second, "all metadata servers to have the same state", func() error {
+	c.wait(time.Minute, "all metadata servers to have the same state", func() error {
 		first, digest := uint64(0), ""
 		for i, addr := range c.metaAddrs() {
 			index, d, err := c.digest(addr, first)
@@ -130,6 +130,7 @@ func TestHistory(t *testing.T) {
 			}
 		}
 	}
+	c.sameDigests() // whoever is asked has the last point
 	check("-c", c.name())
 	last, middle := strconv.FormatUint(points[len(points)-1].index, 10), strconv.FormatUint(points[2].index, 10)
 	questions := [][]string{
@@ -144,7 +145,7 @@ func TestHistory(t *testing.T) {
 		t.Errorf("journal verify of the running cluster did not compare all servers:\n%s", out)
 	}
 	c.must(60*time.Second, "-c", c.name(), "explain", "cs1")
-	c.must(60*time.Second, "dev", "down", "--dir", c.dir)
+	c.must(3*time.Minute, "dev", "down", "--dir", c.dir)
 	for i, q := range questions {
 		if got := c.must(60*time.Second, append([]string{"journal", "-r", filepath.Join(c.dir, "mds2")}, q...)...); got != answers[i] {
 			t.Errorf("varve journal %v: the stopped server's journal answers %d bytes, the running cluster's %d:\n%.2000s\nand\n%.2000s", q, len(got), len(answers[i]), got, answers[i])
@@ -162,7 +163,7 @@ func TestTail(t *testing.T) {
 	need(t)
 	t.Parallel() // it waits more than it works
 	c := up(t, 3, 1, 1, "1:1")
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	tail := exec.CommandContext(ctx, varveBinary, "-c", c.name(), "journal", "tail", "-f", "-n", "1", "--json")
 	out, err := tail.StdoutPipe()
@@ -176,7 +177,7 @@ func TestTail(t *testing.T) {
 		cancel()
 		_ = tail.Wait() // killed
 	}()
-	made := make(chan string)
+	made, begun := make(chan string), make(chan struct{})
 	go func() {
 		defer close(made)
 		in, next := bufio.NewScanner(out), uint64(0)
@@ -193,7 +194,9 @@ func TestTail(t *testing.T) {
 				t.Errorf("%s: %v", in.Bytes(), err)
 				return
 			}
-			if next != 0 && ev.Index != next {
+			if next == 0 {
+				close(begun)
+			} else if ev.Index != next {
 				t.Errorf("index %d follows %d", ev.Index, next-1)
 			}
 			next = ev.Index + 1
@@ -202,16 +205,18 @@ func TestTail(t *testing.T) {
 			}
 		}
 	}()
+	select {
+	case <-begun: // what is there already; all that follows is shown
+	case <-time.After(time.Minute):
+		t.Fatal("the tail shows nothing")
+	}
 	for i := range 30 {
 		name := fmt.Sprint("f", i)
 		if err := os.WriteFile(filepath.Join(c.mounts[0], name), nil, 0o644); err != nil {
 			t.Fatal(err)
 		}
 		if i%10 == 5 {
-			leader, err := c.leader()
-			if err != nil {
-				t.Fatal(err)
-			}
+			leader := c.mustLead()
 			old := c.kill(leader)
 			defer c.waitRestart(leader, old)
 		}
@@ -220,7 +225,7 @@ func TestTail(t *testing.T) {
 			if !ok || got != name {
 				t.Fatalf("the tail shows the creation of %q, want %q", got, name)
 			}
-		case <-time.After(30 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatalf("the tail does not show the creation of %s", name)
 		}
 	}

@@ -68,10 +68,11 @@ func TestLocalGrantEnds(t *testing.T) {
 	if err := c.ask(st.Servers[0].Addr, &msg.Hello{Role: msg.Hello_ADMIN, Cluster: st.Cluster}, wire.ChunkList, &msg.ChunkList{}, list); err != nil || len(list.Chunks) != 1 {
 		t.Fatal(list, err)
 	}
-	g, err := c.localGrant(st.Cluster, st.Servers[0], list.Chunks[0])
-	if err != nil {
-		t.Fatal(err)
-	}
+	var g *local.Grant
+	c.wait(time.Minute, "the server to grant its chunk", func() (err error) {
+		g, err = c.localGrant(st.Cluster, st.Servers[0], list.Chunks[0])
+		return err
+	})
 	read := func() error {
 		op := new(local.Op)
 		if err := g.Begin(op, disk.AlignedBuffer(chunk.BlockSize), 0); err != nil {
@@ -81,7 +82,7 @@ func TestLocalGrantEnds(t *testing.T) {
 	}
 	until := func(what string, want error) {
 		t.Helper()
-		c.wait(20*time.Second, what, func() error {
+		c.wait(time.Minute, what, func() error {
 			if err := read(); !errors.Is(err, want) || (want == nil) != (err == nil) {
 				return errors.Join(errors.New("not yet"), err)
 			}

@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"varve/test/ports"
 )
 
 // TestLostJournal takes the write journal away from a chunk server that has a replica of everything: the server does not start
@@ -17,12 +19,12 @@ func TestLostJournal(t *testing.T) {
 	t.Parallel() // it waits more than it works
 	c := up(t, 1, 2, 1, "3:2")
 	dir, journal := filepath.Join(t.TempDir(), "cs"), filepath.Join(t.TempDir(), "journal")
-	c.must(30*time.Second, "-c", c.name(), "make-cs", "-r", dir, "-t", "1", "-a", "127.0.0.1", "--host", "third", "-j", journal, "-s", "64")
+	c.must(30*time.Second, "-c", c.name(), "make-cs", "-r", dir, "-t", "1", "-a", ports.Hold(t), "--host", "third", "-j", journal, "-s", "64")
 	m := &member{c: c, verb: "cs", dir: dir, log: filepath.Join(c.dir, "run", "third.log")}
 	t.Cleanup(m.kill)
 	m.start()
 	c.cs++
-	c.wait(30*time.Second, "the third chunk server", c.healthy)
+	c.wait(time.Minute, "the third chunk server", c.healthy)
 
 	var stop atomic.Bool
 	var wg sync.WaitGroup
@@ -46,7 +48,7 @@ func TestLostJournal(t *testing.T) {
 		t.Errorf("without its journal the server does not say what to do: %v\n%s", err, tail(string(b), 1000))
 	}
 	m.start("--lost-journal")
-	c.wait(60*time.Second, "the cluster to be whole without the journal", c.healthy)
+	c.wait(3*time.Minute, "the cluster to be whole without the journal", c.healthy)
 	time.Sleep(time.Second)
 	stop.Store(true)
 	wg.Wait()
