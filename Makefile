@@ -5,8 +5,8 @@ SHELL      := bash
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # The whole of `make test` takes about a quarter of an hour on two cores; these only end what hangs.
-UNIT_TIMEOUT := 15m
-E2E_TIMEOUT  := 20m
+UNIT_TIMEOUT := 30m
+E2E_TIMEOUT  := 45m
 
 .PHONY: help build test deps check unit e2e ways bench gobench benchdiff fuzz soak dev generate clean
 
