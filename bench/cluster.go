@@ -36,7 +36,7 @@ func startCluster(ctx context.Context, o options, mounts int) (*cluster, error) 
 
 // stop adds to err what went wrong when the cluster was stopped.
 func (c *cluster) stop(err error) error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	return errors.Join(err, command(ctx, c.varve, "dev", "down", "--dir", c.data))
 }

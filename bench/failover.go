@@ -30,9 +30,13 @@ func runFailover(ctx context.Context, o options) (err error) {
 	var gaps []time.Duration
 	for i := range o.kills {
 		time.Sleep(time.Second)
-		pid, err := c.leader(ctx)
-		if err != nil {
-			return errors.Join(err, load.end())
+		var pid int
+		var lerr error
+		if err := waitFor(ctx, time.Minute, func() bool { // a busy machine may elect another one at any time
+			pid, lerr = c.leader(ctx)
+			return lerr == nil
+		}); err != nil {
+			return errors.Join(err, lerr, load.end())
 		}
 		killed := time.Now()
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
@@ -45,7 +49,7 @@ func runFailover(ctx context.Context, o options) (err error) {
 		}
 		gaps = append(gaps, gap)
 		fmt.Printf("kill %d of pid %d: no answer for %v\n", i+1, pid, gap.Round(time.Millisecond))
-		if err := waitFor(ctx, 30*time.Second, func() bool { return c.answering(ctx, o.mds) }); err != nil {
+		if err := waitFor(ctx, 2*time.Minute, func() bool { return c.answering(ctx, o.mds) }); err != nil {
 			return errors.Join(fmt.Errorf("after kill %d: not all metadata servers are back: %w", i+1, err), load.end())
 		}
 	}

@@ -269,6 +269,7 @@ func TestBadInputCommands(t *testing.T) {
 			t.Errorf("a refused command left %s", name)
 		}
 	}
+	c.wait(time.Minute, "the cluster to be whole", c.healthy) // else a loss may mean more
 	for _, args := range []string{"stat", "list-services", "whatif lose cs1", "get-attr " + m + "/f",
 		"set-attr " + m + "/f replicas=2:1 tier=any failure-domain=disk prefer=none", "journal verify",
 		"journal replay", "journal cat --from 1 --to 1", "version", "dev status --dir " + c.dir} {

@@ -144,6 +144,7 @@ func TestInterrupted(t *testing.T) {
 		t.Fatal("no chunk has one replica")
 	}
 	cs := fmt.Sprint("cs", victim)
+	c.wait(time.Minute, "all chunk servers to be live", c.allLive)
 	out, err := c.varve(20*time.Second, "-c", name, "rm-cs", "--force", cs)
 	if exitOf(err) != 4 || !strings.Contains(out, "/single") || !strings.Contains(out, "lives") {
 		t.Errorf("removal of a server that lives: %v, %s", err, out)
