@@ -238,7 +238,7 @@ func TestReadAheadBesideWrites(t *testing.T) {
 	writers.Go(func() {
 		for v := byte(1); v < 60 || v < 250 && c.AheadStats().Hits == 0; v++ { // on a busy machine it takes until the readers get on
 			if v >= 60 {
-				time.Sleep(20 * time.Millisecond)
+				time.Sleep(time.Duration(v-50) * 2 * time.Millisecond)
 			}
 			for range 4 {
 				i := rand.IntN(size / step)

@@ -15,13 +15,13 @@ import (
 
 // fakeNear is the side of a fakeCS that serves readers of its own host: it keeps files beside the blocks in memory.
 type fakeNear struct {
-	cs    *fakeCS
-	dir   string
-	board *local.Board
-	l     *net.UnixListener
-	skew  int64 // of the clock in the welcome
+	cs   *fakeCS
+	dir  string
+	l    *net.UnixListener
+	skew int64 // of the clock in the welcome
 
 	// Guarded by the fakeCS's mu.
+	board *local.Board
 	slots map[id.ChunkID]*local.Slot
 	conns []*local.Conn
 	asks  int
@@ -84,12 +84,14 @@ func (n *fakeNear) serve(c *local.Conn) {
 		return
 	}
 	session := p.Session
-	place, stamp, err := n.board.Enter(session)
+	var board *local.Board
+	n.cs.set(func() { board = n.board })
+	place, stamp, err := board.Enter(session)
 	reply := local.Packet{Kind: local.Welcome, Code: fserr.Of(err), Place: place, Stamp: stamp, Time: local.Clock() + n.skew}
-	if c.Send(&reply, n.board.Descriptor()) != nil {
+	if c.Send(&reply, board.Descriptor()) != nil {
 		return
 	}
-	defer n.board.Leave(place, stamp)
+	defer board.Leave(place, stamp)
 	for {
 		if _, err := c.Receive(&p); err != nil {
 			return

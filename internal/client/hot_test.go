@@ -251,8 +251,10 @@ func TestHotHole(t *testing.T) {
 // TestHotRefuses: whatever might have to wait is not begun.
 func TestHotRefuses(t *testing.T) {
 	w := newWorld(t, 1, 1, 1, 1)
+	w.renewMs = uint32(time.Hour.Milliseconds()) // a renewal would move the deadline that the test sets
 	c := w.dial(t, nil)
 	f := create(t, c, "a")
+	f.in.s.deadline.Store(bootTime() + int64(time.Hour))
 	write(t, f, fill(64<<10, 1), 0)
 	h := sit(t, c, reactor.Auto)
 	h.warm(f)
@@ -323,7 +325,7 @@ func TestHotRefuses(t *testing.T) {
 func TestHotReadFailsOver(t *testing.T) {
 	t.Parallel() // it waits more than it works
 	w := newWorld(t, 1, 2, 2, 1)
-	c := w.dial(t, func(o *Options) { o.ReadTimeout = 2 * time.Second }) // less may pass on a busy machine without anybody's fault
+	c := w.dial(t, func(o *Options) { o.ReadTimeout = 5 * time.Second }) // less may pass on a busy machine without anybody's fault
 	f := create(t, c, "a")
 	want := fill(64<<10, 1)
 	write(t, f, want, 0)
@@ -475,11 +477,18 @@ func TestHotWriteHandedOver(t *testing.T) {
 	w.cs[2].set(func() {
 		w.cs[2].before = func(typ wire.Type, _ *wire.DataRequest) fserr.Code {
 			if typ == wire.Write && once.Add(-1) == 0 {
+				// While this is locked no connection is made again: the write goes on when the client knows that all are lost.
 				w.cs[2].mu.Lock()
+				defer w.cs[2].mu.Unlock()
 				for _, conn := range w.cs[2].conns {
 					conn.Close()
 				}
-				w.cs[2].mu.Unlock()
+				srv := f.in.s.servers.server(&replica{server: 2})
+				for i := range srv.lanes {
+					if conn := srv.lanes[i].conn.Load(); conn != nil {
+						<-conn.Done()
+					}
+				}
 			}
 			return fserr.OK
 		}
@@ -595,6 +604,13 @@ func TestHotRecall(t *testing.T) {
 				t.Errorf("another mount has got the lease, %v, while a request is under way", err)
 			case <-time.After(150 * time.Millisecond):
 			}
+			eventually(t, "the recall", func() bool { // it waits for the request, and nothing gets past it
+				free := f.in.layoutMu.TryRLock()
+				if free {
+					f.in.layoutMu.RUnlock()
+				}
+				return !free
+			})
 			if o := h.begin(f, wr, make([]byte, 4096), 4096); o != nil {
 				t.Error("a request was begun under a lease that is being called back")
 			}
@@ -665,9 +681,22 @@ func TestHotLeave(t *testing.T) {
 					}
 				})
 			}
-			var ops []*hotOp
-			for i := range 4 {
-				ops = append(ops, h.must(f, i%2 == 0, make([]byte, 4096), int64(i)*4096))
+			ops := make([]*hotOp, 4)
+			h.on(func() { // all at once: when one is given up, no connection is left for another
+				for i := range ops {
+					o := &hotOp{h: h, ended: make(chan hotEnd, 2)}
+					if p, off := make([]byte, 4096), int64(i)*4096; i%2 == 0 {
+						o.begun = f.BeginWrite(h.s, p, off, o)
+					} else {
+						o.begun = f.BeginRead(h.s, p, off, o)
+					}
+					ops[i] = o
+				}
+			})
+			for i, o := range ops {
+				if !o.begun {
+					t.Fatalf("operation %d was not begun", i)
+				}
 			}
 			if closeFirst {
 				if err := c.Close(); err == nil {
@@ -806,8 +835,9 @@ func TestHotGarbled(t *testing.T) {
 // TestHotDisk: chunk files of this host are read on the ring; what does not count is read over the network; a disk that does not
 // answer holds up nobody for ever.
 func TestHotDisk(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	hotKinds(t, func(t *testing.T, kind reactor.Kind) {
-		w, n, c, f, p := near(t, func(o *Options) { o.ReadTimeout = time.Second })
+		w, n, c, f, p := near(t, func(o *Options) { o.ReadTimeout = 5 * time.Second }) // less may pass on a busy machine without anybody's fault
 		readsLocally(t, c, f)
 		h := sit(t, c, kind)
 		before := w.cs[1].readCount()
@@ -863,6 +893,7 @@ func TestHotAllocates(t *testing.T) {
 	w.renewMs = uint32(time.Hour.Milliseconds()) // what goes on beside counts too
 	c := w.dial(t, func(o *Options) { o.FlushEvery = time.Hour })
 	f := create(t, c, "a")
+	f.in.s.deadline.Store(bootTime() + int64(time.Hour)) // which nobody renews
 	p := disk.AlignedBuffer(4096)
 	write(t, f, p, 0)
 	nullStore(w)
@@ -973,7 +1004,7 @@ func (w *world) flushCounts() (n [4]int) {
 func TestHotFlush(t *testing.T) {
 	t.Parallel() // it waits more than it works
 	w := newWorld(t, 1, 3, 3, 2)
-	c := w.dial(t, func(o *Options) { o.FlushEvery, o.WriteTimeout = time.Hour, 2*time.Second })
+	c := w.dial(t, func(o *Options) { o.FlushEvery, o.WriteTimeout = time.Hour, 5*time.Second }) // less may pass on a busy machine without anybody's fault
 	f := create(t, c, "a")
 	write(t, f, fill(8192, 1), 0)
 	h := sit(t, c, reactor.Auto)
@@ -1044,7 +1075,9 @@ func TestHotFlush(t *testing.T) {
 			}
 		})
 		n := w.flushCounts()
-		if _, err := h.fsync(f).wait(); err != nil {
+		var o *hotOp
+		eventually(t, "a flush that can begin on the reactor", func() bool { o = h.fsync(f); return o != nil })
+		if _, err := o.wait(); err != nil {
 			t.Fatalf("late %t: %v", late, err)
 		}
 		now := w.flushCounts()

@@ -95,7 +95,11 @@ func TestHotUnderFaults(t *testing.T) {
 		})
 	}
 	rnd := rand.New(rand.NewPCG(2, 3))
-	for n := range faults {
+	tried := func() bool { // each kind of end; on a busy machine it takes more faults until a write on a reactor meets one
+		st := c.HotStats()
+		return st.Reads > 0 && st.Writes > 0 && st.WritesLeft > 0
+	}
+	for n := 0; n < faults || n < 10*faults && !tried(); n++ {
 		for from, end := begun.Load(), time.Now().Add(200*time.Millisecond); begun.Load() < from+between && time.Now().Before(end); {
 			time.Sleep(time.Millisecond)
 		}
@@ -165,9 +169,8 @@ func TestHotUnderFaults(t *testing.T) {
 	if n := f.in.s.changing.Load(); n != 0 {
 		t.Errorf("%d changes are under way", n)
 	}
-	st := c.HotStats()
-	t.Logf("%d begun on reactors, %d not; %+v; %d replicas dropped", begun.Load(), refused.Load(), st, w.count("drop"))
-	if st.Reads == 0 || st.Writes == 0 || st.WritesLeft == 0 {
+	t.Logf("%d begun on reactors, %d not; %+v; %d replicas dropped", begun.Load(), refused.Load(), c.HotStats(), w.count("drop"))
+	if !tried() {
 		t.Error("nothing was tried")
 	}
 }

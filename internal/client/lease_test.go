@@ -357,15 +357,16 @@ func TestInterruptedTruncateEnds(t *testing.T) {
 	want := fill(8192, 1)
 	write(t, f, want, 0)
 	out := make(chan struct{})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
 	w.setBefore(func(req *msg.MetaRequest) (fserr.Code, bool) {
 		if set := req.GetSetAttr(); set != nil && !set.Flush {
+			cancel()
 			<-out
 		}
 		return 0, false
 	})
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	if err := f.Truncate(ctx, 100); fserr.Of(err) != fserr.Timeout {
+	if err := f.Truncate(ctx, 100); fserr.Of(err) != fserr.Interrupted {
 		t.Fatal(err)
 	}
 	close(out)
@@ -410,7 +411,7 @@ func TestInvalidationsOfTwoWritersDoNotDeadlock(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if n1.waits.Load() != 1 || n2.waits.Load() != 1 {
+	if n1.waits.Load() == 0 || n2.waits.Load() == 0 {
 		t.Fatal("pages were not to be dropped")
 	}
 }
@@ -436,7 +437,8 @@ func TestUpgrade(t *testing.T) {
 
 func TestLeaseIsKeptAndGivenBack(t *testing.T) {
 	w := newWorld(t, 1, 1, 1, 1)
-	c := w.dial(t, func(o *Options) { o.IdleLeases = 2 })
+	// The sizes are not reported meanwhile: a file counts as in use as long.
+	c := w.dial(t, func(o *Options) { o.IdleLeases, o.FlushEvery = 2, time.Hour })
 	var files []*File
 	for i := range 5 {
 		f := create(t, c, string(rune('a'+i)))

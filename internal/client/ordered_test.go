@@ -24,10 +24,13 @@ func shared(t *testing.T, w *world, tune func(*Options)) (a, b *File) {
 	return a, b
 }
 
+// patient has a replica that is not ready waited for, on however busy a machine.
+func patient(o *Options) { o.Patience = time.Minute }
+
 // TestNamedChanges: a change under a shared-write lease keeps its name however often it is sent, and servers are told which are over.
 func TestNamedChanges(t *testing.T) {
 	w := newWorld(t, 1, 2, 2, 1)
-	a, _ := shared(t, w, nil)
+	a, _ := shared(t, w, patient)
 	var mu sync.Mutex
 	var seen []wire.DataRequest
 	refuse := 2
@@ -101,7 +104,7 @@ func TestOrdinals(t *testing.T) {
 // is exclusive again: what the first one may still have under way at others, only that ends.
 func TestOrderedChangeStaysOrdered(t *testing.T) {
 	w := newWorld(t, 1, 2, 2, 1)
-	a, b := shared(t, w, nil)
+	a, b := shared(t, w, patient)
 	var mu sync.Mutex
 	var flags []wire.DataFlags
 	held := true

@@ -21,11 +21,12 @@ func TestSilenceIsNoDamage(t *testing.T) {
 			<-conn.Done()
 		}
 	}
-	srv.silentAt.Store(bootTime())
+	w.setSilent(1)
+	eventually(t, "the client to know", srv.silent)
 	if _, err := srv.conn(0); fserr.Of(err) != fserr.Unavailable {
 		t.Errorf("no connection to a silent server: %v, want %v", err, fserr.Unavailable)
 	}
-	srv.silentAt.Store(0)
+	w.setSilent()
 	if got := read(t, f, 0, 4096); len(got) != 4096 {
 		t.Errorf("%d bytes when it is heard from again", len(got))
 	}

@@ -72,7 +72,7 @@ func TestLanesMove(t *testing.T) {
 		})
 	}
 	moved, hotMoved := 0, 0
-	for end := time.Now().Add(20 * time.Second); (moved < moves || hotMoved < moves) && time.Now().Before(end); {
+	for end := time.Now().Add(2 * time.Minute); (moved < moves || hotMoved < moves) && time.Now().Before(end); {
 		for i := range loc.replicas {
 			srv := f.in.s.servers.server(&loc.replicas[i])
 			for n := range srv.lanes {
