@@ -106,6 +106,7 @@ func TestHotPathAllocates(t *testing.T) {
 	w.renewMs = uint32(time.Hour.Milliseconds()) // what goes on beside counts too, the more the slower the machine
 	c := w.dial(t, func(o *Options) { o.FlushEvery = time.Hour })
 	f := create(t, c, "a")
+	f.in.s.deadline.Store(bootTime() + int64(time.Hour)) // which nobody renews
 	p := fill(4096, 1)
 	write(t, f, p, 0)
 	nullStore(w)

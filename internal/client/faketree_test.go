@@ -34,7 +34,7 @@ func newTree(w *world) *tree {
 	t := &tree{w: w, page: 100, nodes: map[uint64]*treeNode{}, frozen: map[uint64]bool{}, attrs: map[uint64]map[uint64]struct{}{},
 		names: map[uint64]map[uint64]struct{}{}, asked: map[string]int{}}
 	t.nodes[1] = &treeNode{attr: msg.Attr{Ino: 1, Type: msg.FileType_DIRECTORY, Perm: 0o755, Nlink: 2}, parent: 1, names: map[string]*msg.Dirent{}}
-	w.tree, w.cacheMs = t, 5000
+	w.tree, w.cacheMs = t, 60_000
 	return t
 }
 

@@ -22,9 +22,10 @@ func (s *fakeCS) refuse(yes bool) {
 // TestErrorPolicy: an operation that waits for longer than it may fails, then others at once, until one succeeds; what was given up
 // is carried out all the same.
 func TestErrorPolicy(t *testing.T) {
+	const timeout = 3 * time.Second // less may pass on a busy machine without anybody's fault
 	w := newWorld(t, 1, 2, 2, 2)
 	c := w.dial(t, func(o *Options) {
-		o.Timeout, o.FailFast, o.StallAfter = 1500*time.Millisecond, true, 100*time.Millisecond
+		o.Timeout, o.FailFast, o.StallAfter = timeout, true, 100*time.Millisecond
 	})
 	f := create(t, c, "a")
 	write(t, f, fill(8192, 1), 0)
@@ -48,8 +49,8 @@ func TestErrorPolicy(t *testing.T) {
 			return len(s) == 1 && s[0].Operations == 1 && s[0].What == "replicas inode="+f.Ino().String()
 		})
 	})
-	if took < 1500*time.Millisecond {
-		t.Errorf("the first write failed after %v, want 1.5s at least", took)
+	if took < timeout {
+		t.Errorf("the first write failed after %v, want %v at least", took, timeout)
 	}
 	if !c.patience.data.Load() {
 		t.Error("the next would wait as long")
@@ -67,12 +68,18 @@ func TestErrorPolicy(t *testing.T) {
 	}
 	w.cs[2].refuse(false)
 	eventually(t, "what was given up to be carried out", func() bool { return c.patience.left.Load() == 0 })
-	if got := read(t, f, 0, 8192); got[0] != fill(1, 2)[0] || got[4096] != fill(1, 2)[0] {
+	got := make([]byte, 8192)
+	eventually(t, "a read to succeed", func() bool { // until one has, a busy machine can make it fail again
+		n, err := f.ReadAt(t.Context(), got, 0)
+		return n == len(got) && err == nil
+	})
+	if got[0] != fill(1, 2)[0] || got[4096] != fill(1, 2)[0] {
 		t.Error("what was given up was not carried out")
 	}
-	if c.patience.data.Load() || len(c.Stalls()) != 0 {
-		t.Errorf("after a read that succeeded: stuck %t, stalls %v", c.patience.data.Load(), c.Stalls())
+	if c.patience.data.Load() {
+		t.Error("stuck after a read that succeeded")
 	}
+	eventually(t, "no stalls", func() bool { return len(c.Stalls()) == 0 }) // the size is being reported, on a busy machine for a while
 }
 
 // TestRoomToGiveUp: writes that nobody waits for any more do not take all memory.
