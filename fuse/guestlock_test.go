@@ -289,10 +289,13 @@ func (g *guest) lockQueue() {
 	all.Wait()
 }
 
-// handover uses the mount in many ways at once while it goes on in one session after another.
+// handover uses the mount in many ways at once while it goes on in one session after another, until its input ends.
 func (g *guest) handover() {
-	const span = 1500 * time.Millisecond
-	end := time.Now().Add(span)
+	var over atomic.Bool
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		over.Store(true)
+	}()
 	fd := open(g.path("f"), unix.O_RDWR|unix.O_CREAT)
 	must(unix.Unlink(g.path("f")))
 	held, waits := open(g.path("l"), unix.O_RDWR|unix.O_CREAT), open(g.path("l"), unix.O_RDWR)
@@ -308,7 +311,7 @@ func (g *guest) handover() {
 	var users sync.WaitGroup
 	for w := range 4 {
 		users.Go(func() {
-			for i := 0; time.Now().Before(end); i++ {
+			for i := 0; !over.Load(); i++ {
 				off := int64(w*64+i%64) * pageSize
 				_, err := unix.Pwrite(fd, pattern(pageSize, w+i), off)
 				must(err)

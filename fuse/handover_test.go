@@ -145,9 +145,15 @@ func TestHandover(t *testing.T) {
 	}()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	used := make(chan string, 1)
+	const span = 1500 * time.Millisecond
+	begun, used := time.Now(), make(chan string, 1)
+	cmd := guestCommand(ctx, "handover", dir)
+	using, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	go func() {
-		out, err := guestCommand(ctx, "handover", dir).CombinedOutput()
+		out, err := cmd.CombinedOutput()
 		if err != nil {
 			out = fmt.Appendf(out, "%v", err)
 		}
@@ -159,12 +165,12 @@ func TestHandover(t *testing.T) {
 			if failed != "" {
 				t.Error(failed)
 			}
-			if round < 3 {
-				t.Errorf("only %d rounds", round)
-			}
 			t.Logf("%d rounds", round)
 			return
 		case <-time.After(20 * time.Millisecond):
+		}
+		if round >= 6 && time.Since(begun) > span {
+			_ = using.Close() // again and again: then the guest ends
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		if err := s.Pause(ctx, noPoke); err != nil {

@@ -149,7 +149,7 @@ func testMount(t testing.TB, backend Backend, change func(*Options)) (*Session, 
 	return s, dir
 }
 
-// guestCommand runs a scenario in another process, which has a minute.
+// guestCommand runs a scenario in another process.
 func guestCommand(ctx context.Context, name, dir string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, os.Args[0])
 	cmd.Env = append(os.Environ(), guestEnv+"="+name, guestDirEnv+"="+dir, "GORACE=atexit_sleep_ms=0") // it would wait a second
@@ -159,7 +159,7 @@ func guestCommand(ctx context.Context, name, dir string) *exec.Cmd {
 
 func runGuest(t *testing.T, name, dir string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	out, err := guestCommand(ctx, name, dir).CombinedOutput()
 	if err != nil {
@@ -187,8 +187,8 @@ func onMount(t *testing.T, w way) {
 		t.Errorf("largest write request: got %d bytes, want %d", got, maxWrite)
 	}
 	for _, st := range s.Stats() {
-		if st.Op == "SETLKW" && st.Errors < 4 { // on a busy machine several signals interrupt one wait
-			t.Errorf("%d lock waits were interrupted by 9 signals, want at least 4", st.Errors)
+		if st.Op == "SETLKW" && st.Errors < 2 { // that of who gives up, and of who goes on; on a busy machine many signals interrupt one wait
+			t.Errorf("%d lock waits were interrupted by 9 signals, want at least 2", st.Errors)
 		}
 	}
 	if ok, err := IsMounted(dir); err != nil || !ok {
@@ -270,7 +270,7 @@ func startStalled(t *testing.T, m *memFS, dir string) *exec.Cmd {
 	}
 	select {
 	case <-m.stalled:
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		cmd.Process.Kill()
 		t.Fatalf("guest did not begin to read: %s", out.String())
 	}
@@ -284,8 +284,8 @@ func waitFor(t *testing.T, what string, f func() error) {
 	select {
 	case err := <-done:
 		t.Logf("%s: %v", what, err)
-	case <-time.After(20 * time.Second):
-		t.Fatalf("%s took more than 20s", what)
+	case <-time.After(time.Minute):
+		t.Fatalf("%s took more than a minute", what)
 	}
 }
 
@@ -345,7 +345,7 @@ func onUnmountStalled(t *testing.T, w way) {
 	if err := s.Unmount(2 * time.Second); !errors.Is(err, fserr.Timeout) {
 		t.Errorf("unmount: %v, want a time-out that says the connection was aborted", err)
 	}
-	if took := time.Since(start); took > 10*time.Second {
+	if took := time.Since(start); took > 30*time.Second {
 		t.Errorf("unmount took %v", took)
 	}
 	waitFor(t, "guest of an aborted mount", cmd.Wait)
@@ -361,10 +361,10 @@ func onUnmountOther(t *testing.T, w way) {
 	backend, m := w.mem()
 	s, dir := w.mount(t, backend, nil)
 	cmd := startStalled(t, m, dir)
-	if err := Unmount(dir, false, 5*time.Second); !errors.Is(err, unix.EBUSY) {
+	if err := Unmount(dir, false, time.Minute); !errors.Is(err, unix.EBUSY) {
 		t.Errorf("unmount of a busy mount: %v, want EBUSY", err)
 	}
-	if err := Unmount(dir, true, 5*time.Second); err != nil {
+	if err := Unmount(dir, true, time.Minute); err != nil {
 		t.Errorf("lazy unmount: %v", err)
 	}
 	if ok, _ := IsMounted(dir); ok {
@@ -389,7 +389,7 @@ func onAbort(t *testing.T, w way) {
 		t.Fatal(err)
 	}
 	waitFor(t, "session", s.Wait)
-	if err := Unmount(dir, true, 5*time.Second); err != nil {
+	if err := Unmount(dir, true, time.Minute); err != nil {
 		t.Errorf("unmount of a dead mount: %v", err)
 	}
 }
@@ -420,7 +420,7 @@ func onInvalidate(t *testing.T, w way) {
 		select {
 		case a := <-answer:
 			return a
-		case <-time.After(20 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatal("guest does not answer")
 			return ""
 		}
