@@ -181,7 +181,7 @@ func TestInterrupts(t *testing.T) {
 			}
 			q.do(blkIn, 0, false, piece{dataArea, 4096})
 			called := q.called()
-			for deadline := time.Now().Add(10 * time.Second); wanted && !called && time.Now().Before(deadline); called = q.called() {
+			for deadline := time.Now().Add(time.Minute); wanted && !called && time.Now().Before(deadline); called = q.called() {
 				time.Sleep(time.Millisecond)
 			}
 			if called != wanted {
