@@ -451,8 +451,8 @@ func TestTaken(t *testing.T) {
 
 // TestMany: the payload of a write is taken, and not late, though as many requests are under way as may be and none of them ends; none is taken after it.
 func TestMany(t *testing.T) {
-	const most = 256 // under way
-	s := serve(t, config{change: func(o *nbdserver.Options) { o.Payload = time.Second }})
+	const most = 256                                                                          // under way
+	s := serve(t, config{change: func(o *nbdserver.Options) { o.Payload = 3 * time.Second }}) // less may pass on a busy machine without anybody's fault
 	enter, leave := make(chan struct{}, 2*most), make(chan struct{})
 	s.m.f.Gate(func(context.Context, string) error {
 		enter <- struct{}{}
@@ -476,7 +476,7 @@ func TestMany(t *testing.T) {
 	do(nbd.CmdWrite, bytes.Repeat([]byte{5}, 200<<10))
 	time.Sleep(50 * time.Millisecond)
 	do(nbd.CmdRead, make([]byte, 512))
-	time.Sleep(1600 * time.Millisecond) // longer than a payload may take
+	time.Sleep(3600 * time.Millisecond) // longer than a payload may take
 	close(leave)
 	wg.Wait()
 	got := make([]byte, 200<<10)

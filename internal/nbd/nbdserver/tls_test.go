@@ -23,6 +23,7 @@ import (
 
 	"varve/internal/nbd"
 	"varve/internal/nbd/nbdserver"
+	"varve/test/ports"
 )
 
 // authority makes certificates for tests.
@@ -80,10 +81,10 @@ func (a *authority) dir(who string) string {
 	return dir
 }
 
-// serveTLS adds a socket for TLS, and returns its address.
-func serveTLS(t *testing.T, a *authority, c config) (*server, string) {
+// serveTLS adds a socket for TLS, and returns its address, which is nobody else's until the test ends.
+func serveTLS(t *testing.T, a *authority, c config, negotiation time.Duration) (*server, string) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", ports.Hold(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,14 +92,14 @@ func serveTLS(t *testing.T, a *authority, c config) (*server, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.change = func(o *nbdserver.Options) { o.Secured, o.TLS, o.Negotiation = []net.Listener{l}, conf, 5*time.Second }
+	c.change = func(o *nbdserver.Options) { o.Secured, o.TLS, o.Negotiation = []net.Listener{l}, conf, negotiation }
 	return serve(t, c), l.Addr().String()
 }
 
 // TestTLSPrograms: the programs of libnbd and qemu get on with the server by TLS, and get nothing without.
 func TestTLSPrograms(t *testing.T) {
 	a := newAuthority(t)
-	_, addr := serveTLS(t, a, config{size: 8 * mib})
+	_, addr := serveTLS(t, a, config{size: 8 * mib}, time.Minute)
 	host, port, _ := net.SplitHostPort(addr)
 	good, foreign := a.dir("client"), newAuthority(t).dir("client")
 	qemu := func(dir string) []string {
@@ -133,7 +134,7 @@ func TestTLSPrograms(t *testing.T) {
 // TestTLSHostile: who does not begin TLS, or not as it should be, is hung up on, and others are served meanwhile.
 func TestTLSHostile(t *testing.T) {
 	a := newAuthority(t)
-	s, addr := serveTLS(t, a, config{size: mib})
+	s, addr := serveTLS(t, a, config{size: mib}, 5*time.Second)
 	goFlags := []byte{0, 0, 0, 3}
 	option := func(o nbd.Option, data []byte) []byte { return nbd.AppendOption(nil, o, data) }
 	for name, said := range map[string][]byte{
@@ -178,7 +179,7 @@ func TestTLSHostile(t *testing.T) {
 // TestTLSShutdown: a server ends in order with clients in every state.
 func TestTLSShutdown(t *testing.T) {
 	a := newAuthority(t)
-	s, addr := serveTLS(t, a, config{size: mib})
+	s, addr := serveTLS(t, a, config{size: mib}, time.Minute)
 	silent, err := net.Dial("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
