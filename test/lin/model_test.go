@@ -61,27 +61,3 @@ func TestModel(t *testing.T) {
 		})
 	}
 }
-
-// stale returns a real history in which one read answers what was so before the last change that it followed, and reports whether it
-// found such a read.
-func stale(history []porcupine.Operation) ([]porcupine.Operation, bool) {
-	last := make(map[[2]int]porcupine.Operation) // the newest stat of each name
-	for i, op := range history {
-		in, out := op.Input.(*input), op.Output.(*output)
-		if in.kind != opStat || out.unknown {
-			continue
-		}
-		name := [2]int{in.key, in.a}
-		before, ok := last[name]
-		if old := before.Output; ok && before.Return < op.Call && out.ino != 0 && old.(*output).ino != out.ino && old.(*output).ino != 0 {
-			// Inodes are never used twice: what the name was before another inode had it may come back by a rename only.
-			again := *old.(*output)
-			again.perm ^= 0o7000 // a mode that nobody ever set
-			changed := append([]porcupine.Operation(nil), history...)
-			changed[i].Output = &again
-			return changed, true
-		}
-		last[name] = op
-	}
-	return nil, false
-}

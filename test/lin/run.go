@@ -32,7 +32,8 @@ const (
 	xattrName   = "user.r"
 	lookupLimit = 20 * time.Second // of one question to one server
 	shownOps    = 40               // of a history that cannot be explained
-	checkLimit  = 60 * time.Second // of one directory's history
+	checkLimit  = 3 * time.Minute  // of one directory's history
+	firstLimit  = time.Minute      // for the first directories to be made
 )
 
 // directory is one key.
@@ -91,8 +92,10 @@ type Run struct {
 // Do runs the workload for d.
 func (r *Run) Do(ctx context.Context, d time.Duration) error {
 	r.start = time.Now()
-	if err := r.newKeys(ctx, 0); err != nil {
-		return err
+	for err := r.newKeys(ctx, 0); err != nil; err = r.newKeys(ctx, 0) {
+		if ctx.Err() != nil || time.Since(r.start) > firstLimit {
+			return err
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
@@ -132,10 +135,11 @@ func (r *Run) Do(ctx context.Context, d time.Duration) error {
 
 func (r *Run) newKeys(ctx context.Context, round int) error {
 	keys := make([]*directory, keysAtOnce)
+	begun := time.Now() // those of an attempt that failed may be there
 	for i := range keys {
 		key := round*keysAtOnce + i
 		attr, _, err := r.Setup.Create(ctx, &msg.Cred{}, &msg.Create{
-			Parent: 1, Name: fmt.Appendf(nil, "%d-%d", r.start.UnixNano(), key), Type: msg.FileType_DIRECTORY, Perm: 0o755, Exclusive: true})
+			Parent: 1, Name: fmt.Appendf(nil, "%d-%d", begun.UnixNano(), key), Type: msg.FileType_DIRECTORY, Perm: 0o755, Exclusive: true})
 		if err != nil {
 			return fmt.Errorf("make a directory: %w", err)
 		}
@@ -316,6 +320,17 @@ func (r *Run) Summary() string {
 	return fmt.Sprintf("%d operations, %d of them with unknown outcome, %d answered by a server asked alone", len(r.history), r.unknown, r.direct)
 }
 
+// Says reports whether the history has so many operations, most with an outcome, so many of them answered by Servers, and a read that can be made a stale one.
+func (r *Run) Says(ops, direct int) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.history) < ops || r.unknown > len(r.history)/2 || r.direct < direct {
+		return false
+	}
+	_, ok := stale(r.history)
+	return ok
+}
+
 // Check returns nil if the history can be explained. Else, a file in dir shows what cannot.
 func (r *Run) Check(dir string) error {
 	r.mu.Lock()
@@ -385,4 +400,28 @@ func tail(history []porcupine.Operation, n int) string {
 		fmt.Fprintf(&b, "%v to %s, client %d: %s\n", time.Duration(op.Call), end, op.ClientId, describe(op.Input.(*input), op.Output.(*output)))
 	}
 	return b.String()
+}
+
+// stale returns a real history in which one read answers what was so before the last change that it followed, and reports whether it
+// found such a read.
+func stale(history []porcupine.Operation) ([]porcupine.Operation, bool) {
+	last := make(map[[2]int]porcupine.Operation) // the newest stat of each name
+	for i, op := range history {
+		in, out := op.Input.(*input), op.Output.(*output)
+		if in.kind != opStat || out.unknown {
+			continue
+		}
+		name := [2]int{in.key, in.a}
+		before, ok := last[name]
+		if old := before.Output; ok && before.Return < op.Call && out.ino != 0 && old.(*output).ino != out.ino && old.(*output).ino != 0 {
+			// Inodes are never used twice: what the name was before another inode had it may come back by a rename only.
+			again := *old.(*output)
+			again.perm ^= 0o7000 // a mode that nobody ever set
+			changed := append([]porcupine.Operation(nil), history...)
+			changed[i].Output = &again
+			return changed, true
+		}
+		last[name] = op
+	}
+	return nil, false
 }
