@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"varve/internal/capture"
 	"varve/internal/fserr"
 )
@@ -86,12 +88,25 @@ func captured(c *capture.Buffers, r *request, took time.Duration, e syscall.Errn
 
 // listenCaptures opens the socket by which a capture is asked for. Without it the mount works as well.
 func (s *Session) listenCaptures() {
-	l, err := capture.Listen(s.mount.conn)
+	l, err := Listen(func() (*net.UnixListener, error) { return capture.Listen(s.mount.conn) })
 	if err != nil {
 		s.log.Warn("operations of this mount cannot be captured", "cause", err)
 		return
 	}
 	s.captures = l
+}
+
+// nameTime is how long Listen waits for a name.
+const nameTime = 2 * time.Second
+
+// Listen calls listen for a name that has the number of a new mount in it, again while another has that name: the kernel gives the number of a mount that has ended to
+// the next one, which may be there before the process of the other has let go of the name.
+func Listen(listen func() (*net.UnixListener, error)) (*net.UnixListener, error) {
+	for end := time.Now().Add(nameTime); ; time.Sleep(10 * time.Millisecond) {
+		if l, err := listen(); !errors.Is(err, unix.EADDRINUSE) || time.Now().After(end) {
+			return l, err
+		}
+	}
 }
 
 // serveCaptures serves those who want to capture the mount until stop is closed.

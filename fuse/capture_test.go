@@ -2,6 +2,7 @@ package fuse
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -12,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"varve/internal/capture"
 )
@@ -191,5 +194,27 @@ func run(t *testing.T, name string, args ...string) {
 	t.Helper()
 	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
 		t.Fatalf("%s %q: %v: %s", name, args, err, out)
+	}
+}
+
+// TestListen: the name that a mount's socket is to have may for a moment still be that of a mount that has ended.
+func TestListen(t *testing.T) {
+	before, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: fmt.Sprintf("@varve/test/%d", os.Getpid())})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tries := 0
+	l, err := Listen(func() (*net.UnixListener, error) {
+		if tries++; tries == 3 {
+			before.Close()
+		}
+		return net.ListenUnix("unix", before.Addr().(*net.UnixAddr))
+	})
+	if err != nil || tries != 3 {
+		t.Fatalf("%d tries: %v", tries, err)
+	}
+	l.Close()
+	if _, err := Listen(func() (*net.UnixListener, error) { return nil, unix.EACCES }); !errors.Is(err, unix.EACCES) {
+		t.Errorf("what is not a matter of time: %v", err)
 	}
 }

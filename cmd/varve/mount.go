@@ -221,6 +221,8 @@ func serveMount(ctx context.Context, spec mountSpec, log *slog.Logger, ready fun
 			ask.answer <- err
 		}
 	}
+	life.hangUp() // before what may take long
+	cache.hangUp()
 	if cerr := c.Close(); cerr != nil {
 		log.Warn("session not closed in order; the cluster ends it when its lease is over", "err", cerr)
 	}

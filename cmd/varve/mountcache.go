@@ -92,7 +92,7 @@ func (m *mountCache) serve(dir string) {
 	m.ctx, m.stop = context.WithCancel(context.Background())
 	minor, err := minorOf(dir)
 	if err == nil {
-		m.l, err = net.ListenUnix("unix", cacheSocket(minor))
+		m.l, err = fuse.Listen(func() (*net.UnixListener, error) { return net.ListenUnix("unix", cacheSocket(minor)) })
 	}
 	if err != nil {
 		m.log.Warn("the read cache cannot be changed while mounted", "cause", err)
@@ -198,6 +198,13 @@ func samePeer(nc *net.UnixConn) error {
 	return nil
 }
 
+// hangUp ends the socket: the name is another mount's as soon as this one has ended.
+func (m *mountCache) hangUp() {
+	if m != nil && m.l != nil {
+		_ = m.l.Close()
+	}
+}
+
 // close ends the socket and the cache, after the client was closed.
 func (m *mountCache) close() {
 	if m == nil {
@@ -206,9 +213,7 @@ func (m *mountCache) close() {
 	if m.stop != nil {
 		m.stop()
 	}
-	if m.l != nil {
-		_ = m.l.Close()
-	}
+	m.hangUp()
 	m.wg.Wait()
 	st := m.c.Stats()
 	m.log.Info("read cache", "hits", st.Hits, "misses", st.Misses, "percent", fmt.Sprintf("%.1f", readcache.Ratio(st.Hits, st.Misses)),

@@ -32,7 +32,7 @@ const (
 	pauseTime   = 15 * time.Second // for the requests under way to end; after it the mount goes on as before
 	restartTime = 60 * time.Second // all of it, for who has asked
 	restartLook = 5 * time.Millisecond
-	restartGap  = 2 * time.Second  // between one program's socket and the next one's
+	restartGap  = 10 * time.Second // between one program's socket and the next one's
 	trialSays   = "varve handover" // and the versions that it reads
 )
 
@@ -140,7 +140,7 @@ func (m *mountLife) serve(log *slog.Logger) {
 	}()
 	minor, err := minorOf(m.spec.dir)
 	if err == nil {
-		m.l, err = net.ListenUnix("unix", controlSocket(minor))
+		m.l, err = fuse.Listen(func() (*net.UnixListener, error) { return net.ListenUnix("unix", controlSocket(minor)) })
 	}
 	if err != nil {
 		log.Warn("varve restart cannot reach this mount", "cause", err)
@@ -229,14 +229,19 @@ func (m *mountLife) sameOptions(words []string) error {
 	return nil
 }
 
+// hangUp ends the socket, as that of a mountCache.
+func (m *mountLife) hangUp() {
+	if m != nil && m.l != nil {
+		_ = m.l.Close()
+	}
+}
+
 func (m *mountLife) close() {
 	if m == nil || m.stop == nil {
 		return
 	}
 	m.stop()
-	if m.l != nil {
-		_ = m.l.Close()
-	}
+	m.hangUp()
 }
 
 // restart replaces this program by another, which goes on with the mount. It returns only if that was not done: then the mount is served as before.
