@@ -35,7 +35,7 @@ func run(t *testing.T, args ...string) (string, int) {
 // until repeats a look until it is satisfied.
 func until(t *testing.T, what string, look func() (bool, string)) {
 	t.Helper()
-	for end := time.Now().Add(40 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+	for end := time.Now().Add(90 * time.Second); ; time.Sleep(100 * time.Millisecond) {
 		ok, last := look()
 		if ok {
 			return
@@ -56,7 +56,7 @@ func TestDiscover(t *testing.T) {
 		if os.Getuid() != 0 {
 			t.Skip("needs root: it makes network namespaces")
 		}
-		netns.Again(t, 3*time.Minute)
+		netns.Again(t, 10*time.Minute)
 		return
 	}
 	netns.Hub(t)
@@ -84,9 +84,10 @@ func TestDiscover(t *testing.T) {
 		out, code := run(t, join...)
 		return code == 4 && strings.Contains(out, "--fingerprint") && strings.Contains(out, m.Host()+":2510 by mdns"), out
 	})
-	if out, code := run(t, append(join, "--fingerprint", print)...); code != 0 {
-		t.Fatalf("auth-node by multicast: exit code %d: %s", code, out)
-	}
+	until(t, "auth-node by multicast", func() (bool, string) {
+		out, code := run(t, append(join, "--fingerprint", print)...)
+		return code == 0, out
+	})
 	if err := os.Remove(filepath.Join(far, "bs.list")); err != nil {
 		t.Fatal(err)
 	}
@@ -99,9 +100,10 @@ func TestDiscover(t *testing.T) {
 	}
 
 	other := filepath.Join(dir, "other", "lake")
-	if out, code := run(t, "-c", other, "auth-node", "--mds", m.Host(), "--node", "other", "--password-fd", "0"); code != 0 {
-		t.Fatalf("auth-node: exit code %d: %s", code, out)
-	}
+	until(t, "auth-node", func() (bool, string) {
+		out, code := run(t, "-c", other, "auth-node", "--mds", m.Host(), "--node", "other", "--password-fd", "0")
+		return code == 0, out
+	})
 	list := filepath.Join(other, "bs.list")
 	at := filepath.Join(dir, "cs1")
 	if out, code := run(t, "-c", cluster, "stat", "--json"); code != 0 {
@@ -118,26 +120,25 @@ func TestDiscover(t *testing.T) {
 		return err == nil && len(st.CS) == 1 && st.CS[0].State == "live", out
 	}
 	until(t, "the chunk server to serve", live)
-	out, code = run(t, "-c", far, "check-net", "--json", "--for", "50ms")
-	var report struct {
-		Members []struct{ Name, Failed string }
-		Pairs   []struct {
-			From, To, Failed string
-			BytesPerS        float64 `json:"bytes_per_s"`
-			PathMTU          int     `json:"path_mtu"`
+	until(t, "check-net to find the network sound", func() (bool, string) { // it measures for 50 ms, in which this machine may stand still
+		out, code := run(t, "-c", far, "check-net", "--json", "--for", "50ms")
+		var report struct {
+			Members []struct{ Name, Failed string }
+			Pairs   []struct {
+				From, To, Failed string
+				BytesPerS        float64 `json:"bytes_per_s"`
+				PathMTU          int     `json:"path_mtu"`
+			}
 		}
-	}
-	if err := json.Unmarshal([]byte(out[:strings.LastIndexByte(out, '}')+1]), &report); err != nil || code > 1 {
-		t.Fatalf("check-net: exit code %d, %v: %s", code, err, out)
-	}
-	if len(report.Members) != 3 || len(report.Pairs) != 6 {
-		t.Errorf("check-net has %d members and %d pairs: %s", len(report.Members), len(report.Pairs), out)
-	}
-	for _, p := range report.Pairs {
-		if p.Failed != "" || p.BytesPerS <= 0 || p.To != "this host" && p.PathMTU != 1500 {
-			t.Errorf("check-net: %+v", p)
+		if err := json.Unmarshal([]byte(out[:strings.LastIndexByte(out, '}')+1]), &report); err != nil || code > 1 {
+			t.Fatalf("check-net: exit code %d, %v: %s", code, err, out)
 		}
-	}
+		sound := len(report.Members) == 3 && len(report.Pairs) == 6
+		for _, p := range report.Pairs {
+			sound = sound && p.Failed == "" && p.BytesPerS > 0 && (p.To == "this host" || p.PathMTU == 1500)
+		}
+		return sound, out
+	})
 
 	if err := server.Process.Signal(unix.SIGTERM); err != nil {
 		t.Fatal(err)
