@@ -87,7 +87,7 @@ func (m *member) ends() int {
 	go func() { _ = cmd.Wait(); close(done) }()
 	select {
 	case <-done:
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		m.c.t.Fatalf("mds%d goes on after it was removed", m.id)
 	}
 	m.cmd = nil
@@ -105,7 +105,7 @@ func exitOf(err error) int {
 // voters waits until there are so many, and all answer.
 func (c *cluster) voters(n int) {
 	c.t.Helper()
-	c.wait(40*time.Second, fmt.Sprintf("%d voters", n), func() error {
+	c.wait(2*time.Minute, fmt.Sprintf("%d voters", n), func() error {
 		st, err := c.status()
 		if err != nil {
 			return err
@@ -121,6 +121,16 @@ func (c *cluster) voters(n int) {
 		}
 		return nil
 	})
+}
+
+// leads waits until somebody leads.
+func (c *cluster) leads() (name string) {
+	c.t.Helper()
+	c.wait(time.Minute, "a leader", func() (err error) {
+		name, err = c.leader()
+		return err
+	})
+	return name
 }
 
 // metaLoad creates, renames and removes files, and measures how long one takes.
@@ -246,7 +256,7 @@ func TestMembers(t *testing.T) {
 	c.must(30*time.Second, "-c", c.name(), "rm-mds", "mds1")
 	c.voters(4)
 	c.must(30*time.Second, "-c", c.name(), "rm-mds", "1") // again
-	c.wait(20*time.Second, "mds1 to stop itself", func() error {
+	c.wait(time.Minute, "mds1 to stop itself", func() error {
 		if c.pid("mds1") != 0 {
 			return errors.New("it runs")
 		}
@@ -260,32 +270,36 @@ func TestMembers(t *testing.T) {
 	}
 
 	// A planned stop of the leader.
-	led, err := c.leader()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var lead *member
-	for _, m := range own {
-		if fmt.Sprint("mds", m.id) == led {
-			lead = m
+	for try := 1; ; try++ {
+		led := c.leads()
+		var lead *member
+		for _, m := range own {
+			if fmt.Sprint("mds", m.id) == led {
+				lead = m
+			}
+		}
+		if lead == nil {
+			t.Fatalf("%s leads, which was removed", led)
+		}
+		load.slow.Store(0)
+		lead.signal(unix.SIGTERM)
+		time.Sleep(time.Second)
+		slowest := time.Duration(load.slow.Load())
+		t.Logf("planned stop of the leader: slowest create, rename and remove %v", slowest.Round(time.Millisecond))
+		if slowest > 30*time.Second { // a thousandth of that is what it should be; the machine may be busy
+			t.Errorf("a planned stop of the leader held the mount up for %v", slowest)
+		}
+		b, err := os.ReadFile(lead.log)
+		lead.start()
+		c.voters(4)
+		if err == nil && strings.Contains(string(b), "leadership handed over") {
+			break
+		}
+		if try == 3 { // it has three seconds for that, which a busy machine may take away, and another may lead by then
+			t.Errorf("the log of %s does not say that it has handed over (%v)", led, err)
+			break
 		}
 	}
-	if lead == nil {
-		t.Fatalf("%s leads, which was removed", led)
-	}
-	load.slow.Store(0)
-	lead.signal(unix.SIGTERM)
-	time.Sleep(time.Second)
-	slowest := time.Duration(load.slow.Load())
-	t.Logf("planned stop of the leader: slowest create, rename and remove %v", slowest.Round(time.Millisecond))
-	if slowest > 10*time.Second { // a hundredth of that is what it should be; the machine may be busy
-		t.Errorf("a planned stop of the leader held the mount up for %v", slowest)
-	}
-	if b, err := os.ReadFile(lead.log); err != nil || !strings.Contains(string(b), "leadership handed over") {
-		t.Errorf("the log of %s does not say that it has handed over (%v)", led, err)
-	}
-	lead.start()
-	c.voters(4)
 
 	// One disk fills up, and is emptied.
 	filler := filepath.Join(small, "filler")
@@ -293,7 +307,7 @@ func TestMembers(t *testing.T) {
 	if out, err := exec.Command("dd", "if=/dev/zero", "of="+filler, "bs=1M").CombinedOutput(); err == nil {
 		t.Errorf("the disk did not fill up: %s", out)
 	}
-	c.wait(30*time.Second, "stat to say that a disk is full", func() error {
+	c.wait(time.Minute, "stat to say that a disk is full", func() error {
 		st, err := c.status()
 		if err != nil {
 			return err
@@ -306,24 +320,30 @@ func TestMembers(t *testing.T) {
 		return fmt.Errorf("it says %v", st.Metas)
 	})
 	before := load.done.Load()
-	time.Sleep(2 * time.Second)
-	if load.done.Load() == before {
-		t.Error("nothing was done while one disk was full")
-	}
+	c.wait(time.Minute, "something to be done while one disk is full", func() error {
+		if load.done.Load() == before {
+			return errors.New("nothing was")
+		}
+		return nil
+	})
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)
 	}
-	c.wait(40*time.Second, "the server to have room and to catch up", func() error {
+	index := uint64(0) // after there was room again
+	c.wait(2*time.Minute, "the server to have room and to catch up", func() error {
 		st, err := c.status()
 		if err != nil {
 			return err
 		}
+		if index == 0 {
+			index = st.Index
+		}
 		for _, m := range st.Metas {
-			if int(m.Server) == m3.id && m.Disk == "" && m.Applied+500 > st.Index {
+			if int(m.Server) == m3.id && m.Disk == "" && m.Applied >= index {
 				return nil
 			}
 		}
-		return fmt.Errorf("index %d: %v", st.Index, st.Metas)
+		return fmt.Errorf("index %d: %v", index, st.Metas)
 	})
 
 	// One is made anew.
@@ -340,10 +360,7 @@ func TestMembers(t *testing.T) {
 
 	// Down to one, the leader among those that go.
 	for n := 3; n >= 1; n-- {
-		led, err := c.leader()
-		if err != nil {
-			t.Fatal(err)
-		}
+		led := c.leads()
 		var gone *member
 		for _, m := range own {
 			if is := fmt.Sprint("mds", m.id) == led; gone == nil || is == (n != 2) {
