@@ -147,11 +147,10 @@ func TestReadCache(t *testing.T) {
 	}
 	warm := func() {
 		t.Helper()
-		before := m.stats()
-		readBlocks(t, filepath.Join(m.dir, name), data)
-		c.wait(30*time.Second, "the blocks to be in the cache", func() error {
-			if n := m.stats().Filled - before.Filled; n < blocks {
-				readBlocks(t, filepath.Join(m.dir, name), data) // what found no room in the queue
+		c.wait(time.Minute, "the blocks to be in the cache", func() error {
+			before := m.stats()
+			readBlocks(t, filepath.Join(m.dir, name), data) // again also what found no room in the queue
+			if n := m.stats().Hits - before.Hits; n < blocks {
 				return fmt.Errorf("%d of %d", n, blocks)
 			}
 			return nil
@@ -182,10 +181,7 @@ func TestReadCache(t *testing.T) {
 	}
 	hits(blocks / 2) // and what the model left has its part
 	c.must(30*time.Second, "cache", "resize", m.dir, "64")
-	for range 2 { // what is missing, and what found no room in the queue
-		readBlocks(t, filepath.Join(m.dir, name), data)
-		time.Sleep(100 * time.Millisecond)
-	}
+	warm()
 	m.cache = moved
 	text, err := os.ReadFile(filepath.Join(m.dir, ".varve.info", "read_cache_info"))
 	if err != nil || !strings.Contains(string(text), moved) {
@@ -208,6 +204,7 @@ func TestReadCache(t *testing.T) {
 		t.Fatal(err)
 	}
 	touched := map[int]uint64{} // blocks that were written, by their last write
+	var written atomic.Int64
 	wg.Go(func() {
 		rng := rand.New(rand.NewPCG(1, 2))
 		buf := disk.AlignedBuffer(blockSize)
@@ -218,9 +215,15 @@ func TestReadCache(t *testing.T) {
 			if _, err := unix.Pwrite(fd, buf, int64(at)*blockSize); err != nil {
 				return // the mount is gone
 			}
+			written.Add(1)
 		}
 	})
-	time.Sleep(300 * time.Millisecond)
+	c.wait(time.Minute, "blocks to be written", func() error {
+		if n := written.Load(); n < 10 {
+			return fmt.Errorf("%d were", n)
+		}
+		return nil
+	})
 	m.kill()
 	stop.Store(true)
 	wg.Wait()
@@ -238,9 +241,6 @@ func TestReadCache(t *testing.T) {
 		if !bytes.Equal(got, b) && seq == 0 {
 			t.Fatalf("block %d, which nobody wrote to, changed", i)
 		}
-	}
-	if len(touched) == 0 {
-		t.Error("nothing was written before the kill")
 	}
 	data = now
 	hits(uint64(blocks*9/10 - len(touched)))
