@@ -58,7 +58,7 @@ func TestModel(t *testing.T) {
 	if err := os.Mkdir(late, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	c.must(30*time.Second, "-c", c.name(), "mount", "-o", "writeback=4", late)
+	c.must(90*time.Second, "-c", c.name(), "mount", "-o", "writeback=4", late)
 	t.Cleanup(func() { c.varve(30*time.Second, "umount", late) })
 	for _, mounts := range [][]string{{late}, {late, c.mounts[0]}} {
 		t.Run(fmt.Sprintf("behind/mounts=%d", len(mounts)), func(t *testing.T) {
@@ -67,6 +67,6 @@ func TestModel(t *testing.T) {
 			}
 		})
 	}
-	c.must(30*time.Second, "umount", late)
+	c.must(90*time.Second, "umount", late)
 	c.checkReplicas(3)
 }

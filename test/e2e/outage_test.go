@@ -46,7 +46,7 @@ func TestOutage(t *testing.T) {
 	c.goesOn(h)
 
 	resume := c.pause("mount1")
-	c.wait(3*sessionLease, "the lease to be over", func() error {
+	c.wait(6*sessionLease, "the lease to be over", func() error {
 		st, err := c.status()
 		if err != nil {
 			return err

@@ -158,7 +158,7 @@ func (u *user) end(other string) {
 		if err != nil {
 			t.Errorf("who waited for the lock: %v", err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("who waited for the lock has not got it")
 	}
 	u.unlinked.Close()

@@ -70,6 +70,9 @@ func TestBitRot(t *testing.T) {
 	}
 	t.Logf("%d bits of one replica flipped under load: %d reads through the mount, %d blocks verified, none wrong", flips, res.Read.Count, res.Verify.Checked)
 
+	if err := rotAt(files[0], 1<<20, rng); err != nil { // one that nobody writes anew any more
+		t.Fatal(err)
+	}
 	// A mount that was refused a block reads from other servers, so that few of them are found by reading, or none.
 	c.must(30*time.Second, "-c", c.name(), "cs", "scrub", "cs1", "--rate", "1G", "--now")
 	out := ""

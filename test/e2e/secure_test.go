@@ -80,15 +80,16 @@ func TestSecureWhileItRuns(t *testing.T) {
 	}
 	var plain []string
 	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(200 * time.Millisecond) {
-		if plain = status(); len(plain) == 0 {
+		// Who connects anew, with a certificate, is no member for a moment.
+		if plain = status(); len(plain) == 0 && len(state.Members) >= 8 {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("still without a certificate: %q", plain)
+			t.Fatalf("still without a certificate: %q, of %+v", plain, state)
 		}
 	}
 	through(2)
-	if !state.Secured || !state.Opening || len(state.Members) < 8 {
+	if !state.Secured || !state.Opening {
 		t.Errorf("status: %+v", state)
 	}
 	if out := c.must(30*time.Second, "-c", away, "stat"); !strings.Contains(out, "cs") {

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"varve/internal/wire/msg"
 )
 
 // smallDisk mounts a filesystem of its own, as loopDisk does, of any kind.
@@ -138,12 +140,12 @@ func TestSmallDisks(t *testing.T) {
 		c.addChunkServer(filepath.Join(d, "cs"), fmt.Sprint("small", i+1))
 	}
 	c.cs = 6
-	c.wait(30*time.Second, "the small servers", c.healthy)
+	c.wait(2*time.Minute, "the small servers", c.healthy)
 	for _, large := range []string{"cs1", "cs2", "cs3"} {
 		c.must(30*time.Second, "-c", c.name(), "rm-cs", large)
 	}
 	c.cs = 3
-	c.wait(30*time.Second, "three servers", c.healthy)
+	c.wait(2*time.Minute, "three servers", c.healthy)
 	mnt := c.mounts[0]
 	begin := room(t, mnt)
 	var were []int64
@@ -151,10 +153,11 @@ func TestSmallDisks(t *testing.T) {
 		were = append(were, room(t, d))
 	}
 	heard := func() map[uint32]int64 { // free, as the leader knows it
-		st, err := c.status()
-		if err != nil {
-			t.Fatal(err)
-		}
+		var st *msg.StatusReply
+		c.wait(time.Minute, "the leader to say what is free", func() (err error) {
+			st, err = c.status()
+			return err
+		})
 		m := make(map[uint32]int64)
 		for _, s := range st.Servers {
 			m[s.Server] = int64(s.Free)
@@ -182,7 +185,7 @@ func TestSmallDisks(t *testing.T) {
 	for _, f := range images {
 		written += f.end
 	}
-	c.wait(20*time.Second, "df to show what was written", func() error {
+	c.wait(time.Minute, "df to show what was written", func() error {
 		if d := begin - room(t, mnt) - written; d < -(4<<20) || d > 16<<20 {
 			return fmt.Errorf("%d MiB less free after %d MiB were written", (begin-room(t, mnt))>>20, written>>20)
 		}
@@ -219,7 +222,7 @@ func TestSmallDisks(t *testing.T) {
 		left += g.end
 	}
 	start := time.Now()
-	c.wait(60*time.Second, "room on every disk, and the cluster to be whole", func() error {
+	c.wait(2*time.Minute, "room on every disk, and the cluster to be whole", func() error {
 		for i, d := range disks {
 			if got := were[i] - room(t, d); got > left+(8<<20) {
 				return fmt.Errorf("%s holds %d MiB, images are %d: %v", d, got>>20, left>>20, c.healthy())
@@ -234,7 +237,7 @@ func TestSmallDisks(t *testing.T) {
 	})
 	t.Logf("all disks had %d MiB at most, and all replicas, after %v", (left>>20)+8, time.Since(start).Round(time.Millisecond))
 	f := newFiller(t, filepath.Join(mnt, "after"), 77)
-	c.wait(20*time.Second, "room for a new image", func() error {
+	c.wait(time.Minute, "room for a new image", func() error {
 		if f.fill(16 << 20) {
 			return errors.New("no space left")
 		}
@@ -257,7 +260,7 @@ func TestSmallDisks(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	c.wait(60*time.Second, "df to be what it was", func() error {
+	c.wait(2*time.Minute, "df to be what it was", func() error {
 		if d := begin - room(t, mnt); d < -(1<<20) || d > 4<<20 {
 			return fmt.Errorf("%d KiB less", d>>10)
 		}

@@ -35,7 +35,7 @@ func main() {
 	} else {
 		say("verified: %d writes, %d flushes, %d reads, longest wait %v", d.writes, d.flushes, d.reads, d.longest.Round(time.Millisecond))
 	}
-	time.Sleep(100 * time.Millisecond) // the console is slow
+	_ = unix.IoctlSetInt(1, unix.TCSBRK, 1) // waits until the console, which is slow, has said all
 	err = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 	say("no power off: %v", err)
 	select {}
