@@ -160,6 +160,8 @@ func Again(t *testing.T, limit time.Duration) {
 		t.Fatal(err)
 	}
 	cmd.Stderr = cmd.Stdout
+	runtime.LockOSThread() // the process would die with the thread that started it, which may end with something else that was locked to it
+	defer runtime.UnlockOSThread()
 	if err := cmd.Start(); err != nil {
 		t.Skipf("no network namespace: %v", err)
 	}
