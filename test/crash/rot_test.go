@@ -101,6 +101,7 @@ func TestBitRot(t *testing.T) {
 	x.load(addr, duration)
 
 	c := dial(t, addr, 2)
+	x.once(c)
 	x.readAll(c) // what nobody has read yet
 	c.conn.Close()
 	rng := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 3))
@@ -251,6 +252,21 @@ func (x *rot) read(c *client, a *rotArea, b, n uint32) error {
 	}
 	x.good.Add(1)
 	return nil
+}
+
+// once has a block rot, reads it, writes it anew and reads it again, so that each of these is tried however little a slow machine lets the load do.
+func (x *rot) once(c *client) {
+	a, rng := x.areas[0], rand.New(rand.NewPCG(1, 4))
+	if !a.rotten[0] {
+		if err := flip(x.pathOf(a.chunk), fileData+int64(a.first)*chunk.BlockSize, rng); err != nil {
+			x.t.Fatal(err)
+		}
+		a.rotten[0] = true
+		x.flips.Add(1)
+	}
+	if err := errors.Join(x.read(c, a, 0, 1), x.write(c, a, 0), x.read(c, a, 0, 1)); err != nil {
+		x.t.Error(err)
+	}
 }
 
 func (x *rot) readAll(c *client) {
