@@ -59,7 +59,7 @@ type cluster struct {
 // varve runs a command in a namespace, nil: the hub's.
 func varve(t *testing.T, s *netns.Space, stdin string, args ...string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, os.Getenv(netns.Binary), args...)
 	cmd.Stdin = strings.NewReader(stdin)
@@ -143,7 +143,7 @@ func up(t *testing.T, chunkServers int) *cluster {
 	}
 	c.mounted = start(t, nil, "mount", "", c.mnt+".log", mount...)
 	t.Cleanup(func() { _ = unix.Unmount(c.mnt, unix.MNT_DETACH) }) // before the process is killed, or it is none any more
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(90 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		var st unix.Statfs_t
 		if err := unix.Statfs(c.mnt, &st); err == nil && st.Type == unix.FUSE_SUPER_MAGIC {
 			break
@@ -224,7 +224,7 @@ func live(st *msg.StatusReply) (n int) {
 
 func (c *cluster) await(what string, there func(*msg.StatusReply) bool) {
 	c.t.Helper()
-	for end := time.Now().Add(40 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(90 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		st, err := c.status()
 		if err == nil && there(st) {
 			return

@@ -70,7 +70,7 @@ func (a *attacker) flood(kind string, to, from []string, limit time.Duration) (w
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	stop := time.AfterFunc(limit+20*time.Second, func() { _ = cmd.Process.Kill() })
+	stop := time.AfterFunc(limit+3*time.Minute, func() { _ = cmd.Process.Kill() })
 	return func() string {
 		err := cmd.Wait()
 		stop.Stop()

@@ -205,7 +205,7 @@ func (a *attacker) secured(cert tls.Certificate, addr string, class wire.Class, 
 	if err != nil {
 		return nil, err
 	}
-	c, err := n.Dial(context.Background(), addr, class)
+	c, err := inTime(func() (net.Conn, error) { return n.Dial(context.Background(), addr, class) })
 	if err == nil {
 		err = c.SetDeadline(time.Now().Add(patience))
 	}
@@ -461,8 +461,10 @@ func (a *attacker) revoked() {
 	dial := func(addr string, class wire.Class) (*wire.Conn, error) {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
-		c, _, err := wire.Dial(ctx, addr, a.hello(msg.Hello_ADMIN, 0, 0), nil, wire.Options{Network: n, Class: class})
-		return c, err
+		return inTime(func() (*wire.Conn, error) {
+			c, _, err := wire.Dial(ctx, addr, a.hello(msg.Hello_ADMIN, 0, 0), nil, wire.Options{Network: n, Class: class})
+			return c, err
+		})
 	}
 	type open struct {
 		p     *process
@@ -483,7 +485,7 @@ func (a *attacker) revoked() {
 	for _, x := range all {
 		select {
 		case <-x.c.Done():
-		case <-time.After(20 * time.Second):
+		case <-time.After(time.Minute):
 			a.t.Errorf("%s goes on with a node that is revoked, class %d", x.p.name, x.class)
 			continue
 		}

@@ -144,7 +144,7 @@ func (a *attacker) scan() {
 			}
 		}
 		var found []listening
-		for end := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
 			var err error
 			if found, err = p.listens(); err != nil {
 				t.Error(err)
@@ -277,7 +277,7 @@ func knockUnix(l listening) error {
 				return err
 			}
 			defer unix.Close(fd)
-			if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 1}); err != nil {
+			if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 30}); err != nil {
 				return err
 			}
 			// Of this thread alone, which package syscall does not do.

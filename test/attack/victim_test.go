@@ -140,6 +140,21 @@ func (v *victim) look(f func()) (pace, error) {
 	return p, nil
 }
 
+// begun waits until the victim has written and read.
+func (v *victim) begun(limit time.Duration) error {
+	for end := time.Now().Add(limit); ; time.Sleep(10 * time.Millisecond) {
+		v.mu.Lock()
+		n, err := len(v.took), v.err
+		v.mu.Unlock()
+		if err != nil || n >= 2 {
+			return err
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("the victim does nothing for %v", limit)
+		}
+	}
+}
+
 // end stops the victim, and verifies all that it has written.
 func (v *victim) end() error {
 	close(v.stop)
