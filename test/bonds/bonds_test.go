@@ -106,7 +106,7 @@ func (h *host) varve(t *testing.T, args ...string) []byte {
 // varveWith is varve with something on its standard input.
 func (h *host) varveWith(t *testing.T, stdin string, args ...string) []byte {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	cmd := h.command(ctx, "", args...)
 	cmd.Stdin = strings.NewReader(stdin)
@@ -157,7 +157,7 @@ func (h *host) cluster(t *testing.T) string {
 	h.start(t, filepath.Join(dir, "mds"), "mds")
 	wait := func(what string, ok func(*msg.StatusReply) bool) {
 		t.Helper()
-		for end := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		for end := time.Now().Add(90 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 			st, err := h.status(network, name, meta)
 			if err == nil && ok(st) {
 				return
@@ -219,7 +219,7 @@ func (h *host) begin(t *testing.T, server *host, cluster, kind, ports string, mo
 	if len(more) == 0 {
 		more = []string{"--target", "cluster:/"}
 	}
-	args := append([]string{"-c", cluster, "--json", "perf", "run", "--rw", kind, "--bs", "128k", "--jobs", "1", "--qd", "16", "--size", "8m", "--for", "2m"}, more...)
+	args := append([]string{"-c", cluster, "--json", "perf", "run", "--rw", kind, "--bs", "128k", "--jobs", "1", "--qd", "16", "--size", "8m", "--for", "15m"}, more...)
 	l.cmd = h.command(context.WithoutCancel(t.Context()), ports, args...)
 	l.cmd.Stdout, l.cmd.Stderr = &l.out, &l.out
 	var err error

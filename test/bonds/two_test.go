@@ -65,7 +65,7 @@ func silence(on bool) func(*testing.T, *host, *host) {
 //
 // How fast that is counts in the long form only (VARVE_SOAK), which has the machine for itself, and cuts both ways for both.
 func TestTwoLinks(t *testing.T) {
-	if !again(t, 4*time.Minute) {
+	if !again(t, 12*time.Minute) {
 		return
 	}
 	a, b := join(t)
@@ -80,7 +80,7 @@ func TestTwoLinks(t *testing.T) {
 		}
 	}
 	const says = "bond0: balance-xor, hash layer3+4, 2 of 2 slaves usable, connections are spread by their ports"
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(200 * time.Millisecond) {
 		if out := b.varve(t, "-c", name, "stat"); strings.Contains(string(out), says) {
 			break
 		} else if time.Now().After(end) {
@@ -94,14 +94,14 @@ const none = 0.1 * linkMbit
 
 func two(t *testing.T, a, b *host, name, kind string, c cut, target ...string) {
 	// full is what a link carries that carries all it can: the rest are headers, and pauses of a busy machine.
-	measure, late, ratio, full, tries := time.Second, 20*time.Second, 1.7, 0.5*linkMbit, 10
+	measure, late, ratio, full, tries := time.Second, time.Minute, 1.7, 0.5*linkMbit, 40
 	if soak() {
 		measure, late, ratio, full, tries = 5*time.Second, time.Second, 1.9, 0.7*linkMbit, 1
 	}
 	both := func(r [2]float64) bool { return r[0] > full && r[1] > full }
 	l := a.begin(t, b, name, kind, "", target...)
 	defer l.stop()
-	if at, err := l.until(20*time.Second, both); err != nil {
+	if at, err := l.until(time.Minute, both); err != nil {
 		t.Fatalf("%s: after %v not both links are full", kind, at)
 	}
 	two := l.rate(measure)
