@@ -36,7 +36,7 @@ func (c *cluster) blockServers(t *testing.T, image string) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-		c.eventually("varve "+kind+" to be ready", 30*time.Second, func() bool {
+		c.eventually("varve "+kind+" to be ready", time.Minute, func() bool {
 			b, _ := os.ReadFile(log.Name())
 			return strings.Contains(string(b), " is ")
 		})
@@ -52,7 +52,7 @@ func (c *cluster) blockServers(t *testing.T, image string) {
 		if len(from) == 0 {
 			t.Errorf("varve %s has no connections", kind)
 		}
-		c.eventually("varve "+kind+" to tell its traffic apart", 20*time.Second, func() bool {
+		c.eventually("varve "+kind+" to tell its traffic apart", time.Minute, func() bool {
 			h := c.host(s)
 			return h.Classify == "on" && len(h.Interfaces) > 0
 		})

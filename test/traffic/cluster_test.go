@@ -91,7 +91,7 @@ func newClusterAt(t *testing.T, n int, meta func(s *netns.Space) []string, each 
 	}
 	c.varve(c.mds, args...)
 	c.start(c.mds, "mds", 1)
-	c.eventually("a leader", 30*time.Second, func() bool {
+	c.eventually("a leader", time.Minute, func() bool {
 		st, err := c.status()
 		return err == nil && st.Leader != "" && st.LeadingMs > 0
 	})
@@ -105,7 +105,7 @@ func newClusterAt(t *testing.T, n int, meta func(s *netns.Space) []string, each 
 		c.varve(s, args...)
 		c.start(s, "cs", i+1)
 	}
-	c.eventually("live chunk servers", 40*time.Second, func() bool { return c.live() == n })
+	c.eventually("live chunk servers", 90*time.Second, func() bool { return c.live() == n })
 	return c
 }
 
@@ -120,7 +120,7 @@ func (c *cluster) varve(s *netns.Space, args ...string) string {
 }
 
 func (c *cluster) try(s *netns.Space, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(c.t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(c.t.Context(), 2*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, os.Getenv(netns.Binary), append([]string{"-c", c.path}, args...)...)
 	var out []byte
@@ -224,7 +224,7 @@ func (c *cluster) dial(relay client.Relay) *client.Client {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(c.t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(c.t.Context(), 2*time.Minute)
 	defer cancel()
 	cl, err := client.Dial(ctx, client.Options{
 		Cluster: id.Cluster(st.Cluster), Addrs: []string{c.meta}, Relay: relay, NoLocal: true, Logger: slog.New(slog.DiscardHandler),

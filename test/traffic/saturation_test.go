@@ -42,7 +42,7 @@ type figures struct {
 // fare with one queue a link, and with classes that share it. VARVE_TRAFFIC is how long the second lasts; no heartbeat may be lost in it.
 func TestSaturation(t *testing.T) {
 	long := soak(t)
-	if !begin(t, 5*time.Minute+long) {
+	if !begin(t, 10*time.Minute+long) {
 		return
 	}
 	link := 60
@@ -72,8 +72,14 @@ func TestSaturation(t *testing.T) {
 	all = append(all, c.phase("full, one queue", short, f))
 	stop()
 
-	// Classes.
+	// Classes. What one queue has done to the cluster is over first, and does not count.
 	c.links("qdisc del dev e root")
+	c.eventually("the cluster to be whole again", 2*time.Minute, func() bool {
+		st, err := c.status()
+		return err == nil && c.live() == len(c.spaces) && st.Degraded == 0 && st.Joining == 0
+	})
+	chunk, epoch = c.chunk(cl, f)
+	earlier := c.lost()
 	c.set("net.classify", "auto")
 	c.set("net.shape.link", strconv.Itoa(link)+"M")
 	c.set("net.shape", "on")
@@ -81,7 +87,11 @@ func TestSaturation(t *testing.T) {
 		c.eventually("queues", 30*time.Second, func() bool { return c.host(s).Shape == "on" })
 	}
 	stop = c.blast(chunk, epoch)
-	all = append(all, c.phase("full, classes", last, f))
+	shared := c.phase("full, classes", last, f)
+	for try := 1; try < 5 && shared.blast < float64(3*link)/4; try++ { // who fills the links was kept from it by a busy machine
+		shared = c.phase("full, classes", last, f)
+	}
+	all = append(all, shared)
 	stop()
 
 	t.Logf("links of %d Mbit/s out of 3 chunk servers, 4 KiB reads and writes of one guest in turns, 3 replicas, %s", link, load())
@@ -93,6 +103,7 @@ func TestSaturation(t *testing.T) {
 	}
 	classes := all[2]
 	wrong := t.Errorf
+	lost := slices.DeleteFunc(c.lost(), func(line string) bool { return slices.Contains(earlier, line) })
 	if stood := max(all[0].stood, all[1].stood, classes.stood); stood > time.Second {
 		wrong = func(format string, args ...any) {
 			t.Logf("the machine stood still for %v, which is no matter of links: "+format, append([]any{stood.Round(time.Millisecond)}, args...)...)
@@ -114,18 +125,23 @@ func TestSaturation(t *testing.T) {
 			}
 		}
 	}
-	lost := append(c.log("mds1", "not heard from"), c.log("mds1", "given up")...)
-	for n := range c.spaces {
-		lost = append(lost, c.log(fmt.Sprint("cs", n+1), "leader lost")...)
-	}
 	t.Logf("heartbeats that queues dropped: %d; servers that were missed, or lost their leader: %d; a process that had only to wake up waited %v at the longest for a processor",
 		drops, len(lost), max(all[0].stood, all[1].stood, classes.stood).Round(time.Millisecond))
 	if drops > 0 {
-		t.Errorf("%d heartbeats were dropped by queues", drops)
+		wrong("%d heartbeats were dropped by queues", drops)
 	}
 	for _, line := range lost {
 		wrong("%s", line)
 	}
+}
+
+// lost returns what logs say of servers that were missed, or that lost their leader.
+func (c *cluster) lost() []string {
+	lost := append(c.log("mds1", "not heard from"), c.log("mds1", "given up")...)
+	for n := range c.spaces {
+		lost = append(lost, c.log(fmt.Sprint("cs", n+1), "leader lost")...)
+	}
+	return lost
 }
 
 // links has tc run in the namespace of every chunk server.
