@@ -14,6 +14,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -163,13 +164,22 @@ func TestClassifierCounts(t *testing.T) {
 	send(t, a, b, "[fd99::2]:2511", 2*mib)
 	send(t, a, b, "10.99.0.2:2600", mib)
 
-	at, err := client.Counters()
-	if err != nil {
-		t.Fatal(err)
-	}
-	peer, err := server.Counters()
-	if err != nil {
-		t.Fatal(err)
+	var at, peer map[Key]Count
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) { // the last acknowledgements may be on their way between the two
+		var err error
+		if at, err = client.Counters(); err != nil {
+			t.Fatal(err)
+		}
+		if peer, err = server.Counters(); err != nil {
+			t.Fatal(err)
+		}
+		same := true
+		for _, class := range []Class{1, 11} {
+			same = same && at[Key{class, Egress}] == peer[Key{class, Ingress}] && at[Key{class, Ingress}] == peer[Key{class, Egress}]
+		}
+		if same || time.Now().After(end) {
+			break
+		}
 	}
 	for class, sent := range map[Class]uint64{1: 4 * mib, 11: 2 * mib, 0: mib} {
 		for key, payload := range map[Key]uint64{{class, Egress}: sent, {class, Ingress}: sent / 2} {

@@ -42,7 +42,7 @@ func TestWatch(t *testing.T) {
 	before := peers[netip.MustParseAddr("10.99.0.2")].Retransmits
 	// The other side vanishes in the middle: what is sent is sent again.
 	b.run(t, "ip link set v1 down")
-	reaches(t, a, b, "10.99.0.2:2510")
+	reaches(t, a, b, "10.99.0.2:2510", 700*time.Millisecond)
 	b.run(t, "ip link set v1 up")
 	if peers, err = w.Peers(); err != nil || peers[netip.MustParseAddr("10.99.0.2")].Retransmits < before {
 		t.Errorf("%+v, %v", peers, err)

@@ -149,9 +149,9 @@ func TestBook(t *testing.T) {
 	}
 }
 
-// TestListen: several addresses are one listener, which ends as one.
+// TestListen: several addresses are one listener, which ends as one. They are addresses of loopback that nobody else uses, who could take the port.
 func TestListen(t *testing.T) {
-	l, bound, err := Listen(t.Context(), wire.TCP{}, []string{"127.0.0.1:0", "127.0.0.2:0", "127.0.0.3:0"})
+	l, bound, err := Listen(t.Context(), wire.TCP{}, []string{"127.37.0.1:0", "127.37.0.2:0", "127.37.0.3:0"})
 	if err != nil {
 		t.Fatal(err)
 	}
