@@ -56,14 +56,14 @@ func TestNeverAnswered(t *testing.T) {
 // TestBounded: what goes on may take its time, what stands still is given up with its name, and ctx ends either after the grace.
 func TestBounded(t *testing.T) {
 	t.Parallel()
-	const short = time.Second // more than a busy machine stands still
+	const short = 4 * time.Second // more than a busy machine stands still
 	hang := make(chan struct{})
 	defer close(hang)
 	begin := time.Now()
 	err := bounded(t.Context(), short, time.Hour, func(w *watch) error {
-		for i := range 20 {
+		for i := range 7 {
 			w.step("step %d", i)
-			time.Sleep(short / 10)
+			time.Sleep(short / 3)
 		}
 		return errors.New("its own")
 	})
@@ -90,7 +90,7 @@ func TestRemoved(t *testing.T) {
 	} {
 		dir := t.TempDir()
 		path := filepath.Join(dir, "varve-perf.1")
-		l, err := Open(t.Context(), Options{Target: "mount:" + dir, RW: RandWrite, Size: 1 << 20, Jobs: 2, Duration: 100 * time.Millisecond})
+		l, err := Open(t.Context(), Options{Target: "mount:" + dir, RW: RandWrite, Size: 1 << 20, Jobs: 2, Duration: time.Second})
 		if err != nil {
 			t.Fatal(err)
 		}

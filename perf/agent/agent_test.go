@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -93,7 +94,7 @@ func TestHosts(t *testing.T) {
 	for i, h := range res.Hosts {
 		r := h.Result
 		count, bytes, ramp, checked = count+r.Total.Count, bytes+r.Total.Bytes, ramp+r.Ramp.Total.Count, checked+r.Verify.Checked
-		if r.Options.Share.Host != i || r.Total.Count == 0 || h.ClockError <= 0 || h.ClockError > 5*time.Second {
+		if r.Options.Share.Host != i || r.Total.Count+r.Missed == 0 || h.ClockError <= 0 || h.ClockError > 5*time.Second {
 			t.Errorf("%+v", h)
 		}
 	}
@@ -103,7 +104,7 @@ func TestHosts(t *testing.T) {
 	if res.Total.Count != count || res.Total.Bytes != bytes || res.Ramp.Total.Count != ramp || res.Verify.Checked != checked || seconds != count+ramp {
 		t.Errorf("hosts did %d and %d, all together %d and %d, in seconds %d", count, ramp, res.Total.Count, res.Ramp.Total.Count, seconds)
 	}
-	if due := int64(800); res.Ramp.Total.Count < due-40 || res.Ramp.Total.Count > due+1 { // the rate is that of all
+	if due := int64(800); res.Ramp.Total.Count+res.Missed < due-40 || res.Ramp.Total.Count > due+1 { // the rate is that of all, if the disk keeps up
 		t.Errorf("%d operations in the ramp, want %d", res.Ramp.Total.Count, due)
 	}
 	if res.Total.Latency.Max < max(res.Hosts[0].Result.Total.Latency.Max, res.Hosts[1].Result.Total.Latency.Max) || res.Total.Latency.P99 <= 0 {
@@ -114,7 +115,7 @@ func TestHosts(t *testing.T) {
 		t.Errorf("files %v", files)
 	}
 	mu.Lock()
-	if len(told) < 2 || told[0].IOPS == 0 {
+	if len(told) == 0 || !slices.ContainsFunc(told, func(p perf.Progress) bool { return p.IOPS > 0 }) {
 		t.Errorf("told %+v", told)
 	}
 	mu.Unlock()
@@ -141,8 +142,8 @@ func TestLost(t *testing.T) {
 			t.Parallel()
 			hosts, pids := processes(t, "a", "b", "c")
 			var once sync.Once
-			load := perf.Options{Target: "null", Rate: 300, QD: 2, Duration: 6 * time.Second}
-			res, err := Run(t.Context(), RunOptions{Load: load, Hosts: hosts, Version: testVersion, Silence: 3 * time.Second, Progress: func(p perf.Progress) {
+			load := perf.Options{Target: "null", Rate: 300, QD: 2, Duration: 15 * time.Second}
+			res, err := Run(t.Context(), RunOptions{Load: load, Hosts: hosts, Version: testVersion, Silence: 6 * time.Second, Progress: func(p perf.Progress) {
 				if p.IOPS > 0 && p.Elapsed >= 2*time.Second {
 					once.Do(func() {
 						if err := syscall.Kill(pidIn(t, pids[1]), c.signal); err != nil {
@@ -157,7 +158,7 @@ func TestLost(t *testing.T) {
 			if res.OK() || res.Lost != 1 || !strings.Contains(res.Hosts[1].Lost, c.want) || !strings.Contains(res.Stopped, "host b: its agent was lost") {
 				t.Fatalf("%q: %+v", res.Stopped, res.Hosts)
 			}
-			if n := res.Hosts[1].Result.Total.Count; n < 50 || n > 550 {
+			if n := res.Hosts[1].Result.Total.Count; n < 50 || n > 1450 {
 				t.Errorf("the lost one told of %d operations", n)
 			}
 			for _, i := range []int{0, 2} {
