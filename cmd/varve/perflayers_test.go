@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 
@@ -21,7 +22,17 @@ func TestPerfLayers(t *testing.T) {
 		}
 	}
 	var layers []perf.LayerResult
-	run(&layers, "layers", "--mount", "mnt", "--disk", ".", "--size", "1m", "--qd", "2", "--for", "200ms", "--rounds", "1", "--rw", "randrw")
+	measure := func(args ...string) {
+		t.Helper()
+		for range 6 { // a busy machine may do nothing in so short a time
+			layers = nil
+			run(&layers, append([]string{"layers", "--mount", "mnt", "--disk", ".", "--for", "200ms", "--rounds", "1"}, args...)...)
+			if !slices.ContainsFunc(layers, func(l perf.LayerResult) bool { return l.Error == "" && l.IOPS <= 0 }) {
+				return
+			}
+		}
+	}
+	measure("--size", "1m", "--qd", "2", "--rw", "randrw")
 	names := ""
 	for _, l := range layers {
 		names += l.Name + " "
@@ -33,7 +44,7 @@ func TestPerfLayers(t *testing.T) {
 		t.Fatalf("layers %s", names)
 	}
 	chunkServer := layers[2].Target
-	run(&layers, "layers", "--mount", "mnt", "--disk", ".", "--meta", "create:1,stat:2,list:1,rename:1,delete:1", "--qd", "2", "--files", "40", "--for", "200ms", "--rounds", "1")
+	measure("--meta", "create:1,stat:2,list:1,rename:1,delete:1", "--qd", "2", "--files", "40")
 	for i, name := range []string{"generator", "disk", "metadata servers", "core client", "mount"} {
 		if i >= len(layers) || layers[i].Name != name || layers[i].Error != "" || layers[i].IOPS <= 0 {
 			t.Fatalf("on names: %+v, want %s", layers, name)
@@ -49,7 +60,7 @@ func TestPerfLayers(t *testing.T) {
 		t.Errorf("a directory below: %s", left)
 	}
 	var res perf.Result
-	run(&res, "run", "--target", "cluster:/", "--size", "1m", "--qd", "4", "--for", "300ms", "--rw", "randrw", "--verify", "--fsync", "8")
+	run(&res, "run", "--target", "cluster:/", "--size", "1m", "--qd", "4", "--for", "0s", "--rw", "randrw", "--verify", "--fsync", "8")
 	if !res.OK() || res.Verify == nil || res.Verify.Checked == 0 || res.Fsync == nil {
 		t.Errorf("%+v", res)
 	}
