@@ -15,7 +15,7 @@ import (
 // TestBackAtOnce: a server that a client had a replica on it dropped gets it back as soon as it is heard from, however long repair waits for one that
 // is away: whether it kept its connection, made a new one, or failed to do it before.
 func TestBackAtOnce(t *testing.T) {
-	c := newCluster(t, 1, func(o *Options) { o.RepairGrace = time.Hour })
+	c := newCluster(t, 1, func(o *Options) { patient(o); o.RepairGrace = time.Hour })
 	cs := c.chunkServers(4)
 	a := newClient(c)
 	ino, chunks := a.file("f", 1)
@@ -70,16 +70,17 @@ func TestBackAtOnce(t *testing.T) {
 	cs[victim].run()
 	back("after what failed")
 
-	// And it is counted.
+	// And it is counted, when the server has been told of its promotion.
+	c.eventually("all that was rebuilt to be counted", func() bool { return l.s.status().Repair.Rebuilt >= 3 })
 	r := l.s.status().Repair
-	if r.Rebuilt < 3 || r.Failed < 1 || r.CountingMs < 1 || r.Left != 0 || r.EtaMs != 0 {
+	if r.Failed < 1 || r.CountingMs < 1 || r.Left != 0 || r.EtaMs != 0 {
 		t.Errorf("%d rebuilt, %d failed, in %d ms; %d bytes left, for %d ms", r.Rebuilt, r.Failed, r.CountingMs, r.Left, r.EtaMs)
 	}
 }
 
 // TestGoing: what a server is still to delete is known to the planner, and told.
 func TestGoing(t *testing.T) {
-	c := newCluster(t, 1, nil)
+	c := newCluster(t, 1, patient)
 	cs := c.chunkServers(3)
 	for _, k := range cs {
 		k.mu.Lock()
@@ -126,6 +127,7 @@ func TestDoubted(t *testing.T) {
 	k.mu.Lock()
 	close(k.stop) // no heartbeats from now on; its connection stays
 	k.mu.Unlock()
+	<-k.beaten
 	a.must(a.change(&msg.DropReplica{Ino: uint64(ino), Server: uint32(victim), Chunk: chunks[0].Id, Epoch: chunks[0].Epoch, Reason: "test", Count: 1}))
 	seen := false
 	for range 10 {

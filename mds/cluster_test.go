@@ -51,6 +51,18 @@ func (c *testCluster) options(i int) Options {
 	return o
 }
 
+// patient is for tests in which nobody is to be missed: a machine that stands still for seconds ends nobody's lease, and no chunk server is taken for silent.
+// One whose connection has ended is away at once all the same.
+func patient(o *Options) {
+	o.SessionLease, o.ServerTimeout, o.RepairGrace = time.Minute, 8*time.Second, time.Second
+}
+
+// dying is patient, but for the sessions of clients that fall silent: these end, and until then chunk servers have some time to answer.
+func dying(o *Options) {
+	patient(o)
+	o.SessionLease = 5 * time.Second
+}
+
 func newCluster(t testing.TB, n int, tune func(*Options)) *testCluster {
 	t.Helper()
 	c := &testCluster{t: t, tune: tune}
@@ -482,7 +494,7 @@ func (k *testChunks) halt() {
 }
 
 func (k *testChunks) beat() {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	k.mu.Lock()
 	conn, ready := k.conn, k.ready

@@ -48,7 +48,7 @@ func TestMirrored(t *testing.T) {
 
 // TestFillMargin: below the margin there is no room for new chunks, and df says so; what is there goes on.
 func TestFillMargin(t *testing.T) {
-	c := newCluster(t, 1, nil)
+	c := newCluster(t, 1, patient)
 	for range 4 {
 		newChunks(c) // disks of 1 TiB, of which half is free
 	}

@@ -11,6 +11,7 @@ import (
 	"varve/internal/wire"
 	"varve/internal/wire/msg"
 	"varve/mds/event"
+	"varve/mds/settings"
 	"varve/mds/state"
 )
 
@@ -72,7 +73,7 @@ func setModeMsg(mode event.ServerMode_Mode, servers ...uint32) *msg.SetServerMod
 // TestDrainAndRemove: a drain goes on under the next leader, ends by an event when nothing is left, and a removal retires the id; neither
 // begins where chunks would be left with fewer replicas than they are to have.
 func TestDrainAndRemove(t *testing.T) {
-	c := newCluster(t, 3, nil)
+	c := newCluster(t, 3, patient)
 	cs := c.chunkServers(4)
 	a := newClient(c)
 	_, chunks := a.file("f", 6)
@@ -95,6 +96,15 @@ func TestDrainAndRemove(t *testing.T) {
 	c.until("the drain to end under the next leader", func(st *state.State) bool {
 		x, _ := st.Server(id.ServerID(victim))
 		return x != nil && x.Mode == event.ServerMode_DRAINED && on(st, victim) == 0 && whole(st, 3)
+	})
+	c.eventually("all servers to have found the leader", func() bool {
+		l := c.lead()
+		for s := range cs {
+			if !l.isLive(id.ServerID(s)) {
+				return false
+			}
+		}
+		return true
 	})
 	// Nothing new goes there.
 	_, chunks = a.file("g", 4)
@@ -138,7 +148,7 @@ func TestDrainAndRemove(t *testing.T) {
 
 // TestRemoveByForce: a lost server is removed at once, and what it alone had is told; one that lives and has the only replica of something is not.
 func TestRemoveByForce(t *testing.T) {
-	c := newCluster(t, 1, nil)
+	c := newCluster(t, 1, patient)
 	cs := c.chunkServers(3)
 	a := newClient(c)
 	opened := a.create("single", true)
@@ -176,7 +186,7 @@ func TestRemoveByForce(t *testing.T) {
 // TestStandbyIsNotLost: a server on standby may be away for longer than any grace, and its chunks stay its own; when it is active again, it is lost
 // as any other.
 func TestStandbyIsNotLost(t *testing.T) {
-	c := newCluster(t, 1, func(o *Options) { o.LostGrace = 300 * time.Millisecond })
+	c := newCluster(t, 1, func(o *Options) { patient(o); o.LostGrace = 300 * time.Millisecond })
 	cs := c.chunkServers(4)
 	a := newClient(c)
 	_, chunks := a.file("f", 3)
@@ -202,7 +212,7 @@ func TestStandbyIsNotLost(t *testing.T) {
 // TestStandbyEnds: when the time on standby is over the servers are active, by an event, and one that is away by then is lost as any other. Time
 // can be prolonged.
 func TestStandbyEnds(t *testing.T) {
-	c := newCluster(t, 1, func(o *Options) { o.LostGrace = 100 * time.Millisecond })
+	c := newCluster(t, 1, func(o *Options) { patient(o); o.LostGrace = 100 * time.Millisecond })
 	cs := c.chunkServers(5)
 	a := newClient(c)
 	_, chunks := a.file("f", 3)
@@ -245,7 +255,7 @@ func TestStandbyEnds(t *testing.T) {
 
 // TestMoreAwayThanThere: when most servers are away nobody is given up, and it is said.
 func TestMoreAwayThanThere(t *testing.T) {
-	c := newCluster(t, 1, func(o *Options) { o.LostGrace = 300 * time.Millisecond })
+	c := newCluster(t, 1, patient) // LostGrace is an hour
 	cs := c.chunkServers(5)
 	a := newClient(c)
 	a.file("f", 3)
@@ -255,6 +265,12 @@ func TestMoreAwayThanThere(t *testing.T) {
 		cs[s+1].halt()
 	}
 	l := c.lead()
+	for s := range uint32(3) {
+		c.eventually("a server to be away", func() bool { return !l.isLive(id.ServerID(s + 1)) })
+	}
+	if code, why := c.adminAsk(wire.SetConfig, &msg.SetConfig{Key: settings.RepairGrace, Value: "300ms"}); code != fserr.OK {
+		t.Fatal(code, why)
+	}
 	c.eventually("it to be said", func() bool {
 		for _, w := range l.s.status().GetRepair().GetWarnings() {
 			if strings.Contains(w, "3 of 5 chunk servers are away") {
@@ -273,7 +289,7 @@ func TestMoreAwayThanThere(t *testing.T) {
 
 // TestLastReplica: where one live replica is left, those on servers that are away are given up sooner than the servers.
 func TestLastReplica(t *testing.T) {
-	c := newCluster(t, 1, nil) // LostGrace is an hour
+	c := newCluster(t, 1, patient) // LostGrace is an hour
 	if code, why := c.adminAsk(wire.SetConfig, &msg.SetConfig{Key: "repair.grace.last", Value: "100ms"}); code != fserr.OK {
 		t.Fatal(code, why)
 	}
@@ -307,7 +323,7 @@ func TestLastReplica(t *testing.T) {
 
 // TestSlowServer: a server of which others say that it answers late gets no new data, is told to clients, and keeps what it has.
 func TestSlowServer(t *testing.T) {
-	c := newCluster(t, 1, nil)
+	c := newCluster(t, 1, patient)
 	c.chunkServers(4)
 	a := newClient(c)
 	_, chunks := a.file("f", 3)
@@ -357,7 +373,7 @@ func TestSlowServer(t *testing.T) {
 
 // TestSetTier: what an administrator says of a tier holds, whatever the server says when it comes again.
 func TestSetTier(t *testing.T) {
-	c := newCluster(t, 1, nil)
+	c := newCluster(t, 1, patient)
 	cs := c.chunkServers(1)
 	if code, why := c.adminAsk(wire.SetTier, &msg.SetTier{Server: 1, Tier: 2}); code != fserr.OK {
 		t.Fatal(code, why)

@@ -28,7 +28,7 @@ func (k *testChunks) answers(t wire.Type, code fserr.Code) {
 // TestFilesOfFailedAllocations: a chunk file that an allocation made which came to nothing goes when its number was given out again: to a chunk on other
 // servers, or to none; not before, nor from where that chunk is.
 func TestFilesOfFailedAllocations(t *testing.T) {
-	c := newCluster(t, 1, nil)
+	c := newCluster(t, 1, patient)
 	cs := []*testChunks{newChunks(c), newChunks(c), newChunks(c), newChunks(c)}
 	a := newClient(c)
 	ino := a.create("f", true).Attr.Ino
@@ -110,7 +110,7 @@ func TestFilesOfFailedAllocations(t *testing.T) {
 
 // TestFilesOfAllocationsUnderWay: a file whose number an allocation that is under way has given out is none that nobody knows, however long the server has had it.
 func TestFilesOfAllocationsUnderWay(t *testing.T) {
-	c := newCluster(t, 1, nil)
+	c := newCluster(t, 1, patient)
 	odd := newChunks(c)
 	odd.halt()
 	odd.mu.Lock()
@@ -146,17 +146,21 @@ func TestFilesOfAllocationsUnderWay(t *testing.T) {
 
 // TestDeleteKeepsWhoJoinsAgain: a copy is deleted up to the epoch of when that was decided, so that one which joins again before the server gets to it stays.
 func TestDeleteKeepsWhoJoinsAgain(t *testing.T) {
-	c := newCluster(t, 1, nil)
+	c := newCluster(t, 1, patient)
 	k, l := newChunks(c), c.lead()
 	for epoch, want := range map[uint64]bool{4: false, 5: false, 6: true} {
 		k.mu.Lock()
 		k.chunks[77] = &msg.ChunkInfo{Id: 77, Epoch: epoch}
 		k.mu.Unlock()
-		l.deleteOn(k.id, []doomed{{77, 5}}, false)
+		for n := k.count(wire.ChunkDelete); k.count(wire.ChunkDelete) == n; {
+			l.deleteOn(k.id, []doomed{{77, 5}}, false)
+		}
 		if got := k.has(77); got != want {
 			t.Errorf("a copy of epoch %d that goes up to epoch 5 is there: %t", epoch, got)
 		}
-		l.deleteOn(k.id, []doomed{{77, 0}}, false)
+		for n := k.count(wire.ChunkDelete); k.count(wire.ChunkDelete) == n; {
+			l.deleteOn(k.id, []doomed{{77, 0}}, false)
+		}
 		if k.has(77) {
 			t.Error("a copy that goes whatever its epoch stayed")
 		}
@@ -166,7 +170,7 @@ func TestDeleteKeepsWhoJoinsAgain(t *testing.T) {
 // TestCopiesOfChunksUnderWay: a copy of a chunk that the state does not know yet, as the garbage collector sees it, is left alone: it may have been dropped from the
 // chunk a moment after that was made, and join it again before it would be deleted.
 func TestCopiesOfChunksUnderWay(t *testing.T) {
-	c := newCluster(t, 1, nil)
+	c := newCluster(t, 1, patient)
 	k, l := newChunks(c), c.lead()
 	settle := l.allocating()
 	n := l.nextChunk.Load()

@@ -40,7 +40,7 @@ func (k *testClient) inherit(req *msg.CloseSession) (*msg.CloseSessionReply, fse
 
 // TestHeir: who has the secret of a session ends it at once, but what it had is given on only when every chunk server refuses it and its replicas are settled.
 func TestHeir(t *testing.T) {
-	c := newCluster(t, 1, nil)
+	c := newCluster(t, 1, patient)
 	cs := []*testChunks{newChunks(c), newChunks(c), newChunks(c)}
 	a, secret := newLegator(c)
 	b := newClient(c)
@@ -119,7 +119,7 @@ func TestHeir(t *testing.T) {
 
 // TestHeirByAdmin: an administrator is answered when the dead can change nothing any more. A kernel that goes on with what was granted to them has its time.
 func TestHeirByAdmin(t *testing.T) {
-	c := newCluster(t, 1, nil)
+	c := newCluster(t, 1, dying)
 	cs := newChunks(c)
 	a, secret := newLegator(c)
 	a.silent.Store(true)

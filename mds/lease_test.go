@@ -15,7 +15,7 @@ import (
 )
 
 func TestLeaseIsCalledBack(t *testing.T) {
-	c := newCluster(t, 1, nil)
+	c := newCluster(t, 1, patient)
 	a, b := newClient(c), newClient(c)
 	made := a.create("f", true)
 	ino := made.Attr.Ino
@@ -42,7 +42,7 @@ func TestLeaseIsCalledBack(t *testing.T) {
 }
 
 func TestLeaseKeptAfterCloseIsGivenUp(t *testing.T) {
-	c := newCluster(t, 1, nil)
+	c := newCluster(t, 1, patient)
 	a, b := newClient(c), newClient(c)
 	ino := a.create("f", true).Attr.Ino
 	a.mu.Lock()
@@ -54,7 +54,8 @@ func TestLeaseKeptAfterCloseIsGivenUp(t *testing.T) {
 }
 
 func TestDeadClientIsFencedBeforeTheNextLease(t *testing.T) {
-	c := newCluster(t, 1, nil)
+	t.Parallel()
+	c := newCluster(t, 1, dying)
 	cs := []*testChunks{newChunks(c), newChunks(c), newChunks(c)}
 	a, b := newClient(c), newClient(c)
 	ino := a.create("f", true).Attr.Ino
@@ -84,7 +85,8 @@ func TestDeadClientIsFencedBeforeTheNextLease(t *testing.T) {
 }
 
 func TestDeadPuncherIsReplaced(t *testing.T) {
-	c := newCluster(t, 1, nil)
+	t.Parallel()
+	c := newCluster(t, 1, dying)
 	cs := []*testChunks{newChunks(c), newChunks(c), newChunks(c)}
 	a, b := newClient(c), newClient(c)
 	ino := a.create("f", true).Attr.Ino
@@ -108,7 +110,8 @@ func TestDeadPuncherIsReplaced(t *testing.T) {
 
 // A new leader knows who was to punch: an open waits for nobody else who writes to the file.
 func TestDeadPuncherIsReplacedAfterAChangeOfLeader(t *testing.T) {
-	c := newCluster(t, 3, nil)
+	t.Parallel()
+	c := newCluster(t, 3, dying)
 	_ = []*testChunks{newChunks(c), newChunks(c), newChunks(c)}
 	a, b, other := newClient(c), newClient(c), newClient(c)
 	ino := a.create("f", true).Attr.Ino
@@ -132,7 +135,7 @@ func TestDeadPuncherIsReplacedAfterAChangeOfLeader(t *testing.T) {
 
 // What another mount writes behind the new end must not be wiped by the punch that is still to come.
 func TestLayoutWaitsForThePunch(t *testing.T) {
-	c := newCluster(t, 1, nil)
+	c := newCluster(t, 1, patient)
 	_ = []*testChunks{newChunks(c), newChunks(c), newChunks(c)}
 	a, b := newClient(c), newClient(c)
 	ino := a.create("f", true).Attr.Ino
@@ -158,7 +161,7 @@ func TestLayoutWaitsForThePunch(t *testing.T) {
 }
 
 func TestUnlinkedInodeGoesWithItsLastHolder(t *testing.T) {
-	c := newCluster(t, 1, nil)
+	c := newCluster(t, 1, patient)
 	a, b := newClient(c), newClient(c)
 	ino := a.create("f", true).Attr.Ino
 	a.mu.Lock()
@@ -178,11 +181,11 @@ func TestUnlinkedInodeGoesWithItsLastHolder(t *testing.T) {
 }
 
 func TestLockWaitsForUnlock(t *testing.T) {
-	c := newCluster(t, 1, nil)
+	c := newCluster(t, 1, func(o *Options) { o.RequestTimeout = time.Minute })
 	a, b := newClient(c), newClient(c)
 	ino := a.create("f", false).Attr.Ino
 	lock := func(k *testClient, typ msg.LockType, wait bool) fserr.Code {
-		_, code := k.do(k.change(&msg.Lock{Ino: ino, Owner: 1, Type: typ, End: state.LockEnd, Wait: wait, WaitMs: 5000}))
+		_, code := k.do(k.change(&msg.Lock{Ino: ino, Owner: 1, Type: typ, End: state.LockEnd, Wait: wait, WaitMs: 30_000}))
 		return code
 	}
 	if code := lock(a, msg.LockType_WRITE_LOCK, false); code != fserr.OK {
@@ -211,7 +214,7 @@ func TestLockWaitsForUnlock(t *testing.T) {
 }
 
 func TestDropCallsLayoutsBackAndRepairRejoins(t *testing.T) {
-	c := newCluster(t, 1, nil)
+	c := newCluster(t, 1, patient)
 	cs := []*testChunks{newChunks(c), newChunks(c), newChunks(c)}
 	a, b := newClient(c), newClient(c)
 	ino := a.create("f", true).Attr.Ino
@@ -257,7 +260,7 @@ func TestDropCallsLayoutsBackAndRepairRejoins(t *testing.T) {
 }
 
 func TestAllocReplacesAServerThatFails(t *testing.T) {
-	c := newCluster(t, 1, nil)
+	c := newCluster(t, 1, patient)
 	cs := []*testChunks{newChunks(c), newChunks(c), newChunks(c), newChunks(c)}
 	cs[0].mu.Lock()
 	cs[0].refuse[wire.ChunkCreate] = fserr.IO
@@ -276,7 +279,7 @@ func TestAllocReplacesAServerThatFails(t *testing.T) {
 
 func TestUncleanReplicas(t *testing.T) {
 	for _, all := range []bool{false, true} {
-		c := newCluster(t, 1, nil)
+		c := newCluster(t, 1, patient)
 		cs := []*testChunks{newChunks(c), newChunks(c), newChunks(c)}
 		a := newClient(c)
 		ino := a.create("f", true).Attr.Ino
@@ -335,7 +338,7 @@ func unclean(i *msg.ChunkInfo) { i.Unclean = true }
 // that epoch. One whose process only died has all, so it is the truth and nothing is lost.
 func TestLossOfPowerIsRemembered(t *testing.T) {
 	for _, survivor := range []int{-1, 2} {
-		c := newCluster(t, 1, func(o *Options) { o.UncleanWait = time.Hour })
+		c := newCluster(t, 1, func(o *Options) { patient(o); o.UncleanWait = time.Hour })
 		cs := []*testChunks{newChunks(c), newChunks(c), newChunks(c)}
 		a := newClient(c)
 		ino := a.create("f", true).Attr.Ino
@@ -375,7 +378,7 @@ func TestLossOfPowerIsRemembered(t *testing.T) {
 
 // A replica that is away when an unclean one becomes the truth may hold other bytes, clean as it is.
 func TestAbsentReplicaFollowsTheAccepted(t *testing.T) {
-	c := newCluster(t, 1, nil)
+	c := newCluster(t, 1, patient)
 	cs := []*testChunks{newChunks(c), newChunks(c), newChunks(c)}
 	a := newClient(c)
 	ino := a.create("f", true).Attr.Ino
@@ -401,7 +404,7 @@ func TestAbsentReplicaFollowsTheAccepted(t *testing.T) {
 
 // A replica that restarted before it was told of its promotion neither serves nor is it a source.
 func TestMissedPromotionAmongUncleanReplicas(t *testing.T) {
-	c := newCluster(t, 1, nil)
+	c := newCluster(t, 1, patient)
 	cs := []*testChunks{newChunks(c), newChunks(c), newChunks(c)}
 	a := newClient(c)
 	ino := a.create("f", true).Attr.Ino
@@ -423,7 +426,7 @@ func TestMissedPromotionAmongUncleanReplicas(t *testing.T) {
 }
 
 func TestUncleanReplicaThatWasDroppedIsRepaired(t *testing.T) {
-	c := newCluster(t, 1, func(o *Options) { o.UncleanWait = time.Hour })
+	c := newCluster(t, 1, func(o *Options) { patient(o); o.UncleanWait = time.Hour })
 	cs := []*testChunks{newChunks(c), newChunks(c), newChunks(c)}
 	a := newClient(c)
 	ino := a.create("f", true).Attr.Ino
@@ -442,7 +445,8 @@ func TestUncleanReplicaThatWasDroppedIsRepaired(t *testing.T) {
 
 // A server that was given up may come back and still answer reads of the epoch that it knows.
 func TestLeaderCallsLayoutsBackBeforeItDropsAReplica(t *testing.T) {
-	c := newCluster(t, 1, func(o *Options) { o.LostGrace = 500 * time.Millisecond })
+	t.Parallel()
+	c := newCluster(t, 1, func(o *Options) { dying(o); o.LostGrace = 500 * time.Millisecond })
 	cs := []*testChunks{newChunks(c), newChunks(c), newChunks(c)}
 	a, b := newClient(c), newClient(c)
 	ino := a.create("f", true).Attr.Ino
@@ -487,8 +491,8 @@ func TestLeaderChangeKeepsSessionsAndServers(t *testing.T) {
 	if m := b.must(b.change(&msg.Open{Ino: ino, Want: msg.Want_WANT_WRITE})).GetOpen().Mode; m != msg.Mode_SHARED_WRITE {
 		t.Errorf("mode beside a holder of the earlier leader's time: %v", m)
 	}
-	if a.calls(msg.Callback_LEASE) != 1 {
-		t.Errorf("%d recalls of the holder", a.calls(msg.Callback_LEASE))
+	if a.calls(msg.Callback_LEASE) == 0 { // each leader that the open came to has called it back
+		t.Error("no recall of the holder")
 	}
 	a.must(a.change(&msg.AllocChunk{Ino: ino, First: 1, Count: 1}))
 }
@@ -496,7 +500,7 @@ func TestLeaderChangeKeepsSessionsAndServers(t *testing.T) {
 // TestTruncateIsToldTwice: the other holders are called back before the size is set, and again when it is: one that asked for the size in between was told
 // the old one, and would go on believing it.
 func TestTruncateIsToldTwice(t *testing.T) {
-	c := newCluster(t, 1, nil)
+	c := newCluster(t, 1, patient)
 	a, b := newClient(c), newClient(c)
 	ino := a.create("f", true).Attr.Ino
 	b.must(b.change(&msg.Open{Ino: ino, Want: msg.Want_WANT_WRITE}))

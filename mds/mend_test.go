@@ -26,7 +26,7 @@ func (k *testChunks) bad() int {
 
 // A replica with bad blocks is rebuilt from another one; without another it is left alone.
 func TestBadBlocksAreMended(t *testing.T) {
-	c := newCluster(t, 1, nil)
+	c := newCluster(t, 1, patient)
 	cs := []*testChunks{newChunks(c), newChunks(c), newChunks(c)}
 	a := newClient(c)
 	ino := a.create("f", true).Attr.Ino
@@ -64,7 +64,7 @@ func TestBadBlocksAreMended(t *testing.T) {
 // Bad blocks that a server tells of are an event, before the replica joins again, and once, however often it tells of them; also where
 // nothing can be mended.
 func TestBadBlocksAreAnEvent(t *testing.T) {
-	c := newCluster(t, 1, nil)
+	c := newCluster(t, 1, patient)
 	cs := []*testChunks{newChunks(c), newChunks(c), newChunks(c)}
 	a := newClient(c)
 	ino := a.create("f", true).Attr.Ino
@@ -122,7 +122,7 @@ func TestBadBlocksAreAnEvent(t *testing.T) {
 
 // A disk that failed is not waited for, long as the grace may be.
 func TestFailedDiskIsGivenUpAtOnce(t *testing.T) {
-	c := newCluster(t, 1, nil) // with a grace of an hour
+	c := newCluster(t, 1, patient) // with a grace of an hour
 	cs := []*testChunks{newChunks(c), newChunks(c), newChunks(c), newChunks(c)}
 	a := newClient(c)
 	ino := a.create("f", true).Attr.Ino

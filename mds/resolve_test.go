@@ -11,7 +11,7 @@ import (
 
 // Two mounts that truncate a file at the same moment: the second waits until the tail that the first left is punched. It was refused.
 func TestTruncateWaitsForThePunch(t *testing.T) {
-	c := newCluster(t, 1, nil)
+	c := newCluster(t, 1, patient)
 	_ = []*testChunks{newChunks(c), newChunks(c), newChunks(c)}
 	a, b := newClient(c), newClient(c)
 	ino := a.create("f", true).Attr.Ino
@@ -39,7 +39,7 @@ func TestTruncateWaitsForThePunch(t *testing.T) {
 // While a chunk's unclean replica waits to join a clean one, that one is dropped: the unclean one is still to be looked after. It was forgotten, and
 // nobody could read or write the chunk any more.
 func TestUncleanReplicaWhoseSourceWasDropped(t *testing.T) {
-	c := newCluster(t, 1, func(o *Options) { o.Replicas = "2:1" })
+	c := newCluster(t, 1, func(o *Options) { patient(o); o.Replicas = "2:1" })
 	cs := []*testChunks{newChunks(c), newChunks(c)}
 	a, b := newClient(c), newClient(c)
 	ino := a.create("f", true).Attr.Ino
@@ -80,7 +80,7 @@ func TestUncleanReplicaWhoseSourceWasDropped(t *testing.T) {
 // The last replica that has what was answered is not dropped while the others came back from a loss of power.
 func TestLastSoundReplicaIsNotDropped(t *testing.T) {
 	for _, power := range []bool{false, true} {
-		c := newCluster(t, 1, func(o *Options) { o.UncleanWait = time.Hour; o.Replicas = "2:1" })
+		c := newCluster(t, 1, func(o *Options) { patient(o); o.UncleanWait = time.Hour; o.Replicas = "2:1" })
 		cs := []*testChunks{newChunks(c), newChunks(c)}
 		a := newClient(c)
 		ino := a.create("f", true).Attr.Ino

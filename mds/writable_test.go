@@ -8,7 +8,7 @@ import (
 
 // TestWritable: who opens a file, or has it alone again, is told since when nobody was let write to it.
 func TestWritable(t *testing.T) {
-	c := newCluster(t, 1, nil)
+	c := newCluster(t, 1, patient)
 	a, b := newClient(c), newClient(c)
 	keep := func(cl *testClient, w msg.Want) {
 		cl.mu.Lock()
