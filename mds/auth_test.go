@@ -82,7 +82,7 @@ func newSafeCluster(t *testing.T, n int) *safeCluster {
 }
 
 func (c *safeCluster) context() context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	c.t.Cleanup(cancel)
 	return ctx
 }
@@ -96,8 +96,37 @@ func (c *safeCluster) load(dir string, role pki.Role) *pki.Credentials {
 	return creds
 }
 
-// join does what auth-node does, and returns the directory.
+// join gives a node certificates without the password, which takes long, and returns the directory.
 func (c *safeCluster) join(role pki.Role, node, dir string) string {
+	c.t.Helper()
+	c.eventually("a certificate", func() bool {
+		l := c.lead()
+		_, secrets, err := l.s.guard.security()
+		if err != nil || secrets == nil {
+			return false
+		}
+		key, csr, err := pki.NewKey()
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		pub, err := pki.ReadCSR(csr)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		chain, err := l.issue(c.context(), pub, pki.Identity{Cluster: c.cluster, Role: role, Node: node}, "test")
+		if err != nil {
+			return false
+		}
+		if err := errors.Join(pki.WriteBundle(dir, secrets.Authority.Bundle()), pki.WriteCredentials(dir, pki.EncodeChain(chain), key)); err != nil {
+			c.t.Fatal(err)
+		}
+		return true
+	})
+	return dir
+}
+
+// joinByPassword does what auth-node does, and returns the directory.
+func (c *safeCluster) joinByPassword(role pki.Role, node, dir string) string {
 	c.t.Helper()
 	j, err := pki.Join(c.context(), pki.JoinRequest{Addrs: c.addrs, Password: []byte(testPassword), Role: role, Node: node, Cluster: c.cluster, Fingerprint: c.fingerprint})
 	if err == nil {
@@ -122,7 +151,7 @@ func (c *safeCluster) dial(dir string, role pki.Role, as msg.Hello_Role) (*wire.
 // ask asks the leader as the administrator on the first node, until somebody leads.
 func (c *safeCluster) ask(t wire.Type, req, reply wire.Message) fserr.Code {
 	c.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; {
+	for deadline := time.Now().Add(time.Minute); ; {
 		conn, err := c.dial(c.nodes[0], pki.RoleAdmin, msg.Hello_ADMIN)
 		code := fserr.NotLeader
 		if err == nil {
@@ -168,7 +197,7 @@ func TestSecureCluster(t *testing.T) {
 		t.Errorf("the founding file is still there: %v", err)
 	}
 	c.kill(c.leaderIndex())
-	c.join(pki.RoleReader, "later", t.TempDir()) // at whoever leads now
+	c.joinByPassword(pki.RoleReader, "later", t.TempDir()) // at whoever leads now
 	secrets, err := c.secrets()
 	if err != nil {
 		t.Fatal(err)
@@ -366,7 +395,7 @@ func TestRevokedAtServers(t *testing.T) {
 		conn.Close()
 		t.Error("it was let in after a restart")
 	}
-	if again := c.join(pki.RoleNode, "bad", bad); again != bad { // with the password it may come back, with a new key
+	if again := c.joinByPassword(pki.RoleNode, "bad", bad); again != bad { // with the password it may come back, with a new key
 		t.Fatal(again)
 	}
 	if conn, err := c.dial(bad, pki.RoleNode, msg.Hello_CLIENT); err != nil {

@@ -155,8 +155,8 @@ func TestRenewalsAreBounded(t *testing.T) {
 	if given != maxRenewed-1 || !errors.Is(last, pki.ErrRefused) {
 		t.Errorf("%d certificates are given, then: %v", given, last)
 	}
-	c.join(pki.RoleReader, "r1", t.TempDir())
-	c.join(pki.RoleReader, "r2", t.TempDir())
+	c.joinByPassword(pki.RoleReader, "r1", t.TempDir())
+	c.joinByPassword(pki.RoleReader, "r2", t.TempDir())
 }
 
 // TestAllCertificatesAreOver: metadata servers that were off for longer than their certificates are valid find each other again, and have proper
@@ -199,5 +199,5 @@ func TestAllCertificatesAreOver(t *testing.T) {
 			return err == nil && time.Now().Before(creds.Identity().NotAfter)
 		})
 	}
-	c.join(pki.RoleNode, "later", t.TempDir())
+	c.joinByPassword(pki.RoleNode, "later", t.TempDir())
 }
