@@ -27,7 +27,11 @@ type proposals struct {
 }
 
 func (x *proposals) propose(ev *event.Event) {
-	if err := x.l.propose(ev, "load"); err != nil {
+	err := x.l.propose(ev, "load")
+	for end := time.Now().Add(time.Minute); errors.Is(err, errNotProposed) && time.Now().Before(end); {
+		err = x.l.propose(ev, "load") // Raft waits for a busy disk
+	}
+	if err != nil {
 		x.t.Error(err)
 	}
 }

@@ -35,7 +35,7 @@ func TestLeaderIsGone(t *testing.T) {
 		o.Logger = slog.New(earlyHandler{testLogger().Handler(), &early})
 	})
 	k := newClient(c)
-	for range 3 { // on a machine that stalls, the time-out may be over before
+	for range 20 { // on a machine that stalls, the time-out may be over before
 		k.create(k.c.leader().raft.String()+time.Now().String(), false) // a stream of entries is under way
 		i := c.leaderIndex()
 		c.kill(i)

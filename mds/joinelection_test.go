@@ -3,6 +3,7 @@ package mds
 import (
 	"context"
 	"crypto/ed25519"
+	"slices"
 	"sync"
 	"testing"
 
@@ -15,12 +16,17 @@ import (
 // stalling is a leader that is killed when a node has shown that it knows the password, and before it has its certificate.
 type stalling struct {
 	*guard
-	once    sync.Once
-	reached chan struct{}
+	once    *sync.Once
+	reached chan *Server
 }
 
-func (h *stalling) Issue(context.Context, ed25519.PublicKey, pki.Identity, string) ([][]byte, error) {
-	h.once.Do(func() { close(h.reached) })
+func (h *stalling) Issue(ctx context.Context, pub ed25519.PublicKey, who pki.Identity, reason string) ([][]byte, error) {
+	stall := false
+	h.once.Do(func() { stall = true })
+	if !stall {
+		return h.guard.Issue(ctx, pub, who, reason)
+	}
+	h.reached <- h.s
 	<-h.s.ctx.Done()
 	return nil, fserr.NotLeader
 }
@@ -29,10 +35,12 @@ func (h *stalling) Issue(context.Context, ed25519.PublicKey, pki.Identity, strin
 func TestJoinThroughElection(t *testing.T) {
 	t.Parallel()
 	c := newSafeCluster(t, 3)
-	i := c.leaderIndex()
-	s := c.at(i)
-	h := &stalling{guard: s.guard, reached: make(chan struct{})}
-	s.o.Network.(*secure.Network).HandleJoin(pki.NewJoiner(h, testLogger()))
+	reached := make(chan *Server, 1)
+	var once sync.Once
+	for i := range c.servers { // whoever leads by then
+		s := c.at(i)
+		s.o.Network.(*secure.Network).HandleJoin(pki.NewJoiner(&stalling{guard: s.guard, once: &once, reached: reached}, testLogger()))
+	}
 	joined := make(chan *pki.Joined, 1)
 	ctx := c.context()
 	go func() {
@@ -43,11 +51,11 @@ func TestJoinThroughElection(t *testing.T) {
 		joined <- j
 	}()
 	select {
-	case <-h.reached:
+	case s := <-reached:
+		c.kill(slices.Index(c.servers, s))
 	case <-ctx.Done():
 		t.Fatal("the node does not come to its certificate")
 	}
-	c.kill(i)
 	j := <-joined
 	if j == nil {
 		return

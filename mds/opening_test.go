@@ -81,6 +81,27 @@ func (c *openCluster) begin(i int, request bool) error {
 	return err
 }
 
+// leads has a server lead: a busy machine may have elected another one.
+func (c *testCluster) leads(i int) {
+	c.t.Helper()
+	c.eventually("a server to lead", func() bool {
+		if c.leaderIndex() == i {
+			return true
+		}
+		c.adminAsk(wire.TransferLeader, &msg.TransferLeader{Server: c.serverID(i)})
+		return false
+	})
+}
+
+// beginAt has a server lead, and begins there.
+func (c *openCluster) beginAt(i int) {
+	c.t.Helper()
+	c.eventually("it to begin", func() bool {
+		c.leads(i)
+		return c.begin(i, true) == nil
+	})
+}
+
 // plain connects without a certificate.
 func (c *openCluster) plain(i int) (*wire.Conn, error) {
 	ctx, cancel := context.WithTimeout(c.context(), 10*time.Second)
@@ -162,16 +183,24 @@ func TestSecureRunningCluster(t *testing.T) {
 	t.Parallel()
 	c := newOpenCluster(t, 3)
 	first := c.leaderIndex()
-	if err := c.begin(first, false); !errors.Is(err, fserr.Access) {
+	var err error
+	c.eventually("an answer to somebody who cannot write into the directory", func() bool {
+		c.leads(first)
+		err = c.begin(first, false)
+		return !errors.Is(err, fserr.NotLeader) && !errors.Is(err, fserr.Unavailable)
+	})
+	if !errors.Is(err, fserr.Access) {
 		t.Errorf("begun by somebody who cannot write into the directory: %v", err)
 	}
+	c.leads(first)
 	if err := c.begin((first+1)%3, true); !errors.Is(err, fserr.NotLeader) {
 		t.Errorf("begun at a server that does not lead: %v", err)
 	}
 	for range 2 {
-		c.eventually("it to begin", func() bool { return c.begin(first, true) == nil })
+		c.beginAt(first)
 	}
 	c.keyed(first)
+	c.leads(first)
 	if conn, err := c.plain(first); err != nil {
 		t.Errorf("plain while it is being secured: %v", err)
 	} else if code := call(t, conn, wire.ChangeSecurity, &msg.ChangeSecurity{What: msg.ChangeSecurity_ABORT}, nil); code != fserr.Denied {
@@ -253,7 +282,7 @@ func TestSecureWithoutOne(t *testing.T) {
 	first := c.leaderIndex()
 	off, other := (first+1)%3, (first+2)%3
 	c.kill(off)
-	c.eventually("it to begin", func() bool { return c.begin(first, true) == nil })
+	c.beginAt(first)
 	c.keyed(first)
 	c.authNode(other, pki.RoleAdmin, pki.RoleNode)
 	c.keyed(other)

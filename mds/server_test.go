@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -151,7 +152,7 @@ func (c *testCluster) sameEverywhere() (id.Index, string) {
 
 func (c *testCluster) compareAt(index id.Index) (digest string, faults []string) {
 	c.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	c.mu.Lock()
 	servers := append([]*Server(nil), c.servers...)
@@ -162,6 +163,7 @@ func (c *testCluster) compareAt(index id.Index) (digest string, faults []string)
 	}
 	var records string
 	for i, s := range servers {
+		c.eventually("a server to have it in its journal", func() bool { return s.journal.Last().Index >= index }) // which follows the state
 		d, err := s.stateDigest(ctx, &msg.StateDigest{AtLeast: uint64(index)})
 		if err != nil {
 			c.t.Fatal(err)
@@ -233,9 +235,12 @@ func TestSnapshotIsInstalled(t *testing.T) {
 	})
 	c.start(away)
 	want := c.leader().fsm.index()
-	c.eventually("the server to catch up", func() bool { return c.servers[away].fsm.index() >= want })
-	if first := c.servers[away].journal.Last(); first.Index < want || first.Chain != c.leader().journal.Last().Chain {
-		t.Errorf("journal ends at %+v, the leader's at %+v", first, c.leader().journal.Last())
+	c.eventually("the server to catch up", func() bool { return c.servers[away].journal.Last().Index >= want })
+	c.eventually("the journals to end at the same record", func() bool {
+		return c.servers[away].journal.Last().Index == c.leader().journal.Last().Index
+	})
+	if got, want := c.servers[away].journal.Last(), c.leader().journal.Last(); got.Index == want.Index && got.Chain != want.Chain {
+		t.Errorf("journal ends at %+v, the leader's at %+v", got, want)
 	}
 }
 
@@ -258,23 +263,30 @@ func TestFollowerAndStaleLeaderRefuse(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	k := newClient(c)
 	k.create("a", false)
-	i := c.leaderIndex()
-	follower := c.servers[(i+1)%3]
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	conn, _, err := wire.Dial(ctx, follower.Addr(), &msg.Hello{Cluster: c.cluster[:], Role: msg.Hello_CLIENT, Session: uint64(k.session)}, nil, wire.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	reply := new(msg.MetaReply)
-	code, err := conn.CallMessage(ctx, wire.Meta, wire.ClassMeta, k.read(&msg.Lookup{Parent: 1, Name: []byte("a")}), reply)
-	if err != nil || code != fserr.NotLeader || reply.Leader != c.leader().Addr() {
-		t.Errorf("a follower answered %v %v, leader %q", code, err, reply.Leader)
-	}
+	c.eventually("a follower to name the leader", func() bool {
+		l := c.lead()
+		follower := c.servers[(c.leaderIndex()+1)%3]
+		conn, _, err := wire.Dial(ctx, follower.Addr(), &msg.Hello{Cluster: c.cluster[:], Role: msg.Hello_CLIENT, Session: uint64(k.session)}, nil, wire.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		reply := new(msg.MetaReply)
+		code, err := conn.CallMessage(ctx, wire.Meta, wire.ClassMeta, k.read(&msg.Lookup{Parent: 1, Name: []byte("a")}), reply)
+		if c.lead() != l || l.s == follower {
+			return false // another was elected meanwhile
+		}
+		if err != nil || code != fserr.NotLeader {
+			t.Fatalf("a follower answered %v %v", code, err)
+		}
+		return reply.Leader == l.s.Addr()
+	})
 	// A leader that is alone answers no read once its lease is over.
-	old := c.servers[i]
-	l := old.lead.Load()
+	l := c.lead()
+	old := l.s
+	i := slices.Index(c.servers, old)
 	for j := range c.servers {
 		if j != i {
 			c.kill(j)
