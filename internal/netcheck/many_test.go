@@ -1,6 +1,7 @@
 package netcheck
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net"
 	"runtime"
@@ -58,6 +59,45 @@ func TestRunMany(t *testing.T) {
 	}
 	if len(from) != 20 || len(at) != 20 {
 		t.Errorf("%d members send and %d receive", len(from), len(at))
+	}
+}
+
+// TestLateAnswers: an end that is busy answers late, large datagrams or all of them, and the MTU of the path is what it is.
+func TestLateAnswers(t *testing.T) {
+	t.Parallel()
+	for late, from := range map[time.Duration]int{100 * time.Millisecond: 1400, 150 * time.Millisecond: 0} {
+		u, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer u.Close()
+		token := make([]byte, tokenLen)
+		go func() {
+			b := make([]byte, maxMTU)
+			for {
+				n, to, err := u.ReadFromUDPAddrPort(b)
+				if err != nil {
+					return
+				}
+				wait := time.Duration(0)
+				if n > from {
+					wait = late
+				}
+				answer := binary.LittleEndian.AppendUint32(append([]byte(nil), token...), uint32(n))
+				time.AfterFunc(wait, func() { _, _ = u.WriteToUDPAddrPort(answer, to) })
+			}
+		}()
+		at := u.LocalAddr().(*net.UDPAddr).AddrPort()
+		for try := 1; ; try++ { // a machine that stands still makes them later than that
+			p, err := probePath(t.Context(), at.Addr(), at, token, 0)
+			if err == nil && p.mtu == p.local {
+				break
+			}
+			if try == 10 {
+				t.Errorf("answers to more than %d bytes %v late: %+v, %v", from, late, p, err)
+				break
+			}
+		}
 	}
 }
 

@@ -26,6 +26,8 @@ const (
 	maxMTU    = 65535
 	// overhead4 and overhead6 are the IP and UDP headers of a datagram.
 	overhead4, overhead6 = 28, 48
+	// firstFor is how long datagrams are sent until one is answered: who answers may be busy.
+	firstFor = time.Second
 )
 
 // openProbe answers datagrams for a moment, until the connection that asked for it ends.
@@ -98,7 +100,7 @@ func probePath(ctx context.Context, local netip.Addr, to netip.AddrPort, token [
 	if to.Addr().Unmap().Is6() {
 		over = overhead6
 	}
-	p := prober{u: u, token: token, over: over, wait: min(max(4*rtt, 40*time.Millisecond), 300*time.Millisecond)}
+	p := prober{u: u, token: token, over: over, sent: map[int]bool{}, wait: min(max(4*rtt, 40*time.Millisecond), 300*time.Millisecond)}
 	top := maxMTU
 	i := interfaceOf(local.String())
 	if i.mtu > 0 {
@@ -106,7 +108,7 @@ func probePath(ctx context.Context, local netip.Addr, to netip.AddrPort, token [
 	}
 	first := slices.DeleteFunc(slices.Clone(sizes), func(n int) bool { return n >= top })
 	first = append(first, top)
-	for try := 0; p.most == 0 && try < 3 && ctx.Err() == nil; try++ {
+	for begun := time.Now(); p.most == 0 && time.Since(begun) < firstFor && ctx.Err() == nil; {
 		p.send(first)
 	}
 	if p.most == 0 {
@@ -173,7 +175,8 @@ type prober struct {
 	token []byte
 	over  int
 	wait  time.Duration
-	most  int // the largest that came through, headers included
+	sent  map[int]bool // sizes, headers included
+	most  int          // the largest that came through, headers included
 	told  bool
 }
 
@@ -182,6 +185,7 @@ func (p *prober) send(sizes []int) {
 	b := make([]byte, maxMTU)
 	copy(b, p.token)
 	for _, n := range sizes {
+		p.sent[n] = true
 		if _, err := p.u.Write(b[:n-p.over]); err != nil {
 			p.told = p.told || errors.Is(err, unix.EMSGSIZE)
 		}
@@ -206,9 +210,11 @@ func (p *prober) send(sizes []int) {
 			continue
 		}
 		size := int(binary.LittleEndian.Uint32(in[tokenLen:])) + p.over
-		if slices.Contains(sizes, size) { // nobody says that more arrived than was sent
-			got++
+		if p.sent[size] { // nobody says that more arrived than was sent; what is late counts too
 			p.most = max(p.most, size)
+		}
+		if slices.Contains(sizes, size) {
+			got++
 		}
 	}
 }
