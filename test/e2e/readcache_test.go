@@ -254,6 +254,14 @@ func TestReadCache(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(c.mounts[0], name), data, 0o644); err != nil {
 		t.Fatal(err)
 	}
+	// The kernel tells of the end of a file after close(2). Who opens it before that holds it with one who writes, and has nothing of it in the cache until it is called back.
+	c.wait(time.Minute, "the file to be closed", func() error {
+		out, err := c.varve(40*time.Second, "-c", c.name(), "lease", "take", "/"+name)
+		if err != nil {
+			err = fmt.Errorf("%w: %s", err, out)
+		}
+		return err
+	})
 	warm()
 	hits(blocks)
 	c.checkReplicas(3)
