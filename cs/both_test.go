@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"testing"
+	"time"
 )
 
 // goroutinesEnv has the tests of this package run with connections that goroutines serve, as where there is no ring.
@@ -27,7 +28,11 @@ func TestWithoutReactors(t *testing.T) {
 	if testing.Short() {
 		t.Skip("short")
 	}
-	cmd := exec.Command(os.Args[0], "-test.timeout=5m", "-test.run="+dataTests)
+	within := time.Duration(0) // no limit, if there is none here
+	if end, ok := t.Deadline(); ok {
+		within = time.Until(end)
+	}
+	cmd := exec.Command(os.Args[0], "-test.timeout="+within.String(), "-test.run="+dataTests)
 	cmd.Env = append(os.Environ(), goroutinesEnv+"=1")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("%v\n%s", err, out)

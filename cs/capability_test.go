@@ -34,6 +34,9 @@ func securedServers(t *testing.T, n int) (*fakeLeader, []*testServer, *securetes
 		}
 		all = append(all, s)
 	}
+	for _, s := range all { // the leader tells each of the others with the next heartbeat
+		waitPeers(t, s, all...)
+	}
 	return f, all, ca, signer
 }
 
@@ -153,7 +156,7 @@ func TestCapabilityEnds(t *testing.T) {
 	s := servers[0]
 	f.create(7, 1, s)
 	hello := func(lane uint32) *msg.Hello {
-		return &msg.Hello{Role: msg.Hello_CLIENT, Session: 5, Lane: lane, Capability: token(signer, 5, "n1", pki.Read|pki.Write, 3*time.Second)}
+		return &msg.Hello{Role: msg.Hello_CLIENT, Session: 5, Lane: lane, Capability: token(signer, 5, "n1", pki.Read|pki.Write, 40*time.Second)}
 	}
 	a, err := greetCS(t, s.Addr(), ca.Node(t, "n1"), hello(0))
 	if err != nil {
@@ -164,6 +167,7 @@ func TestCapabilityEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := pattern(1, block)
+	f.set(func() { f.ahead = 39 * time.Second }) // most of it is over at once
 	wait(t, "the capability to end", func() bool { return a.write(7, 1, 0, p) == fserr.NoCapability })
 	b.want(b.write(7, 1, 0, p), fserr.NoCapability, "on the other connection")
 	if code, _ := b.read(7, 1, 0, block); code != fserr.NoCapability {
@@ -173,7 +177,7 @@ func TestCapabilityEnds(t *testing.T) {
 	a.want(a.show(token(signer, 5, "n1", pki.Read|pki.Write, time.Hour)), fserr.OK, "a new one is shown")
 	a.want(a.write(7, 1, 0, p), fserr.OK, "write")
 	b.want(b.write(7, 1, 0, p), fserr.OK, "write on the other connection")
-	a.want(a.show(token(signer, 5, "n1", pki.Read, time.Minute)), fserr.OK, "an older one is shown")
+	a.want(a.show(token(signer, 5, "n1", pki.Read, 10*time.Minute)), fserr.OK, "an older one is shown")
 	a.want(a.write(7, 1, 0, p), fserr.OK, "it takes nothing away")
 	a.c.Close()
 	b.c.Close()

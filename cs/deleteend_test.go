@@ -16,7 +16,7 @@ import (
 func TestDeletionsEndWithTheLeader(t *testing.T) {
 	f := newFakeLeader(t)
 	s := newTestServer(t, f)
-	const n = 60
+	const n = 200 // a second in which the server may find out that the connection has ended
 	req := new(msg.ChunkDelete)
 	for k := range uint64(n) {
 		f.create(id.ChunkID(k+1), 1, s)
@@ -45,8 +45,9 @@ func TestDeletionsEndWithTheLeader(t *testing.T) {
 	if err := <-answered; err == nil {
 		t.Fatal("all was deleted before the leader went")
 	}
-	s.lease.inflight.Add(-1)
 	wait(t, "the server to be registered again", func() bool { return f.reportsOf(s.ID()) > before })
+	s.lease.inflight.Add(-1)
+	s.disk.Inject(nil)
 	if s.store.Count() == 0 {
 		t.Error("the server deleted everything before it turned to the next leader")
 	}

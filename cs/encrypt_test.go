@@ -14,6 +14,11 @@ import (
 	"varve/internal/wire/msg"
 )
 
+// hasNoted is whether a server has heard what is to be with data, and is done with all that follows from it.
+func (s *testServer) hasNoted(what uint32) func() bool {
+	return func() bool { return s.encrypt.Load() == what && s.whoami().DataTLS == (what == encryptOn) }
+}
+
 // TestDataTLSBeforeTheLeader: a server that has not heard from the leader yet does not know that data is to be encrypted. What came to it before it heard so does
 // not go on in the clear; and the next process knows from the start.
 func TestDataTLSBeforeTheLeader(t *testing.T) {
@@ -54,7 +59,7 @@ func TestDataTLSBeforeTheLeader(t *testing.T) {
 		t.Fatal("data is encrypted though nobody wants it")
 	}
 	f.set(func() { f.dataTLS = true })
-	wait(t, "the server to hear of it", func() bool { return s.encrypt.Load() == encryptOn })
+	wait(t, "the server to hear of it", s.hasNoted(encryptOn))
 	if c, sealed := connect(); !sealed {
 		t.Error("data of a connection that was made since is not encrypted")
 	} else {
@@ -69,7 +74,7 @@ func TestDataTLSBeforeTheLeader(t *testing.T) {
 		t.Error("after a restart data is not encrypted before the leader was heard again")
 	}
 	f.set(func() { f.silent, f.dataTLS = false, false })
-	wait(t, "the server to hear that it is off", func() bool { return s.encrypt.Load() == encryptOff })
+	wait(t, "the server to hear that it is off", s.hasNoted(encryptOff))
 
 	again()
 	c, sealed := connect()
@@ -121,7 +126,7 @@ func TestDataTLSLateHello(t *testing.T) {
 	}
 	hello := dial()
 	f.set(func() { f.dataTLS = true })
-	wait(t, "the server to hear of it", func() bool { return s.encrypt.Load() == encryptOn })
+	wait(t, "the server to hear of it", s.hasNoted(encryptOn))
 	if err := hello(); err == nil {
 		t.Error("a connection that was made before goes on in the clear")
 	}

@@ -1,7 +1,6 @@
 package cs
 
 import (
-	"context"
 	"errors"
 	"math/rand"
 	"slices"
@@ -21,11 +20,7 @@ func newJournalServer(t *testing.T, f *fakeLeader) (*testServer, *disk.Faulty) {
 	fast := new(disk.Faulty)
 	s := &testServer{o: testOptions(f), disk: new(disk.Faulty)}
 	s.o.FS, s.o.JournalFS, s.o.Journal, s.o.JournalBytes = s.disk, fast, "/ssd", 16<<20
-	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
-	defer cancel()
-	if _, err := Init(ctx, s.o); err != nil {
-		t.Fatal(err)
-	}
+	mustInit(t, s.o)
 	s.o.Journal, s.o.JournalBytes = "", 0 // the server knows
 	s.start(t)
 	s.waitServing(t)

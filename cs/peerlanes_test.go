@@ -58,7 +58,7 @@ func (echo) Serve(_ context.Context, c *wire.Conn, f *wire.Frame) { _ = c.Reply(
 
 // TestLinkMoves: a lane to a peer goes to another connection while requests go over it, and none is lost but for those that whoever sends them sends again.
 func TestLinkMoves(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	l, err := wire.Listen(ctx, "127.0.0.1:0")
 	if err != nil {

@@ -28,6 +28,8 @@ func TestRebuildUnderWrites(t *testing.T) {
 			for range 20 { // what the target misses
 				before.want(before.write(k, epoch-1, rng.Uint32N(blocks)*block*8, pattern(rng.Uint64(), 1+rng.IntN(4*block))), fserr.OK, "write to the source")
 			}
+			// One that no writer below ever makes good.
+			before.want(before.write(k, epoch-1, (writers*blocks*8+uint32(round))*block, pattern(rng.Uint64(), block)), fserr.OK, "write to the source")
 			if round%3 == 2 {
 				code, _, _ := before.do(wire.Punch, epoch-1, wire.DataRequest{Chunk: k, Offset: rng.Uint32N(blocks) * block, Length: 20 * block}, nil)
 				before.want(code, fserr.OK, "punch")

@@ -2,7 +2,6 @@ package cs
 
 import (
 	"bytes"
-	"context"
 	"log/slog"
 	"strings"
 	"sync"
@@ -38,11 +37,7 @@ func TestWaitsAreLogged(t *testing.T) {
 	d := new(disk.Faulty)
 	s := &testServer{o: testOptions(f), disk: d, hang: &hangFS{FS: d}}
 	s.o.FS, s.o.Logger = s.hang, slog.New(slog.NewTextHandler(log, nil))
-	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
-	defer cancel()
-	if _, err := Init(ctx, s.o); err != nil {
-		t.Fatal(err)
-	}
+	mustInit(t, s.o)
 	s.start(t)
 	s.waitServing(t)
 	t.Cleanup(func() { s.Kill(); s.disk.Kill() })
