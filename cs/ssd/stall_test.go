@@ -4,14 +4,17 @@ import (
 	"math/rand"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"varve/internal/disk"
 )
 
 // TestNoStall has several writers, of short and of long writes over the same pages, on a full journal before a slow disk: the long ones,
-// which cannot go past the journal, are not starved by the others.
-func TestNoStall(t *testing.T) {
+// which cannot go past the journal, are not starved by the others. Only what the slow disk takes, and what waits for it, counts as time.
+func TestNoStall(t *testing.T) { synctest.Test(t, noStall) }
+
+func noStall(t *testing.T) {
 	const pages, writers = 4096, 4
 	slow := &slowDisk{FS: new(disk.Faulty), seek: 2 * time.Millisecond, bandwidth: 150e6}
 	b := newBench(t, new(disk.Faulty), slow, "/fast", "/slow", minRingBlocks)
