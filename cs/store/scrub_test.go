@@ -81,7 +81,7 @@ func TestScrubResumes(t *testing.T) {
 	onBoth(t, func(t *testing.T, o Options) {
 		o.ScrubDelay = -1
 		s := mustOpen(t, o)
-		const chunks, rate = 6, 8 << 20
+		const chunks, rate = 6, 4 << 20
 		fillChunks(t, s, chunks)
 		must(t, s.Close())
 		flip(t, o, chunks, 0, 5)
@@ -93,6 +93,7 @@ func TestScrubResumes(t *testing.T) {
 		if st := s.ScrubStat(); time.Since(start).Seconds() < 0.5*float64(st.Bytes-1<<20)/rate {
 			t.Errorf("%d bytes after %v at a rate of %d bytes/s", st.Bytes, time.Since(start), rate)
 		}
+		must(t, s.SetScrub(1<<20, false)) // the pass is not to end before the store is closed
 		must(t, s.Close())
 		s = mustOpen(t, o)
 		st := s.ScrubStat()

@@ -379,13 +379,16 @@ func TestShareRegister(t *testing.T) {
 			}
 		})
 	}
-	deadline := time.Now().Add(20 * time.Second)
-	for time.Now().Before(deadline) && !stop.Load() && (good.Load() < 2000 || refused.Load() < 100 || epoch.Load() < 60) {
-		time.Sleep(10 * time.Millisecond)
+	enough := func() bool { return good.Load() >= 2000 && refused.Load() >= 100 && epoch.Load() >= 60 }
+	least := func() bool { return good.Load() >= 50 && refused.Load() > 0 }
+	for began := time.Now(); !stop.Load() && !enough() && time.Since(began) < 3*time.Minute; time.Sleep(10 * time.Millisecond) {
+		if time.Since(began) > 20*time.Second && least() {
+			break // a slow machine
+		}
 	}
 	stop.Store(true)
 	wg.Wait()
-	if good.Load() < 50 || refused.Load() == 0 {
+	if !least() {
 		t.Errorf("%d reads counted, %d did not: too few to say anything", good.Load(), refused.Load())
 	}
 	t.Logf("%d reads counted, %d did not, %d epochs", good.Load(), refused.Load(), epoch.Load())
