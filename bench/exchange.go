@@ -71,11 +71,13 @@ func ping(c net.Conn, depth, ask, answer int, d time.Duration) (x layerSample, e
 	go func() {
 		defer close(sent)
 		p := make([]byte, ask)
+		begun := false
 		for range free {
 			now := time.Now()
-			if now.Sub(start) >= d {
+			if now.Sub(start) >= d && begun { // one at least
 				return
 			}
+			begun = true
 			sent <- now
 			if _, err := c.Write(p); err != nil {
 				failed <- err
