@@ -26,10 +26,10 @@ type model struct {
 }
 
 // TestRandom queues operations of all kinds, submits, waits, reaps and cancels in random order. Each must end exactly once, and none
-// that was cancelled may stay. VARVE_RING_SEED replays one,
+// that was cancelled may stay. VARVE_RING_SEED is another order,
 // VARVE_RING_STEPS makes it longer.
 func TestRandom(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
+	seed := uint64(1)
 	if n, err := strconv.ParseUint(os.Getenv("VARVE_RING_SEED"), 10, 64); err == nil {
 		seed = n
 	}

@@ -237,8 +237,7 @@ func TestShareEnds(t *testing.T) {
 func TestShareRegister(t *testing.T) {
 	const blocks, writers, readers = 40, 3, 3
 	s := openSharing(t, Options{SettleEvery: 3 * time.Millisecond, SettleAfter: time.Millisecond})
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	const seed = uint64(1) // how the goroutines meet is chance enough
 	ok(t, s.Create(7, 1))
 	var (
 		started, ended, seen [blocks]atomic.Int64
