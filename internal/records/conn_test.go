@@ -459,9 +459,7 @@ func TestConnForged(t *testing.T) {
 				}
 				var told atomic.Int32
 				d := serve(t, l, NewStream(b, pb, func() { told.Add(1) }), 0, nil)
-				if _, err := a.Write(sealed); err != nil && whole > 0 {
-					t.Error(err)
-				}
+				_, _ = a.Write(sealed) // the other end may be closed before all is written; what came is looked at
 				_ = a.(*net.TCPConn).CloseWrite()
 				err := d.await()
 				if n := int(d.got.Load()); n != whole {
