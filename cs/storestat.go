@@ -128,7 +128,7 @@ func (s *Server) badOf(chunks []id.ChunkID) (out []*msg.BadBlock) {
 					listed = true
 				}
 			}
-			if !listed {
+			if !listed && s.store.Headless(c) { // otherwise its blocks have been mended since
 				out = append(out, &msg.BadBlock{Chunk: uint64(c), Cause: "header"})
 			}
 		}

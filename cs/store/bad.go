@@ -39,6 +39,12 @@ func (s *Store) BadChunks(limit int) (all []id.ChunkID) {
 	return all
 }
 
+// Headless reports whether no header of the chunk's file can be read.
+func (s *Store) Headless(c id.ChunkID) bool {
+	_, ok := s.headless.Load(c)
+	return ok
+}
+
 // refuseBad fails if one of the blocks [first, first+n) is in quarantine.
 func (s *Store) refuseBad(e *entry, first uint32, n int) error {
 	if e.bad.Load() == 0 {
