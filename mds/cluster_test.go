@@ -356,6 +356,8 @@ func (k *testClient) read(op any) *msg.MetaRequest {
 		r.Op = &msg.MetaRequest_GetLayout{GetLayout: op}
 	case *msg.DropReplica:
 		r.Op = &msg.MetaRequest_DropReplica{DropReplica: op}
+	case *msg.Append:
+		r.Op = &msg.MetaRequest_Append{Append: op}
 	case *msg.WriteDone:
 		r.Op = &msg.MetaRequest_WriteDone{WriteDone: op}
 	case *msg.PunchDone:

@@ -41,6 +41,52 @@ func TestLeaseIsCalledBack(t *testing.T) {
 	c.eventually("the writer to be told", func() bool { return a.calls(msg.Callback_UPGRADE) == 1 })
 }
 
+// An append that overtakes the answer to the recall by which its session leaves off writing alone goes to where the session says that the file ends;
+// once the answer has come, to where it does.
+func TestAppendBeforeTheRecallIsAnswered(t *testing.T) {
+	c := newCluster(t, 1, patient)
+	a, b := newClient(c), newClient(c)
+	ino := a.create("f", true).Attr.Ino
+	asked, answer := make(chan struct{}, 1), make(chan struct{})
+	a.mu.Lock()
+	a.fn = func(cb *msg.Callback) *msg.CallbackReply {
+		if cb.Kind == msg.Callback_LEASE {
+			select {
+			case asked <- struct{}{}:
+			default:
+			}
+			<-answer
+		}
+		return &msg.CallbackReply{Keep: msg.Want_WANT_WRITE, HasAttr: true, Size: 6870, Mtime: 77}
+	}
+	a.mu.Unlock()
+	opened := make(chan *msg.MetaReply, 1)
+	go func() {
+		r, _ := b.do(b.change(&msg.Open{Ino: ino, Want: msg.Want_WANT_WRITE}))
+		opened <- r
+	}()
+	<-asked
+	add := func(k *testClient, size, want uint64) {
+		t.Helper()
+		if got := k.must(k.change(&msg.Append{Ino: ino, Length: 100, Size: size})).GetAppend().GetOffset(); got != want {
+			t.Errorf("appended at %d, want %d", got, want)
+		}
+	}
+	add(a, 6870, 6870)
+	add(a, 6870, 6970)
+	close(answer)
+	if m := (<-opened).GetOpen().GetMode(); m != msg.Mode_SHARED_WRITE {
+		t.Fatalf("mode of the second writer: %v", m)
+	}
+	if size := b.must(b.read(&msg.GetAttr{Ino: ino})).Attr.Size; size != 7070 {
+		t.Errorf("size %d, want 7070", size)
+	}
+	add(b, 0, 7070)
+	size := uint64(50)
+	b.must(b.change(&msg.SetAttr{Ino: ino, Size: &size}))
+	add(a, 6870, 50) // what was answered says nothing any more
+}
+
 func TestLeaseKeptAfterCloseIsGivenUp(t *testing.T) {
 	c := newCluster(t, 1, patient)
 	a, b := newClient(c), newClient(c)

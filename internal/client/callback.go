@@ -99,12 +99,12 @@ func (h *callbacks) Serve(ctx context.Context, conn *wire.Conn, req *wire.Frame)
 			in.layoutRecalls++
 		}
 		in.forgetLayoutLocked()
-		in.forgetSizeLocked()
+		in.forgetSizeLocked(!cb.Members) // servers come and go also while a recall is under way
 		in.mu.Unlock()
 		in.layoutMu.Unlock()
 	case msg.Callback_INVALIDATE:
 		in.mu.Lock()
-		in.forgetSizeLocked()
+		in.forgetSizeLocked(true)
 		in.mu.Unlock()
 		h.invalidate(ctx, cb)
 	case msg.Callback_UPGRADE:
@@ -126,10 +126,13 @@ func (h *callbacks) invalidate(ctx context.Context, cb *msg.Callback) {
 	h.c.invalidateNow(ctx, id.Ino(cb.Ino), int64(cb.Offset), int64(cb.Length))
 }
 
-// forgetSizeLocked notes that somebody else may have changed the size, unless it is ours.
-func (in *inode) forgetSizeLocked() {
+// forgetSizeLocked notes that somebody else may have changed the size, unless it is ours. granted: somebody else holds the file, and so the metadata
+// server has what a recall was answered with.
+func (in *inode) forgetSizeLocked(granted bool) {
 	in.sizeGen++
-	in.floor = 0
+	if granted {
+		in.floor, in.answered = 0, 0
+	}
 	if in.mode == msg.Mode_SHARED_WRITE {
 		in.sizeKnown = false
 	}
@@ -190,7 +193,7 @@ func (in *inode) recall(ctx context.Context, cb *msg.Callback, reply *msg.Callba
 	in.reportLocked(reply)
 	switch {
 	case reply.HasAttr:
-		in.floor, in.floorTill = in.size, time.Now().Add(floorFor)
+		in.floor, in.floorTill, in.answered = in.size, time.Now().Add(floorFor), in.size
 	case in.floor > 0: // asked again: a new leader has not heard the first answer
 		reply.HasAttr, reply.Size, reply.Mtime = true, uint64(in.floor), in.mtime
 	}

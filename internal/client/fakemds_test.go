@@ -619,8 +619,9 @@ func (w *world) carryOut(req *msg.MetaRequest, reply *msg.MetaReply) fserr.Code 
 			return fserr.NotExist
 		}
 		w.mu.Lock()
-		reply.Result = &msg.MetaReply_Append{Append: &msg.AppendReply{Offset: in.attr.Size}}
-		in.attr.Size += op.Append.Length
+		end := max(in.attr.Size, op.Append.Size) // as if nobody else had been granted anything yet
+		reply.Result = &msg.MetaReply_Append{Append: &msg.AppendReply{Offset: end}}
+		in.attr.Size = end + op.Append.Length
 		w.mu.Unlock()
 		return answer(in)
 	case *msg.MetaRequest_Lock:

@@ -55,6 +55,9 @@ type inode struct {
 	attrIndex uint64    // of the answer that size came from
 	floor     int64     // size reported in a recall, which the metadata server may still be committing
 	floorTill time.Time // when that must be over
+	// answered is that size too, until it is known that the metadata server has it, however long that takes: an append that comes before it there
+	// must not go to where the file ended before.
+	answered  int64
 	mtime     int64
 	sizeDirty bool // size is not yet known to the metadata server
 	timeDirty bool
@@ -187,6 +190,7 @@ func (in *inode) grant(reply *msg.MetaReply, recalls uint64, want msg.Want, gen 
 		}
 	}
 	in.lease, in.mode, in.want = o.Lease, o.Mode, want
+	in.answered = 0 // nobody is granted a lease while a recall is under way
 	in.seen.granted(o)
 	in.trustCacheLocked(o.WritableBefore, o.Writable)
 	f := in.handleLocked(write)
@@ -201,6 +205,9 @@ func (in *inode) takeSizeLocked(a *msg.Attr, index uint64) {
 		return
 	}
 	in.attrIndex = index
+	if int64(a.Size) >= in.answered {
+		in.answered = 0
+	}
 	in.size, in.sizeKnown = in.atLeastFloorLocked(int64(a.Size)), true
 	in.written = max(in.written, in.size)
 	if !in.timeDirty {

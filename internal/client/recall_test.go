@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"testing"
 
 	"varve/internal/fserr"
@@ -64,4 +65,42 @@ func TestRecallOfAnEarlierLease(t *testing.T) {
 	if in.lease != lease+1 || in.want != msg.Want_WANT_WRITE {
 		t.Errorf("lease %d for %v, want %d for writing", in.lease, in.want, lease+1)
 	}
+}
+
+// A recall is answered before the metadata server has heard the answer, and an append that comes in between must not go to where the file ended for it
+// before: what was written alone would be lost. That servers come and go in between changes nothing; that another cut the file does.
+func TestAppendRightAfterARecall(t *testing.T) {
+	w := newWorld(t, 1, 1, 1, 1)
+	c := w.dial(t, nil)
+	f := create(t, c, "a")
+	in := f.in
+	add := func(p []byte, want int64) {
+		t.Helper()
+		if _, end, err := f.WriteAt(t.Context(), p, 0, true); err != nil || end != want {
+			t.Fatalf("append: ends at %d, %v, want %d", end, err, want)
+		}
+	}
+	one, two := fill(6870, 1), fill(3000, 2)
+	add(one, 6870)
+	cb := &msg.Callback{Kind: msg.Callback_LEASE, Ino: uint64(in.ino), Lease: in.lease, Mode: msg.Mode_SHARED_WRITE}
+	reply := new(msg.CallbackReply)
+	if err := in.recall(t.Context(), cb, reply); err != nil || reply.Size != 6870 {
+		t.Fatal(reply, err)
+	}
+	in.recalled(reply) // sent, and on its way
+	in.mu.Lock()
+	in.forgetSizeLocked(false)
+	in.mu.Unlock()
+	add(two, 9870)
+	if got := read(t, f, 0, 9870); !bytes.Equal(got, append(one, two...)) {
+		t.Error("what was appended is not what is read")
+	}
+	in.mu.Lock()
+	in.answered = 9870
+	in.forgetSizeLocked(true)
+	in.mu.Unlock()
+	w.mu.Lock()
+	w.inodes[uint64(in.ino)].attr.Size = 10
+	w.mu.Unlock()
+	add(two, 3010)
 }

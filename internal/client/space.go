@@ -161,7 +161,7 @@ func (in *inode) resized(size int64, reply *msg.MetaReply) {
 	} else { // what a failed write has left past it is still there
 		in.written = max(in.written, size)
 	}
-	in.size, in.sizeKnown, in.floor = size, in.mode != msg.Mode_SHARED_WRITE, 0
+	in.size, in.sizeKnown, in.floor, in.answered = size, in.mode != msg.Mode_SHARED_WRITE, 0, 0
 	in.attrIndex = max(in.attrIndex, reply.Index)
 	in.sizeGen++
 	for index := range in.unflushed {

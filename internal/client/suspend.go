@@ -47,6 +47,7 @@ type SuspendedInode struct {
 	SizeKnown  bool             `json:"size_known,omitempty"`
 	AttrIndex  uint64           `json:"attr_index,omitempty"`
 	Floor      int64            `json:"floor,omitempty"`
+	Answered   int64            `json:"answered,omitempty"`
 	Mtime      int64            `json:"mtime"`
 	SizeDirty  bool             `json:"size_dirty,omitempty"`
 	TimeDirty  bool             `json:"time_dirty,omitempty"`
@@ -201,6 +202,7 @@ func (in *inode) suspended() (x SuspendedInode, held bool) {
 	if time.Now().Before(in.floorTill) {
 		x.Floor = in.floor
 	}
+	x.Answered = in.answered
 	for index, u := range in.unflushed {
 		x.Unflushed = append(x.Unflushed, SuspendedFlush{Index: index, Chunk: u.chunk, Epoch: u.epoch})
 	}
@@ -223,7 +225,7 @@ func (x *Suspended) check() error {
 		in := &x.Inodes[i]
 		_, want := msg.Want_name[int32(in.Want)]
 		_, mode := msg.Mode_name[int32(in.Mode)]
-		if in.Ino == 0 || seen[in.Ino] || !want || !mode || in.Size < 0 || in.Written < 0 || in.Told > in.Losses || in.BehindTold > in.BehindFails {
+		if in.Ino == 0 || seen[in.Ino] || !want || !mode || in.Size < 0 || in.Written < 0 || in.Answered < 0 || in.Told > in.Losses || in.BehindTold > in.BehindFails {
 			return fmt.Errorf("a suspended session with inode %v, want %d, mode %d, size %d: %w", in.Ino, in.Want, in.Mode, in.Size, fserr.Invalid)
 		}
 		seen[in.Ino] = true
@@ -243,7 +245,7 @@ func (c *Client) restore(x *Suspended) *session {
 		in := s.pin(v.Ino)
 		in.lease, in.want, in.mode, in.unlinked, in.lastRecall = v.Lease, v.Want, v.Mode, v.Unlinked, v.LastRecall
 		in.size, in.sizeKnown, in.attrIndex, in.mtime, in.written = v.Size, v.SizeKnown, v.AttrIndex, v.Mtime, v.Written
-		in.sizeDirty, in.timeDirty = v.SizeDirty, v.TimeDirty
+		in.sizeDirty, in.timeDirty, in.answered = v.SizeDirty, v.TimeDirty, v.Answered
 		if v.Floor > 0 {
 			in.floor, in.floorTill = v.Floor, time.Now().Add(floorFor)
 		}

@@ -281,8 +281,11 @@ func (in *inode) appendTo(ctx context.Context, p []byte) (end int64, err error) 
 	if end, err = in.appendExclusive(ctx, p); !errors.Is(err, errMoved) {
 		return end, err
 	}
+	in.mu.Lock()
+	size := in.answered
+	in.mu.Unlock()
 	reply, err := in.s.c.do(ctx, in.s, &msg.MetaRequest{Op: &msg.MetaRequest_Append{Append: &msg.Append{
-		Ino: uint64(in.ino), Length: uint64(len(p)), Mtime: time.Now().UnixNano()}}})
+		Ino: uint64(in.ino), Length: uint64(len(p)), Mtime: time.Now().UnixNano(), Size: uint64(size)}}})
 	if err != nil {
 		return 0, err
 	}
@@ -290,6 +293,11 @@ func (in *inode) appendTo(ctx context.Context, p []byte) (end int64, err error) 
 		return 0, fmt.Errorf("append answered without an offset: %w", fserr.Protocol)
 	}
 	off := int64(reply.GetAppend().Offset)
+	in.mu.Lock()
+	if off >= in.answered {
+		in.answered = 0
+	}
+	in.mu.Unlock()
 	if err := in.write(ctx, p, off, false); err != nil {
 		return 0, err
 	}

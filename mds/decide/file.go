@@ -260,11 +260,17 @@ func (d *decider) append(op *msg.Append) Outcome {
 	if code != fserr.OK {
 		return fail(code, "")
 	}
-	size, ok := end(n.Size, op.Length)
+	off := n.Size
+	if d.s.Mode(n.Ino, id.SessionID(d.req.Session)) == msg.Mode_EXCLUSIVE_WRITE {
+		// The answer to the recall by which the session leaves off writing alone is still on its way: until it is here nobody else is granted
+		// anything, so that the file ends where the session says.
+		off = max(off, op.Size)
+	}
+	size, ok := end(off, op.Length)
 	if !ok {
 		return fail(fserr.FileTooBig, "")
 	}
-	off, t := n.Size, d.mtime(n, op.Mtime)
+	t := d.mtime(n, op.Mtime)
 	return d.changes(&event.Event{Body: &event.Event_SetAttr{SetAttr: &event.SetAttr{
 		Ino: op.Ino, Size: &size, Mtime: &t, Offset: &off,
 	}}})

@@ -3766,6 +3766,7 @@ type Append struct {
 	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
 	Length        uint64                 `protobuf:"varint,2,opt,name=length,proto3" json:"length,omitempty"`
 	Mtime         int64                  `protobuf:"varint,3,opt,name=mtime,proto3" json:"mtime,omitempty"`
+	Size          uint64                 `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3817,6 +3818,13 @@ func (x *Append) GetLength() uint64 {
 func (x *Append) GetMtime() int64 {
 	if x != nil {
 		return x.Mtime
+	}
+	return 0
+}
+
+func (x *Append) GetSize() uint64 {
+	if x != nil {
+		return x.Size
 	}
 	return 0
 }
@@ -12891,11 +12899,12 @@ const file_msg_proto_rawDesc = "" +
 	"\x06offset\x18\x02 \x01(\x04R\x06offset\x12\x16\n" +
 	"\x06length\x18\x03 \x01(\x04R\x06length\x12\x14\n" +
 	"\x05mtime\x18\x04 \x01(\x03R\x05mtime\x12\x14\n" +
-	"\x05punch\x18\x05 \x01(\bR\x05punch\"H\n" +
+	"\x05punch\x18\x05 \x01(\bR\x05punch\"\\\n" +
 	"\x06Append\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x16\n" +
 	"\x06length\x18\x02 \x01(\x04R\x06length\x12\x14\n" +
-	"\x05mtime\x18\x03 \x01(\x03R\x05mtime\"%\n" +
+	"\x05mtime\x18\x03 \x01(\x03R\x05mtime\x12\x12\n" +
+	"\x04size\x18\x04 \x01(\x04R\x04size\"%\n" +
 	"\vAppendReply\x12\x16\n" +
 	"\x06offset\x18\x01 \x01(\x04R\x06offset\"\xe8\x01\n" +
 	"\x04Lock\x12\x10\n" +
