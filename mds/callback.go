@@ -115,15 +115,69 @@ func together[T any](list []T, fn func(T) error) error {
 	return first
 }
 
+// asking is about callbacks under way whose answers tell a size of one inode.
+type asking struct {
+	calls int
+	cuts  uint64 // truncates since the first of them was sent
+}
+
+// askSize calls a holder back and makes facts of its answer. It asks again if the file was cut meanwhile, since the answer may be of before.
+func (l *leadership) askSize(ctx context.Context, session id.SessionID, ino id.Ino, cb *msg.Callback, lower bool) error {
+	l.mu.Lock()
+	a := l.asked[ino]
+	if a == nil {
+		a = new(asking)
+		l.asked[ino] = a
+	}
+	a.calls++
+	l.mu.Unlock()
+	defer func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if a.calls--; a.calls == 0 {
+			delete(l.asked, ino)
+		}
+	}()
+	cuts := func() uint64 {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return a.cuts
+	}
+	for {
+		before := cuts()
+		reply, err := l.callback(ctx, session, cb)
+		if err != nil || reply == nil {
+			return err
+		}
+		again, err := l.absorb(ctx, session, ino, reply, lower, func() bool { return cuts() == before })
+		if !again {
+			return err
+		}
+	}
+}
+
+// noteCut is called when a truncate is a fact, with the inode's latch held.
+func (l *leadership) noteCut(ino id.Ino) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if a := l.asked[ino]; a != nil {
+		a.cuts++
+	}
+}
+
 // absorb makes facts of what a client answered: the size and times it had accumulated and, if lower, what it
-// still holds the inode for.
-func (l *leadership) absorb(ctx context.Context, session id.SessionID, ino id.Ino, reply *msg.CallbackReply, lower bool) error {
+// still holds the inode for. again: the answer does not hold any more, by what holds says under the inode's latch. A size counts from a session that
+// writes alone: whoever else was granted the file since has it from a later answer, and may have cut it.
+func (l *leadership) absorb(ctx context.Context, session id.SessionID, ino id.Ino, reply *msg.CallbackReply, lower bool, holds func() bool) (again bool, _ error) {
 	latches := withMembership([]decide.Latch{
 		{Kind: decide.LatchInode, A: uint64(ino), Exclusive: true}, {Kind: decide.LatchLayout, A: uint64(ino), Exclusive: true}})
 	if err := l.latches.acquire(ctx, latches); err != nil {
-		return err
+		return false, err
 	}
 	defer l.latches.release(latches)
+	if !holds() {
+		return true, nil
+	}
 	var attr *event.SetAttr
 	var entry *event.LeaseSet_Entry
 	l.s.fsm.view(func(st *state.State) {
@@ -133,7 +187,7 @@ func (l *leadership) absorb(ctx context.Context, session id.SessionID, ino id.In
 			return
 		}
 		if held.Want == msg.Want_WANT_WRITE {
-			attr = flushed(n, reply)
+			attr = flushed(n, reply, st.Mode(ino, session) == msg.Mode_EXCLUSIVE_WRITE)
 		}
 		if lower && reply.Keep < held.Want {
 			entry = &event.LeaseSet_Entry{Session: uint64(session), Ino: uint64(ino), Want: uint32(reply.Keep)}
@@ -146,19 +200,19 @@ func (l *leadership) absorb(ctx context.Context, session id.SessionID, ino id.In
 	case attr != nil:
 		ev.Body = &event.Event_SetAttr{SetAttr: attr}
 	default:
-		return nil
+		return false, nil
 	}
-	return l.propose(ev, "")
+	return false, l.propose(ev, "")
 }
 
-// flushed returns the change that a writer's report is, nil if it is none. Sizes only grow.
-func flushed(n *state.Inode, r *msg.CallbackReply) *event.SetAttr {
+// flushed returns the change that a writer's report is, nil if it is none. Sizes only grow, and only by who writes alone.
+func flushed(n *state.Inode, r *msg.CallbackReply, alone bool) *event.SetAttr {
 	if !r.HasAttr {
 		return nil
 	}
 	a := &event.SetAttr{Ino: uint64(n.Ino)}
 	change := false
-	if r.Size > n.Size {
+	if r.Size > n.Size && alone {
 		a.Size, change = &r.Size, true
 	}
 	if r.Mtime != 0 && r.Mtime != n.Mtime {
@@ -191,11 +245,5 @@ func (l *leadership) recallAttr(ctx context.Context, asker id.SessionID, inos []
 			})
 		}
 	})
-	return together(calls, func(c call) error {
-		reply, err := l.callback(ctx, c.session, c.cb)
-		if err != nil || reply == nil {
-			return err
-		}
-		return l.absorb(ctx, c.session, id.Ino(c.cb.Ino), reply, false)
-	})
+	return together(calls, func(c call) error { return l.askSize(ctx, c.session, id.Ino(c.cb.Ino), c.cb, false) })
 }

@@ -48,8 +48,9 @@ type leadership struct {
 	sessions map[id.SessionID]*session
 	fences   map[id.SessionID]*fence
 	servers  map[id.ServerID]*chunkServer
-	given    map[id.ChunkID]int           // numbers of chunks from which on allocations under way give some out, and how many do from there
-	unknown  map[copyKey]time.Duration    // reported chunks that the state does not know, since when
+	given    map[id.ChunkID]int        // numbers of chunks from which on allocations under way give some out, and how many do from there
+	unknown  map[copyKey]time.Duration // reported chunks that the state does not know, since when
+	asked    map[id.Ino]*asking
 	unclean  map[id.ChunkID]*uncleanChunk // chunks with unclean in-sync replicas
 	badTold  map[badBlock]struct{}        // bad blocks that there are events about
 	mended   map[copyKey]time.Duration    // bootNow, when a replica was made to join for its bad blocks
@@ -88,7 +89,7 @@ type copyKey struct {
 func newLeadership(s *Server) (*leadership, error) {
 	l := &leadership{
 		s: s, term: s.raft.CurrentTerm(), since: bootNow(),
-		inflight: make(map[requestKey]chan struct{}), sessions: make(map[id.SessionID]*session), fences: make(map[id.SessionID]*fence),
+		inflight: make(map[requestKey]chan struct{}), asked: make(map[id.Ino]*asking), sessions: make(map[id.SessionID]*session), fences: make(map[id.SessionID]*fence),
 		servers: make(map[id.ServerID]*chunkServer), unknown: make(map[copyKey]time.Duration), given: make(map[id.ChunkID]int),
 		unclean: make(map[id.ChunkID]*uncleanChunk), mended: make(map[copyKey]time.Duration), badTold: make(map[badBlock]struct{}), busy: make(map[id.ChunkID]struct{}), retry: make(map[id.ChunkID]backoff),
 		short: make(map[id.ChunkID]time.Duration), jobs: make(map[id.ChunkID]*job), warnings: make(map[string]time.Duration), pacing: newPacing(),

@@ -197,12 +197,8 @@ func (l *leadership) conflicts(req *msg.MetaRequest, ino id.Ino) (out []decide.C
 // recall takes what the conflicts name from their holders, and makes facts of what they answer.
 func (l *leadership) recall(ctx context.Context, ino id.Ino, conflicts []decide.Conflict) error {
 	return together(conflicts, func(c decide.Conflict) error {
-		reply, err := l.callback(ctx, c.Session, &msg.Callback{
-			Kind: msg.Callback_LEASE, Ino: uint64(ino), Lease: uint64(c.Lease), Mode: c.After})
-		if err != nil || reply == nil {
-			return err
-		}
-		return l.absorb(ctx, c.Session, ino, reply, true)
+		return l.askSize(ctx, c.Session, ino, &msg.Callback{
+			Kind: msg.Callback_LEASE, Ino: uint64(ino), Lease: uint64(c.Lease), Mode: c.After}, true)
 	})
 }
 
@@ -310,12 +306,8 @@ func (l *leadership) unlinked(ino id.Ino) {
 		mode = msg.Mode_SHARED_WRITE // until upgrade says otherwise
 	}
 	err := together(holders, func(h state.Lease) error {
-		reply, err := l.callback(ctx, h.Session, &msg.Callback{
-			Kind: msg.Callback_LEASE, Ino: uint64(ino), Lease: uint64(h.Index), Mode: mode, Unlinked: true})
-		if err != nil || reply == nil {
-			return err
-		}
-		return l.absorb(ctx, h.Session, ino, reply, true)
+		return l.askSize(ctx, h.Session, ino, &msg.Callback{
+			Kind: msg.Callback_LEASE, Ino: uint64(ino), Lease: uint64(h.Index), Mode: mode, Unlinked: true}, true)
 	})
 	l.latches.release(grant)
 	if err != nil && l.ctx.Err() == nil {

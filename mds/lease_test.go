@@ -87,6 +87,63 @@ func TestAppendBeforeTheRecallIsAnswered(t *testing.T) {
 	add(a, 6870, 50) // what was answered says nothing any more
 }
 
+// An answer that a client made before it cut the file, and that comes after, does not bring back the size that was cut. Nor does a report of a
+// session that does not write alone any more.
+func TestCutIsNotUndoneByAnEarlierAnswer(t *testing.T) {
+	for _, kind := range []msg.Callback_Kind{msg.Callback_ATTR, msg.Callback_LEASE} {
+		t.Run(kind.String(), func(t *testing.T) {
+			c := newCluster(t, 1, patient)
+			a, b := newClient(c), newClient(c)
+			ino := a.create("f", true).Attr.Ino
+			old, size := uint64(6870), uint64(50)
+			a.must(a.change(&msg.SetAttr{Ino: ino, Size: &old, Flush: true}))
+			asked, cut := make(chan struct{}), make(chan struct{})
+			var once sync.Once
+			a.mu.Lock()
+			a.fn = func(cb *msg.Callback) *msg.CallbackReply {
+				r := &msg.CallbackReply{Keep: msg.Want_WANT_WRITE}
+				if cb.Kind == kind {
+					once.Do(func() {
+						close(asked)
+						<-cut
+						r.HasAttr, r.Size, r.Mtime = true, old, 77
+					})
+				}
+				return r
+			}
+			a.mu.Unlock()
+			done := make(chan fserr.Code, 1)
+			go func() {
+				req := b.read(&msg.GetAttr{Ino: ino})
+				if kind == msg.Callback_LEASE {
+					req = b.change(&msg.Open{Ino: ino, Want: msg.Want_WANT_WRITE})
+				}
+				_, code := b.do(req)
+				done <- code
+			}()
+			<-asked
+			a.must(a.change(&msg.SetAttr{Ino: ino, Size: &size}))
+			close(cut)
+			if code := <-done; code != fserr.OK {
+				t.Fatal(code)
+			}
+			now := func() uint64 { return a.must(a.read(&msg.GetAttr{Ino: ino})).Attr.Size }
+			if got := now(); got != size {
+				t.Errorf("size %d, want %d", got, size)
+			}
+			if kind == msg.Callback_LEASE {
+				a.must(a.change(&msg.SetAttr{Ino: ino, Size: &old, Flush: true}))
+				if got := now(); got != size {
+					t.Errorf("size %d after a report of one of two writers, want %d", got, size)
+				}
+			}
+			if n := a.calls(kind); n < 2 {
+				t.Errorf("asked %d times, want again", n)
+			}
+		})
+	}
+}
+
 func TestLeaseKeptAfterCloseIsGivenUp(t *testing.T) {
 	c := newCluster(t, 1, patient)
 	a, b := newClient(c), newClient(c)

@@ -377,20 +377,15 @@ func (l *leadership) isFenced(session id.SessionID) bool {
 func (l *leadership) surrender(ctx context.Context, h state.Lease, wait time.Duration) (bool, error) {
 	cctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
-	reply, err := l.callback(cctx, h.Session, &msg.Callback{
-		Kind: msg.Callback_LEASE, Ino: uint64(h.Ino), Lease: uint64(h.Index), Mode: msg.Mode_SHARED_WRITE})
+	err := l.askSize(cctx, h.Session, h.Ino, &msg.Callback{
+		Kind: msg.Callback_LEASE, Ino: uint64(h.Ino), Lease: uint64(h.Index), Mode: msg.Mode_SHARED_WRITE}, true)
 	switch {
 	case ctx.Err() != nil:
 		return false, waitError(ctx, "holders to give up the lease")
 	case err != nil && cctx.Err() != nil:
-		return false, nil // it did not answer
+		return false, nil // it did not answer in time
 	case err != nil:
 		return false, err
-	}
-	if reply != nil { // else its session ended
-		if err := l.absorb(ctx, h.Session, h.Ino, reply, true); err != nil {
-			return false, err
-		}
 	}
 	held := false
 	l.s.fsm.view(func(st *state.State) { _, held = st.Lease(h.Ino, h.Session) })

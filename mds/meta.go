@@ -237,6 +237,9 @@ func (l *leadership) commitWith(ctx context.Context, req *msg.MetaRequest, prepa
 		if err := l.propose(out.Event, ""); err != nil {
 			return decide.Outcome{}, err
 		}
+		if op := req.GetSetAttr(); op != nil && op.Size != nil && !op.Flush {
+			l.noteCut(id.Ino(op.Ino))
+		}
 		l.reply(req, &out)
 		return out, nil
 	}

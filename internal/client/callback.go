@@ -194,8 +194,8 @@ func (in *inode) recall(ctx context.Context, cb *msg.Callback, reply *msg.Callba
 	switch {
 	case reply.HasAttr:
 		in.floor, in.floorTill, in.answered = in.size, time.Now().Add(floorFor), in.size
-	case in.floor > 0: // asked again: a new leader has not heard the first answer
-		reply.HasAttr, reply.Size, reply.Mtime = true, uint64(in.floor), in.mtime
+	case in.answered > 0: // asked again: a new leader has not heard the first answer
+		reply.HasAttr, reply.Size, reply.Mtime = true, uint64(in.answered), in.mtime
 	}
 	in.sizeKnown = false
 	in.sizeGen++
@@ -269,6 +269,7 @@ func (in *inode) upgrade(cb *msg.Callback, recalls uint64) {
 	if in.recalls == recalls && in.lease == cb.Lease && in.sizeKnown && in.mode == msg.Mode_SHARED_WRITE {
 		in.forgetLayoutLocked() // its holes were not to be believed
 		in.mode = cb.Mode
+		in.floor, in.answered = 0, 0 // as in grant
 		in.seen.last = max(in.seen.last, cb.Writable)
 		in.trustCacheLocked(cb.Writable, cb.Writable)
 	}

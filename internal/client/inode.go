@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"context"
 	"fmt"
+	"math"
 	"sync"
 	"time"
 
@@ -56,7 +57,7 @@ type inode struct {
 	floor     int64     // size reported in a recall, which the metadata server may still be committing
 	floorTill time.Time // when that must be over
 	// answered is that size too, until it is known that the metadata server has it, however long that takes: an append that comes before it there
-	// must not go to where the file ended before.
+	// must not go to where the file ended before, and a truncate cuts what it knows of. Who sets it to 0 ends floor with it.
 	answered  int64
 	mtime     int64
 	sizeDirty bool // size is not yet known to the metadata server
@@ -190,7 +191,7 @@ func (in *inode) grant(reply *msg.MetaReply, recalls uint64, want msg.Want, gen 
 		}
 	}
 	in.lease, in.mode, in.want = o.Lease, o.Mode, want
-	in.answered = 0 // nobody is granted a lease while a recall is under way
+	in.heardSizeLocked(math.MaxInt64) // nobody is granted a lease while a recall is under way
 	in.seen.granted(o)
 	in.trustCacheLocked(o.WritableBefore, o.Writable)
 	f := in.handleLocked(write)
@@ -205,13 +206,18 @@ func (in *inode) takeSizeLocked(a *msg.Attr, index uint64) {
 		return
 	}
 	in.attrIndex = index
-	if int64(a.Size) >= in.answered {
-		in.answered = 0
-	}
+	in.heardSizeLocked(int64(a.Size))
 	in.size, in.sizeKnown = in.atLeastFloorLocked(int64(a.Size)), true
 	in.written = max(in.written, in.size)
 	if !in.timeDirty {
 		in.mtime = a.Mtime
+	}
+}
+
+// heardSizeLocked notes that the metadata server knows that the file had this size.
+func (in *inode) heardSizeLocked(size int64) {
+	if size >= in.answered {
+		in.floor, in.answered = 0, 0
 	}
 }
 
@@ -349,10 +355,13 @@ func (in *inode) flushAttr(ctx context.Context, sizeOnly bool) error {
 	switch {
 	case err == nil || fserr.Of(err) == fserr.NotExist:
 	case fserr.Of(err) == fserr.Stale && in.s.ctx.Err() == nil && in.readers+in.writers == 0: // removed, and no handle pins it
-	case in.mode != msg.Mode_EXCLUSIVE_WRITE && !in.sizeDirty && !in.timeDirty:
+	case in.mode != msg.Mode_EXCLUSIVE_WRITE && !in.sizeDirty && !in.timeDirty && in.answered == 0:
 		return nil // recalled meanwhile, and reported with that
 	default:
 		return err
+	}
+	if size != nil {
+		in.heardSizeLocked(int64(*size))
 	}
 	in.reportedLocked(size, mtime)
 	return nil
@@ -364,6 +373,9 @@ func (in *inode) attrNews() (size *uint64, mtime *int64) {
 	defer in.mu.Unlock()
 	if in.sizeDirty {
 		n := uint64(in.size)
+		size = &n
+	} else if in.answered > 0 {
+		n := uint64(in.answered)
 		size = &n
 	}
 	if in.timeDirty {

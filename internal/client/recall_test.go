@@ -104,3 +104,46 @@ func TestAppendRightAfterARecall(t *testing.T) {
 	w.mu.Unlock()
 	add(two, 3010)
 }
+
+// A truncate right after a recall cuts what was written alone: the metadata server, which has not heard the answer yet, is told of the size first, and is
+// not told of it again.
+func TestTruncateRightAfterARecall(t *testing.T) {
+	w := newWorld(t, 1, 1, 1, 1)
+	c := w.dial(t, nil)
+	f := create(t, c, "a")
+	in := f.in
+	write(t, f, fill(6870, 1), 0)
+	cb := &msg.Callback{Kind: msg.Callback_LEASE, Ino: uint64(in.ino), Lease: in.lease, Mode: msg.Mode_SHARED_WRITE}
+	reply := new(msg.CallbackReply)
+	if err := in.recall(t.Context(), cb, reply); err != nil || reply.Size != 6870 {
+		t.Fatal(reply, err)
+	}
+	in.recalled(reply)
+	told := func() uint64 {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return w.inodes[uint64(in.ino)].attr.Size
+	}
+	if n := told(); n != 0 {
+		t.Fatalf("size %d before the answer has come", n)
+	}
+	if err := f.Fsync(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+	if n := told(); n != 6870 {
+		t.Errorf("size %d after an fsync, want 6870", n)
+	}
+	in.mu.Lock()
+	in.answered = 6870 // as if that had not been
+	in.mu.Unlock()
+	if err := f.Truncate(t.Context(), 5000); err != nil {
+		t.Fatal(err)
+	}
+	if n := told(); n != 5000 {
+		t.Errorf("size %d after the truncate, want 5000", n)
+	}
+	again := new(msg.CallbackReply)
+	if err := in.recall(t.Context(), cb, again); err != nil || again.HasAttr {
+		t.Errorf("answered again: %v, %v", again, err)
+	}
+}

@@ -97,6 +97,11 @@ func (in *inode) truncate(ctx context.Context, cred *msg.Cred, set *msg.SetAttr)
 	if err == nil { // the metadata server must know the size that it cuts
 		err = in.flushAttr(ctx, false)
 	}
+	if err == nil { // what another reports of before must not come after the cut
+		if err = in.attrOp.lock(ctx); err == nil {
+			in.attrOp.unlock()
+		}
+	}
 	if err != nil {
 		open()
 		in.ranges.unlock(hold)

@@ -294,9 +294,7 @@ func (in *inode) appendTo(ctx context.Context, p []byte) (end int64, err error) 
 	}
 	off := int64(reply.GetAppend().Offset)
 	in.mu.Lock()
-	if off >= in.answered {
-		in.answered = 0
-	}
+	in.heardSizeLocked(off)
 	in.mu.Unlock()
 	if err := in.write(ctx, p, off, false); err != nil {
 		return 0, err

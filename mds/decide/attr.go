@@ -175,7 +175,8 @@ func (d *decider) holds(n *state.Inode, want msg.Want) bool {
 }
 
 // flushAttr records what an exclusive writer accumulated. It is no request of an application: nothing is checked
-// but the bounds, and what is there already is not recorded again.
+// but the bounds, and what is there already is not recorded again. A size from a session that does not write alone any more was told with the recall by which
+// that ended, and another may have cut the file since.
 func (d *decider) flushAttr(op *msg.SetAttr, n *state.Inode) Outcome {
 	ev := &event.SetAttr{Ino: op.Ino}
 	if op.Size != nil {
@@ -184,7 +185,7 @@ func (d *decider) flushAttr(op *msg.SetAttr, n *state.Inode) Outcome {
 			return fail(fserr.Invalid, "")
 		case *op.Size > chunk.MaxFileSize:
 			return fail(fserr.FileTooBig, "")
-		case *op.Size > n.Size:
+		case *op.Size > n.Size && d.alone(n):
 			ev.Size = op.Size
 		}
 	}
@@ -195,6 +196,11 @@ func (d *decider) flushAttr(op *msg.SetAttr, n *state.Inode) Outcome {
 		ev.Atime = op.Atime
 	}
 	return d.attrChanges(n, ev)
+}
+
+// alone reports whether nobody but the request's session holds n, and that for writing. While it is called back this stays so.
+func (d *decider) alone(n *state.Inode) bool {
+	return d.req.Session == 0 || d.s.Mode(n.Ino, id.SessionID(d.req.Session)) == msg.Mode_EXCLUSIVE_WRITE
 }
 
 func punchReply(n *state.Inode) *msg.SetAttrReply {

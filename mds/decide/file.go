@@ -261,7 +261,7 @@ func (d *decider) append(op *msg.Append) Outcome {
 		return fail(code, "")
 	}
 	off := n.Size
-	if d.s.Mode(n.Ino, id.SessionID(d.req.Session)) == msg.Mode_EXCLUSIVE_WRITE {
+	if d.alone(n) {
 		// The answer to the recall by which the session leaves off writing alone is still on its way: until it is here nobody else is granted
 		// anything, so that the file ends where the session says.
 		off = max(off, op.Size)
