@@ -384,7 +384,7 @@ func (w *world) compareReplicas() {
 			}
 			for b := range r.sums {
 				if r.sums[b] != rs[0].sums[b] {
-					w.fault("chunk %v block %d differs on %s and %s", c, b%chunk.Blocks, rs[0].server, r.server)
+					w.fault("chunk %v block %d differs on %s and %s: checksums %08x and %08x", c, b%chunk.Blocks, rs[0].server, r.server, rs[0].sums[b], r.sums[b])
 					break
 				}
 			}
