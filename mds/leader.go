@@ -48,9 +48,9 @@ type leadership struct {
 	sessions map[id.SessionID]*session
 	fences   map[id.SessionID]*fence
 	servers  map[id.ServerID]*chunkServer
-	given    map[id.ChunkID]int        // numbers of chunks from which on allocations under way give some out, and how many do from there
-	unknown  map[copyKey]time.Duration // reported chunks that the state does not know, since when
-	asked    map[id.Ino]*asking
+	given    map[id.ChunkID]int           // numbers of chunks from which on allocations under way give some out, and how many do from there
+	unknown  map[copyKey]time.Duration    // reported chunks that the state does not know, since when
+	asked    map[id.Ino]*asking           // see askSize
 	unclean  map[id.ChunkID]*uncleanChunk // chunks with unclean in-sync replicas
 	badTold  map[badBlock]struct{}        // bad blocks that there are events about
 	mended   map[copyKey]time.Duration    // bootNow, when a replica was made to join for its bad blocks

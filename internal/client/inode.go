@@ -176,6 +176,7 @@ func (in *inode) grant(reply *msg.MetaReply, recalls uint64, want msg.Want, gen 
 		in.mu.Unlock()
 		return nil
 	}
+	in.heardSizeLocked(math.MaxInt64) // nobody is granted a lease while a recall is under way
 	exclusive := msg.Mode_EXCLUSIVE_WRITE
 	if !(in.mode == exclusive && o.Mode == exclusive) && reply.Attr != nil {
 		if in.mode != msg.Mode_SHARED_WRITE { // else an answer to a shared write may have brought later news
@@ -191,7 +192,6 @@ func (in *inode) grant(reply *msg.MetaReply, recalls uint64, want msg.Want, gen 
 		}
 	}
 	in.lease, in.mode, in.want = o.Lease, o.Mode, want
-	in.heardSizeLocked(math.MaxInt64) // nobody is granted a lease while a recall is under way
 	in.seen.granted(o)
 	in.trustCacheLocked(o.WritableBefore, o.Writable)
 	f := in.handleLocked(write)
